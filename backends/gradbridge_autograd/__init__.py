@@ -1,0 +1,15 @@
+"""HIPS autograd as a backend: the default host."""
+
+from gradbridge.hookspecs import hookimpl
+from gradbridge.registry import Backend
+
+
+@hookimpl
+def gradbridge_backend() -> Backend:
+    """Declare the backend; autograd is imported when its host half is."""
+    return Backend(
+        name="autograd",
+        framework=("autograd", "autograd"),
+        install='pip install "autograd>=1.8"',
+        host="gradbridge_autograd.host:AutogradHost",
+    )

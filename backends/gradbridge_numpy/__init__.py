@@ -1,0 +1,10 @@
+"""Functions without a framework as guests: NumPy, ctypes, a subprocess, any Python code."""
+
+from gradbridge.hookspecs import hookimpl
+from gradbridge.registry import Backend
+
+
+@hookimpl
+def gradbridge_backend() -> Backend:
+    """Declare the backend; it needs nothing that core does not have."""
+    return Backend(name="numpy", guest="gradbridge_numpy.guest:adapt")

@@ -1,0 +1,16 @@
+"""PyTorch as a backend: modules and functions of tensors as guests."""
+
+from gradbridge.hookspecs import hookimpl
+from gradbridge.registry import Backend
+
+
+@hookimpl
+def gradbridge_backend() -> Backend:
+    """Declare the backend; torch is imported when its guest half is."""
+    return Backend(
+        name="torch",
+        framework=("torch", "torch"),
+        install='pip install "gradbridge[torch]"',
+        guest="gradbridge_torch.guest:adapt",
+        models=("torch.nn.modules.module.Module",),
+    )

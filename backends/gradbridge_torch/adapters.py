@@ -1,0 +1,216 @@
+"""Adapters over tensors: the four steps once for modules, functions and their pullbacks.
+
+Position 0, the parameters, is a list of tensors here, one per entry of the layout. Every adapter
+says how to compute its outputs from tensors; forward and backward follow, and so does the
+pullback, which is computed with a recorded graph and is an adapter again.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from gradbridge import trees
+from gradbridge.errors import OutputError
+from gradbridge.layout import ParameterLayout
+from gradbridge.protocol import Adapter, Array, Signature
+from gradbridge_torch.isolation import Isolation
+from gradbridge_torch.tensors import to_array, to_tensor
+
+
+class TensorAdapter(Adapter):
+    """A function of tensors.
+
+    Args:
+        label: what errors call it.
+        layout: of the parameters.
+        dtypes: of each parameter in the computation.
+        dtype: of floating inputs in the computation; None keeps theirs.
+        device: where it computes; None is the CPU.
+        isolation: how it is run.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        layout: ParameterLayout,
+        dtypes: Sequence[torch.dtype],
+        dtype: torch.dtype | None,
+        device: torch.device | None,
+        isolation: Isolation,
+    ) -> None:
+        self.label = label
+        self.layout = layout
+        self._dtypes = tuple(dtypes)
+        self._one_dtype = self._dtypes[0] if len(set(self._dtypes)) == 1 else None
+        self._dtype = dtype
+        self._device = device
+        self._isolation = isolation
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Whether it draws random numbers."""
+        return self._isolation.stochastic
+
+    @abstractmethod
+    def compute(self, pieces: list[torch.Tensor], inputs: list[Any], signature: Signature) -> Any:
+        """Outputs, a pytree of tensors, from the parameters' tensors and the input leaves."""
+
+    def update(self, params: Array) -> list[torch.Tensor]:
+        """See `Adapter.update`: one tensor per parameter, all of them cut from one copy."""
+        vector = to_tensor(params, self._one_dtype, self._device)
+        pieces = vector.split(self.layout.sizes) if len(self.layout) else ()
+        shaped = [piece.view(shape) for piece, shape in zip(pieces, self.layout.shapes)]
+        if self._one_dtype is not None:
+            return shaped
+        return [piece.to(dtype) for piece, dtype in zip(shaped, self._dtypes)]
+
+    def forward(
+        self, loaded: list[torch.Tensor], inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+    ) -> tuple[Any, Any]:
+        """See `Adapter.forward`."""
+        pieces = [piece.detach().requires_grad_() for piece in loaded] if 0 in wrt else loaded
+        tensors = [self.input_tensor(i, leaf) for i, leaf in enumerate(inputs)]
+        for position in wrt:
+            if position:
+                tensors[position - 1].requires_grad_()
+        output = self._isolation.run(
+            lambda: self.compute(pieces, list(tensors), signature), bool(wrt), signature.noise
+        )
+        if isinstance(output, torch.Tensor):
+            return to_array(output), (_Residuals([output], pieces, tensors) if wrt else None)
+        leaves, structure = trees.flatten(output)
+        for index, leaf in enumerate(leaves):
+            if not isinstance(leaf, torch.Tensor):
+                raise OutputError(
+                    f"output {index} of {self.label} is a {type(leaf).__name__}; a bridged model returns a "
+                    f"tensor, or a tuple, list, dict or dataclass of tensors: drop the rest or make it a tensor"
+                )
+        arrays = trees.unflatten(structure, [to_array(leaf) for leaf in leaves])
+        return arrays, (_Residuals(leaves, pieces, tensors) if wrt else None)
+
+    def backward(self, residuals: _Residuals, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
+        """See `Adapter.backward`. Gradients are returned by torch rather than added up, so there is no zero."""
+        wanted = [t for position in wrt for t in residuals.at(position)]
+        outputs, pulled = [], []
+        for output, cotangent in zip(residuals.outputs, cotangents):
+            if output.requires_grad:
+                outputs.append(output)
+                pulled.append(to_tensor(cotangent, output.dtype, output.device))
+        found: Sequence[torch.Tensor | None] = [None] * len(wanted)
+        if outputs and wanted:
+            with torch.inference_mode(False):
+                found = torch.autograd.grad(outputs, wanted, pulled, retain_graph=True, allow_unused=True)
+        gradients = iter(zip(wanted, found))
+        return [
+            self._flat_gradient([next(gradients)[1] for _ in residuals.pieces])
+            if position == 0
+            else _dense(*next(gradients))
+            for position in wrt
+        ]
+
+    def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> PullbackAdapter:
+        """See `Adapter.pullback`."""
+        return PullbackAdapter(self, signature, wrt)
+
+    def input_tensor(self, index: int, leaf: Any) -> Any:
+        """An input leaf as the computation takes it: arrays become tensors, the rest stays."""
+        return to_tensor(leaf, self._dtype, self._device) if type(leaf) is np.ndarray else leaf
+
+    def _flat_gradient(self, gradients: Sequence[torch.Tensor | None]) -> Array:
+        # Written into the float64 vector directly: the cast is the copy.
+        flat = np.empty(self.layout.size)
+        for where, gradient in zip(self.layout.slices, gradients):
+            flat[where] = 0.0 if gradient is None else _plain(gradient).reshape(-1)
+        return flat
+
+
+class PullbackAdapter(TensorAdapter):
+    """The VJP of a tensor adapter: ``(params, *inputs, *cotangents) ↦ gradients``."""
+
+    def __init__(self, parent: TensorAdapter, signature: Signature, wrt: tuple[int, ...]) -> None:
+        super().__init__(
+            f"gradient of {parent.label}",
+            parent.layout,
+            parent._dtypes,
+            parent._dtype,
+            parent._device,
+            parent._isolation,
+        )
+        self._parent, self._signature, self._wrt = parent, signature, wrt
+
+    def params(self) -> Array:
+        """See `Adapter.params`."""
+        return self._parent.params()
+
+    def model(self, params: Array) -> Any:
+        """See `Adapter.model`: the model that this is a derivative of."""
+        return self._parent.model(params)
+
+    def input_tensor(self, index: int, leaf: Any) -> Any:
+        """Inputs as the parent takes them; cotangents keep their dtype until the outputs are known."""
+        if index < self._signature.count:
+            return self._parent.input_tensor(index, leaf)
+        return to_tensor(leaf, None, self._device)
+
+    def compute(self, pieces: list[torch.Tensor], inputs: list[Any], signature: Signature) -> Any:
+        """The gradients, with the graph of their computation recorded."""
+        primals, cotangents = inputs[: self._signature.count], inputs[self._signature.count :]
+        with torch.enable_grad():
+            if 0 in self._wrt:
+                pieces = [_tracked(piece) for piece in pieces]
+            for position in self._wrt:
+                if position:
+                    primals[position - 1] = _tracked(primals[position - 1])
+            wanted = [t for p in self._wrt for t in (pieces if p == 0 else [primals[p - 1]])]
+            output = self._parent.compute(pieces, list(primals), self._signature)
+            leaves = [output] if isinstance(output, torch.Tensor) else trees.flatten(output)[0]
+            pairs = [(leaf, c.to(leaf.dtype)) for leaf, c in zip(leaves, cotangents) if leaf.requires_grad]
+            found: Sequence[torch.Tensor | None] = [None] * len(wanted)
+            if pairs and wanted:
+                outputs, pulled = zip(*pairs)
+                found = torch.autograd.grad(outputs, wanted, pulled, create_graph=True, allow_unused=True)
+            gradients = iter([torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found)])
+            return tuple(
+                _joined([next(gradients) for _ in pieces], self._device) if p == 0 else next(gradients)
+                for p in self._wrt
+            )
+
+
+class _Residuals:
+    """What one forward keeps: its outputs with their graph, and the leaves of that graph."""
+
+    __slots__ = ("inputs", "outputs", "pieces")
+
+    def __init__(self, outputs: list[torch.Tensor], pieces: list[torch.Tensor], inputs: list[Any]) -> None:
+        self.outputs, self.pieces, self.inputs = outputs, pieces, inputs
+
+    def at(self, position: int) -> list[torch.Tensor]:
+        return self.pieces if position == 0 else [self.inputs[position - 1]]
+
+
+def _tracked(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+def _joined(pieces: list[torch.Tensor], device: torch.device | None) -> torch.Tensor:
+    flat = [piece.reshape(-1) for piece in pieces]
+    return torch.cat(flat) if flat else torch.zeros(0, device=device)
+
+
+def _plain(tensor: torch.Tensor) -> Array:
+    """A tensor's content as an array that may share its memory."""
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.dtype is torch.bfloat16:
+        tensor = tensor.float()
+    array: Array = tensor.detach().cpu().resolve_conj().resolve_neg().numpy()
+    return array
+
+
+def _dense(like: torch.Tensor, gradient: torch.Tensor | None) -> Array:
+    return to_array(torch.zeros_like(like) if gradient is None else gradient)

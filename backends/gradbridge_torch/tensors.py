@@ -1,0 +1,84 @@
+"""The border between NumPy arrays and tensors: the one place of this backend that casts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from gradbridge.errors import InputError, OptionError
+from gradbridge.protocol import Array
+
+FLOATING = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
+
+
+def floating_dtype(name: str | None) -> torch.dtype | None:
+    """The torch dtype of a name such as ``"float64"``.
+
+    Raises:
+        OptionError: not a floating dtype.
+    """
+    if name is None:
+        return None
+    dtype = FLOATING.get(_ALIASES.get(name, name))
+    if dtype is None:
+        raise OptionError(f"dtype must be one of {', '.join(FLOATING)}, got {name!r}")
+    return dtype
+
+
+def compute_device(device: Any) -> torch.device | None:
+    """The torch device of an option, checked to exist.
+
+    Raises:
+        OptionError: torch does not know it or cannot use it here.
+    """
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise OptionError(f"device {device!r} cannot be used here: {first}; leave it out or use 'cpu'") from error
+    if found.type == "meta":
+        raise OptionError("device 'meta' holds no numbers, so nothing can be computed on it; use 'cpu'")
+    return found
+
+
+def to_tensor(array: Array, dtype: torch.dtype | None, device: torch.device | None) -> torch.Tensor:
+    """A new tensor with the array's content; floating ones are cast to `dtype` if it is given.
+
+    Always a copy: the caller may change its array, and the model may write to its input.
+
+    Raises:
+        InputError: torch has no such dtype.
+    """
+    if array.dtype.kind == "f":
+        # NumPy casts while it copies, except to bfloat16, which it does not have.
+        through = np.dtype(str(dtype).removeprefix("torch.")) if dtype in _NUMPY_FLOATING else array.dtype
+        if through.itemsize > 8:
+            through = np.dtype(np.float64)
+        tensor = torch.from_numpy(np.array(array, dtype=through.newbyteorder("="), order="C"))
+        return tensor.to(device=device, dtype=dtype)
+    try:
+        tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    except TypeError as error:
+        raise InputError(
+            f"torch has no tensors of dtype {array.dtype}; convert the input of shape {array.shape} to numbers"
+        ) from error
+    return tensor if device is None else tensor.to(device)
+
+
+_NUMPY_FLOATING = (torch.float64, torch.float32, torch.float16)
+
+
+def to_array(tensor: torch.Tensor) -> Array:
+    """A new NumPy array with the tensor's content; bfloat16 widens to float32."""
+    plain = tensor.detach()
+    if plain.layout is not torch.strided:
+        plain = plain.to_dense()
+    if plain.dtype is torch.bfloat16:
+        plain = plain.float()
+    return np.array(plain.cpu().resolve_conj().resolve_neg().numpy())

@@ -1,0 +1,43 @@
+"""gradbridge: differentiate straight through a model that lives in another framework.
+
+The names here are for users. Those who write a backend also need `gradbridge.protocol`
+(`Adapter`), `gradbridge.registry` (`Backend`) and `gradbridge.hookspecs` (`hookimpl`).
+"""
+
+from gradbridge import errors
+from gradbridge.bridge import Bridge, bridge
+from gradbridge.errors import GradbridgeError
+from gradbridge.layout import ParameterLayout
+from gradbridge.primitive import Primitive, primitive
+from gradbridge.protocol import Adapter
+from gradbridge.registry import BackendInfo, default_registry
+from gradbridge.tracing import Trace, trace
+
+__version__ = "0.1.0"
+
+
+def backends() -> dict[str, BackendInfo]:
+    """Every registered backend, by name.
+
+    Listing them imports no framework. `BackendInfo.reason` and `.available` try the import.
+
+    Returns:
+        {name: BackendInfo}, sorted by name.
+    """
+    return default_registry().infos()
+
+
+__all__ = [
+    "Adapter",
+    "BackendInfo",
+    "Bridge",
+    "GradbridgeError",
+    "ParameterLayout",
+    "Primitive",
+    "Trace",
+    "backends",
+    "bridge",
+    "errors",
+    "primitive",
+    "trace",
+]

@@ -1,0 +1,201 @@
+"""The borders: the one place that checks and casts what comes in and what goes out (law 6).
+
+Params cross as float64 flat vectors. Floating inputs keep their dtype until the guest's own
+border; integers and booleans are never cast. Outputs and gradients come back in the host's
+dtype: that of the params, or of the first floating input where there are no params.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gradbridge.errors import (
+    CotangentMismatchError,
+    InputError,
+    NonFiniteParamsError,
+    NotDifferentiableError,
+    OutputError,
+    ParamsDtypeError,
+    ParamsShapeError,
+)
+from gradbridge.layout import ParameterLayout
+from gradbridge.protocol import Array
+
+_DTYPE_ADVICE = {
+    "c": "complex parameters are not supported: split them into real and imaginary parts",
+    "O": "an object array is usually a ragged list: build the vector with f.layout.ravel(…)",
+    "U": "convert the strings to numbers first",
+    "S": "convert the bytes to numbers first",
+    "b": "booleans have no gradient: cast with params.astype(float)",
+}
+
+
+def check_params(params: Any, layout: ParameterLayout, label: str) -> None:
+    """Refuse a parameter vector that does not fit; reads only its shape and dtype.
+
+    Raises:
+        ParamsDtypeError: not a real number dtype.
+        ParamsShapeError: not of shape (layout.size,).
+    """
+    dtype = np.dtype(params.dtype)
+    if dtype.kind not in "fiu":
+        raise ParamsDtypeError(
+            f"the bridge over {label} expects real params, float64 for preference, got dtype {dtype}; "
+            f"{_DTYPE_ADVICE.get(dtype.kind, 'cast them to float64')}"
+        )
+    shape = tuple(params.shape)
+    if shape != (layout.size,):
+        if len(shape) != 1 and layout.size in (int(np.prod(shape)), 0):
+            advice = "flatten them with params.reshape(-1)"
+        else:
+            advice = "build them with f.layout.ravel(…)"
+        raise ParamsShapeError(
+            f"the bridge over {label} expects params of shape ({layout.size},), got {shape}; {advice}"
+        )
+
+
+def check_finite(params: Array, layout: ParameterLayout, label: str) -> None:
+    """Refuse NaN and infinity, saying where the first one stands.
+
+    Raises:
+        NonFiniteParamsError: some value is not finite.
+    """
+    finite = np.isfinite(params)
+    if finite.all():
+        return
+    nans = int(np.isnan(params).sum())
+    infinities = int((~finite).sum()) - nans
+    first = int(np.argmin(finite))
+    raise NonFiniteParamsError(
+        f"the bridge over {label} was asked to check its params and got {nans} NaN and {infinities} "
+        f"infinite values among {layout.size}; the first is {layout.locate(first)} = {params[first]} "
+        f"at position {first}; look at the step that produced them (a learning rate too large?)"
+    )
+
+
+def admit(leaf: Any, position: int, label: str) -> Any:
+    """Bring one untraced input leaf into the form that guests take.
+
+    Floating values become NumPy arrays, other arrays stay as they are, and what is no array
+    (Python integers, strings, callables …) goes through untouched.
+
+    Raises:
+        InputError: a complex value.
+    """
+    if type(leaf) is np.ndarray:
+        array = leaf
+    elif isinstance(leaf, (bool, int, str, bytes, np.integer, np.bool_)):
+        return leaf
+    elif isinstance(leaf, (float, complex, np.generic)):
+        array = np.asarray(leaf)
+    elif hasattr(leaf, "__array__") and not isinstance(leaf, type):
+        try:
+            array = np.asarray(leaf)
+        except Exception as error:
+            raise InputError(
+                f"input {position - 1} of {label} is a {type(leaf).__module__}.{type(leaf).__name__} that "
+                f"NumPy cannot read ({error}); pass a NumPy array"
+            ) from error
+    else:
+        return leaf
+    if array.dtype.kind == "c":
+        raise InputError(
+            f"input {position - 1} of {label} has dtype {array.dtype}; complex inputs are not supported, "
+            f"because frameworks disagree on the sign of the imaginary part of a gradient: pass the real "
+            f"and imaginary parts as two inputs"
+        )
+    return array
+
+
+def admit_differentiated(inputs: Sequence[Any], wrt: tuple[int, ...], label: str) -> Sequence[Any]:
+    """Check the inputs that a host differentiates, now that their values are known.
+
+    Hosts may trace a Python float; it becomes an array here.
+
+    Raises:
+        NotDifferentiableError: one of them is not a floating array.
+    """
+    if not wrt or wrt == (0,):
+        return inputs
+    inputs = list(inputs)
+    for position in wrt:
+        if position == 0:
+            continue
+        leaf = inputs[position - 1] = admit(inputs[position - 1], position, label)
+        if not is_floating(leaf):
+            came = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else f"type {type(leaf).__name__}"
+            raise NotDifferentiableError(
+                f"the derivative with respect to input {position - 1} of {label} was asked for, and it has "
+                f"{came}; differentiate with respect to floating inputs only (cast it to float64 if it is "
+                f"a quantity, leave it out of argnum if it is an index or a mask)"
+            )
+    return inputs
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether a leaf is an array of real floating numbers: what can have a gradient."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and np.dtype(dtype).kind == "f"
+
+
+def outputs_to_host(leaves: Sequence[Any], dtype: np.dtype[Any], label: str) -> list[Array]:
+    """Cast floating outputs to the host's dtype; integer and boolean ones stay.
+
+    Raises:
+        OutputError: there is no output, or one of them is not an array of numbers.
+    """
+    if not leaves:
+        raise OutputError(f"{label} returned no array; a bridged model returns an array or a tree of arrays")
+    arrays = []
+    for index, leaf in enumerate(leaves):
+        if type(leaf) is not np.ndarray or leaf.dtype.kind not in "fiub":
+            came = f"an array of dtype {leaf.dtype}" if isinstance(leaf, np.ndarray) else type(leaf).__name__
+            raise OutputError(
+                f"output {index} of {label} is {came}; expected a real array, or a tuple, list, dict or "
+                f"dataclass of them: return arrays from the model, and nothing else"
+            )
+        arrays.append(leaf.astype(dtype, copy=False) if leaf.dtype.kind == "f" else leaf)
+    return arrays
+
+
+def cotangents_to_guest(
+    cotangents: Sequence[Any], outputs: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], label: str
+) -> list[Array]:
+    """Check cotangents against their outputs and make them floating arrays.
+
+    Args:
+        cotangents: one per output.
+        outputs: (shape, dtype) of each output.
+
+    Raises:
+        CotangentMismatchError: a wrong number of them, or a wrong shape.
+        NotDifferentiableError: one that is not zero for an integer or boolean output.
+    """
+    if len(cotangents) != len(outputs):
+        raise CotangentMismatchError(
+            f"{label} has {len(outputs)} outputs, got {len(cotangents)} cotangents; give one for each, "
+            f"zeros for those that do not matter"
+        )
+    arrays = []
+    for index, (cotangent, (shape, dtype)) in enumerate(zip(cotangents, outputs)):
+        array = np.asarray(cotangent)
+        if array.shape != shape:
+            raise CotangentMismatchError(
+                f"the cotangent of output {index} of {label} must have the output's shape {shape}, "
+                f"got {array.shape}; reshape it, or sum over the axes that were broadcast"
+            )
+        if array.dtype.kind == "c":
+            raise CotangentMismatchError(
+                f"the cotangent of output {index} of {label} must be real, got dtype {array.dtype}; "
+                f"take its real part before it reaches the bridge"
+            )
+        if dtype.kind != "f" and np.any(array):
+            raise NotDifferentiableError(
+                f"output {index} of {label} has dtype {dtype} and no derivative; differentiate only its "
+                f"floating outputs"
+            )
+        arrays.append(array if array.dtype.kind == "f" else array.astype(np.float64))
+    return arrays

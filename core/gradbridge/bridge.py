@@ -1,0 +1,261 @@
+"""The front door for models: `bridge` and the `Bridge` that it returns."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradbridge import borders, trees
+from gradbridge.call import Call
+from gradbridge.errors import BackendError, OptionError
+from gradbridge.host import Host
+from gradbridge.layout import ParameterLayout
+from gradbridge.protocol import Adapter, Array, GuestOptions, Signature
+from gradbridge.registry import Registry, default_registry
+
+MODES = ("eval", "train")
+NOISES = ("frozen", "per_params", "per_call")
+
+
+class Bridge:
+    """A guest model as a differentiable function of the host: ``f(params, *inputs)``.
+
+    Args:
+        adapter: the guest model.
+        host: name of the backend whose host half lifts it.
+        mode: ``"eval"`` or ``"train"``, as the adapter was made for.
+        seed: where the bridge's own noise starts.
+        noise: ``"frozen"``, ``"per_params"`` or ``"per_call"``.
+        check_finite: refuse params with NaN or infinity, naming the first.
+        registry: where host halves come from.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        host: str = "autograd",
+        *,
+        mode: str = "eval",
+        seed: int = 0,
+        noise: str = "frozen",
+        check_finite: bool = False,
+        registry: Registry | None = None,
+    ) -> None:
+        _one_of("mode", mode, MODES)
+        _one_of("noise", noise, NOISES)
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+            raise OptionError(f"seed must be an integer, got {seed!r}")
+        self._adapter = adapter
+        self._host_name = host
+        self._registry = registry if registry is not None else default_registry()
+        self._host: Host = self._registry.host(host)
+        self._mode, self._seed, self._noise_kind = mode, int(seed) % 2**63, noise
+        self._check_finite = check_finite
+        self._calls = itertools.count()
+        self._draw = self._noise_source()
+
+    @property
+    def adapter(self) -> Adapter:
+        """The guest model's adapter, for those who write backends."""
+        return self._adapter
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Names, shapes and dtypes of the parameters, in the order of the flat vector."""
+        return self._adapter.layout
+
+    @property
+    def params(self) -> Array:
+        """The model's present parameters, (P,) float64, a new array."""
+        return self._adapter.params()
+
+    def model(self, params: Any) -> Any:
+        """A native model of the guest's framework holding these parameters.
+
+        Args:
+            params: (P,) real.
+
+        Returns:
+            A new model; the one that was bridged is not touched.
+
+        Raises:
+            ParamsShapeError, ParamsDtypeError
+        """
+        vector = np.asarray(params)
+        borders.check_params(vector, self.layout, self._adapter.label)
+        return self._adapter.model(np.ascontiguousarray(vector, dtype=np.float64))
+
+    def __call__(self, params: Any, *inputs: Any, **kwargs: Any) -> Any:
+        """Evaluate the model, differentiably in the host.
+
+        Args:
+            params: (P,) real; float64 for preference.
+            *inputs: arrays, or pytrees of arrays, as the model takes them. Floating ones can be
+                differentiated; integers, booleans and other objects pass through untouched.
+            **kwargs: keyword arguments of the model, likewise.
+
+        Returns:
+            The model's output, an array or the pytree of arrays that it returns, in the dtype
+            of `params`.
+
+        Raises:
+            ParamsShapeError, ParamsDtypeError, NonFiniteParamsError, InputError, OutputError,
+            GuestError
+        """
+        host = self._host
+        if not (type(params) is np.ndarray or host.is_traced(params)):
+            params = np.asarray(params)
+        borders.check_params(params, self._adapter.layout, self._adapter.label)
+        if self._check_finite and not host.is_traced(params):
+            borders.check_finite(params, self.layout, self._adapter.label)
+        dtype = np.dtype(params.dtype)
+        return self._evaluate(params, inputs, kwargs, dtype if dtype.kind == "f" else np.dtype(np.float64))
+
+    def _evaluate(
+        self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any], dtype: np.dtype[Any] | None
+    ) -> Any:
+        host, label = self._host, self._adapter.label
+        leaves, structure = trees.flatten(host.open((tuple(map(_numbers, inputs)), kwargs)))
+        for index, leaf in enumerate(leaves):
+            if not host.is_traced(leaf):
+                leaves[index] = borders.admit(leaf, index + 1, label)
+        if dtype is None:
+            floating = (np.dtype(leaf.dtype) for leaf in leaves if borders.is_floating(leaf))
+            dtype = next(floating, np.dtype(np.float64))
+        call = Call(self._adapter, Signature(structure, self._seed), dtype, self._registry, self._draw)
+        return host.apply(call, params, leaves)
+
+    def _noise_source(self) -> Callable[[Array], int] | None:
+        if self._mode == "eval" or self._noise_kind == "frozen":
+            return None
+        if self._noise_kind == "per_params":
+            return self._noise_of_params
+        return self._noise_of_call
+
+    def _noise_of_params(self, params: Array) -> int:
+        return _hashed(self._seed, params.tobytes())
+
+    def _noise_of_call(self, params: Array) -> int:
+        return _hashed(self._seed, next(self._calls).to_bytes(8, "little"))
+
+    def __repr__(self) -> str:
+        mode = "" if self._mode == "eval" else f", mode {self._mode}, noise {self._noise_kind}"
+        return f"<Bridge over {self._adapter.label}: {self.layout.size} params, host {self._host_name}{mode}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The registry and the host half belong to the process; another one has its own.
+        return {k: v for k, v in self.__dict__.items() if k not in ("_registry", "_host", "_draw")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._registry = default_registry()
+        self._host = self._registry.host(self._host_name)
+        self._draw = self._noise_source()
+
+
+def bridge(
+    model: Any,
+    *,
+    backend: str | None = None,
+    host: str = "autograd",
+    params: Any = None,
+    dtype: Any = None,
+    device: Any = None,
+    mode: str = "eval",
+    seed: int = 0,
+    noise: str = "frozen",
+    check_finite: bool = False,
+    registry: Registry | None = None,
+    **options: Any,
+) -> Bridge:
+    """Make a model of another framework a differentiable function of the host.
+
+    ::
+
+        f = gradbridge.bridge(torch.nn.Linear(3, 1), dtype="float64")
+        autograd.grad(lambda p: f(p, X).sum())(f.params)
+
+    Args:
+        model: a native model, or a function of ``(parameter pytree, *inputs)`` with `params`,
+            or an `Adapter`. It is not touched, now or later (law 5).
+        backend: name of the guest's backend. None finds it from the model's class; for a
+            function, from the environment variable ``GRADBRIDGE_BACKEND``.
+        host: the autodiff system that will differentiate.
+        params: a function's parameters, a pytree of arrays.
+        dtype: the dtype to compute in, e.g. ``"float64"``. None keeps the model's own.
+        device: the device to compute on. None keeps the model's own.
+        mode: ``"eval"``, or ``"train"`` for dropout masks and batch statistics.
+        seed: seed of the bridge's own noise; the framework's random state is not used.
+        noise: with ``mode="train"``: ``"frozen"`` (the same mask always), ``"per_params"`` (a new
+            one whenever the params change) or ``"per_call"``.
+        check_finite: refuse params with NaN or infinity, naming the first.
+        registry: the plugins to choose from; by default all that are installed.
+        **options: options of the backend.
+
+    Returns:
+        The differentiable function ``f(params, *inputs)``.
+
+    Raises:
+        UnknownModelError: no backend recognises the model.
+        UnknownBackendError: there is no such backend; the nearest name is suggested.
+        BackendUnavailableError: its framework is missing or broken; says how to install it.
+        OptionError: an unknown option, or a value that it cannot take.
+    """
+    _one_of("mode", mode, MODES)
+    registry = registry if registry is not None else default_registry()
+    if isinstance(model, Adapter):
+        if options or backend is not None or dtype is not None or device is not None or params is not None:
+            raise OptionError("an Adapter is complete: give its dtype, device and options where it is made")
+        adapter = model
+    else:
+        name = find_backend(model, backend, registry)
+        guest = GuestOptions(params=params, dtype=dtype, device=device, mode=mode, extra=options)
+        adapter = registry.guest(name)(model, guest)
+    return Bridge(
+        adapter, host, mode=mode, seed=seed, noise=noise, check_finite=check_finite, registry=registry
+    )
+
+
+def find_backend(model: Any, backend: str | None, registry: Registry) -> str:
+    """Which backend a model goes to: the one asked for, its class's, or the environment's.
+
+    Raises:
+        UnknownModelError, UnknownBackendError
+    """
+    if backend is not None:
+        registry.backend(backend)
+        return backend
+    try:
+        return registry.match(model)
+    except BackendError:
+        named = os.environ.get("GRADBRIDGE_BACKEND")
+        if not named:
+            raise
+        registry.backend(named)
+        return named
+
+
+def _one_of(option: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise OptionError(f"{option} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _numbers(value: Any) -> Any:
+    """A list of Python numbers, nested or not, is an array, as everywhere in NumPy."""
+    return np.asarray(value) if type(value) is list and value and _only_numbers(value) else value
+
+
+def _only_numbers(value: Any) -> bool:
+    if type(value) is list:
+        return all(map(_only_numbers, value))
+    return isinstance(value, (bool, int, float, complex))
+
+
+def _hashed(seed: int, content: bytes) -> int:
+    digest = hashlib.blake2b(content, digest_size=8, key=seed.to_bytes(8, "little")).digest()
+    return int.from_bytes(digest, "little") >> 1

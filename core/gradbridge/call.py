@@ -1,0 +1,165 @@
+"""One call in flight: the four steps of one evaluation, and all that its pullback needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradbridge import borders, trees
+from gradbridge.errors import NotDifferentiableError
+from gradbridge.protocol import Adapter, Array, Signature
+
+if TYPE_CHECKING:
+    import optree
+
+    from gradbridge.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What an observer of a protocol step is told.
+
+    Attributes:
+        name: ``update``, ``forward``, ``zero`` or ``backward``.
+        bridge: label of the model, e.g. ``Net`` (``gradient of Net`` for a derivative of it).
+        shapes: of the params (update), the inputs (forward), or the cotangents (backward).
+        seconds: wall time that the guest took.
+    """
+
+    name: str
+    bridge: str
+    shapes: tuple[tuple[int, ...], ...]
+    seconds: float
+
+
+class Call:
+    """One evaluation of an adapter, and the record that its derivative travels with.
+
+    A host half makes no steps itself: it runs the call where its arrays are concrete, and pulls
+    cotangents back, or lifts `differentiated(...)` when they are traced themselves.
+    """
+
+    __slots__ = (
+        "_noise",
+        "_outputs",
+        "_registry",
+        "_residuals",
+        "_structure",
+        "adapter",
+        "dtype",
+        "signature",
+        "wrt",
+    )
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        signature: Signature,
+        dtype: np.dtype[Any],
+        registry: Registry,
+        noise: Callable[[Array], int] | None = None,
+    ) -> None:
+        self.adapter = adapter
+        self.signature = signature
+        self.dtype = dtype
+        #: Positions that may be pulled back to; the host half sets it before `run`.
+        self.wrt: tuple[int, ...] = ()
+        self._registry = registry
+        self._noise = noise
+        self._residuals: Any = None
+        self._structure: optree.PyTreeSpec | None = None
+        self._outputs: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...] = ()
+
+    def run(self, params: Any, inputs: Sequence[Any]) -> list[Array]:
+        """Steps update and forward, at concrete arrays.
+
+        Args:
+            params: (P,) real.
+            inputs: the leaves, as `borders.admit` gives them.
+
+        Returns:
+            The output leaves in the host's dtype.
+        """
+        adapter = self.adapter
+        vector = np.ascontiguousarray(params, dtype=np.float64)
+        inputs = borders.admit_differentiated(inputs, self.wrt, adapter.label)
+        if self._noise is not None:
+            self.signature = replace(self.signature, noise=self._noise(vector))
+        if self._registry.observed:
+            loaded = self._observe("update", (vector.shape,), adapter.update, vector)
+            shapes = tuple(x.shape for x in inputs if isinstance(x, np.ndarray))
+            outputs, self._residuals = self._observe(
+                "forward", shapes, adapter.forward, loaded, inputs, self.signature, self.wrt
+            )
+        else:
+            outputs, self._residuals = adapter.forward(
+                adapter.update(vector), inputs, self.signature, self.wrt
+            )
+        if type(outputs) is np.ndarray:
+            leaves, self._structure = [outputs], None
+        else:
+            leaves, self._structure = trees.flatten(outputs)
+        arrays = borders.outputs_to_host(leaves, self.dtype, adapter.label)
+        self._outputs = tuple((a.shape, a.dtype) for a in arrays)
+        return arrays
+
+    def assemble(self, leaves: Sequence[Any]) -> Any:
+        """Output leaves, concrete or traced → the tree that the model returned."""
+        return leaves[0] if self._structure is None else trees.unflatten(self._structure, leaves)
+
+    def pull(self, cotangents: Sequence[Any], wrt: tuple[int, ...]) -> list[Array]:
+        """Steps zero and backward: one guest backward for all positions together.
+
+        Args:
+            cotangents: one per output leaf, of its shape.
+            wrt: positions to pull back to.
+
+        Returns:
+            A gradient per position in the host's dtype, new arrays.
+        """
+        adapter = self.adapter
+        arrays = borders.cotangents_to_guest(cotangents, self._outputs, adapter.label)
+        self._refuse_flat_outputs()
+        if self._registry.observed:
+            self._observe("zero", (), adapter.zero, self._residuals)
+            shapes = tuple(a.shape for a in arrays)
+            gradients = self._observe("backward", shapes, adapter.backward, self._residuals, arrays, wrt)
+        else:
+            adapter.zero(self._residuals)
+            gradients = adapter.backward(self._residuals, arrays, wrt)
+        return [g.astype(self.dtype, copy=False) for g in gradients]
+
+    def differentiated(self, wrt: tuple[int, ...]) -> Call:
+        """A call of the pullback: ``(params, *inputs, *cotangents) ↦ gradients``, for the host to lift.
+
+        Raises:
+            HigherOrderError: the guest cannot differentiate its derivative.
+        """
+        self._refuse_flat_outputs()
+        signature = self.signature.replayed()
+        count = signature.count + len(self._outputs)
+        adapter = self.adapter.pullback(signature, wrt)
+        return Call(adapter, Signature.flat(count, signature.noise), self.dtype, self._registry)
+
+    def zero_cotangents(self) -> list[Array]:
+        """One array of zeros per output leaf."""
+        return [np.zeros(shape, self.dtype) for shape, _ in self._outputs]
+
+    def _refuse_flat_outputs(self) -> None:
+        if all(dtype.kind != "f" for _, dtype in self._outputs):
+            dtypes = ", ".join(str(dtype) for _, dtype in self._outputs)
+            raise NotDifferentiableError(
+                f"{self.adapter.label} returned only {dtypes}, which has no derivative; return a floating "
+                f"array (probabilities rather than a class, say)"
+            )
+
+    def _observe(self, name: str, shapes: Any, step: Callable[..., Any], *args: Any) -> Any:
+        start = time.perf_counter()
+        result = step(*args)
+        seconds = time.perf_counter() - start
+        self._registry.tell(Step(name, self.adapter.label, tuple(shapes), seconds))
+        return result

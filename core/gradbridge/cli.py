@@ -1,0 +1,54 @@
+"""The command line `gradbridge`. Core knows no application: plugins add their commands by a hook."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import gradbridge
+from gradbridge.errors import GradbridgeError
+from gradbridge.registry import default_registry
+
+
+class _Commands(click.Group):
+    """A group whose commands raise our errors as one red line and exit code 1, not a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except GradbridgeError as error:
+            Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False)
+            sys.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(gradbridge.__version__, prog_name="gradbridge")
+def cli() -> None:
+    """Differentiate straight through a model that lives in another framework."""
+
+
+@cli.command()
+def backends() -> None:
+    """List the backends: what each can be, whether it works here, and if not, why."""
+    console = Console()
+    table = Table(title="gradbridge backends", title_justify="left")
+    for heading in ("backend", "package", "roles", "framework", "works here"):
+        table.add_column(heading, overflow="fold")
+    for name, info in gradbridge.backends().items():
+        works = "[green]yes[/]" if info.available else f"[red]no[/]: {info.reason}"
+        version = info.version or ("needs none" if info.installed else "not installed")
+        table.add_row(name, info.package, " and ".join(info.roles), version, works)
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point of the console script: core's commands and every plugin's."""
+    registry = default_registry()
+    try:
+        registry.hook.gradbridge_commands(cli=cli)
+    except Exception as error:  # a plugin's command must not take the others away
+        Console(stderr=True).print(f"[yellow]a plugin could not add its commands: {error}[/]")
+    cli(prog_name="gradbridge")

@@ -1,0 +1,60 @@
+"""What a plugin may implement. Register a module with these under the entry-point group `gradbridge`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    import click
+
+    from gradbridge.call import Step
+    from gradbridge.registry import Backend
+
+GROUP = "gradbridge"
+
+hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
+
+
+@hookspec
+def gradbridge_backend() -> Backend:  # type: ignore[empty-body]
+    """Declare a backend: its name, its framework, and where its halves are.
+
+    The module that implements this must not import the framework; the halves named in the
+    declaration are imported when they are first needed.
+    """
+
+
+@hookspec
+def gradbridge_commands(cli: click.Group) -> None:
+    """Add commands to the `gradbridge` command line."""
+
+
+@hookspec
+def gradbridge_update(step: Step) -> None:
+    """Observe that parameters were loaded. The record says which bridge, which shapes, how long."""
+
+
+@hookspec
+def gradbridge_forward(step: Step) -> None:
+    """Observe that a guest computed its outputs."""
+
+
+@hookspec
+def gradbridge_zero(step: Step) -> None:
+    """Observe that a guest's accumulated gradients were cleared."""
+
+
+@hookspec
+def gradbridge_backward(step: Step) -> None:
+    """Observe that cotangents were pulled back."""
+
+
+def step_hooks() -> tuple[str, ...]:
+    """Names of the hooks that observe a step."""
+    return ("gradbridge_update", "gradbridge_forward", "gradbridge_zero", "gradbridge_backward")
+
+
+__all__: list[Any] = ["GROUP", "hookimpl", "hookspec", "step_hooks"]

@@ -1,0 +1,167 @@
+"""The parameter layout: which slice of the flat vector is which array of the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import optree
+
+from gradbridge.errors import LayoutError
+
+Float64Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """Names, shapes and dtypes of a model's parameters, in the order of the flat vector.
+
+    Attributes:
+        names: one unique name per parameter array, as the guest's framework calls it.
+        shapes: the shape of each, same order.
+        dtypes: the dtype of each in the guest, as a NumPy-style name (``"float32"``,
+            ``"bfloat16"`` …). The flat vector itself is always float64.
+        structure: the pytree that the arrays came from, or None for a flat namespace.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+    structure: optree.PyTreeSpec | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.shapes) == len(self.dtypes):
+            raise LayoutError(
+                f"a layout needs one shape and one dtype per name, got {len(self.names)} names, "
+                f"{len(self.shapes)} shapes and {len(self.dtypes)} dtypes"
+            )
+        if len(set(self.names)) != len(self.names):
+            twice = sorted({n for n in self.names if self.names.count(n) > 1})
+            raise LayoutError(f"parameter names must be unique, got {', '.join(twice)} more than once")
+        sizes = tuple(math.prod(shape) for shape in self.shapes)
+        starts = [0]
+        for size in sizes:
+            starts.append(starts[-1] + size)
+        # Computed once: the slices are asked for on every call of the bridge.
+        object.__setattr__(self, "sizes", sizes)
+        object.__setattr__(self, "size", starts[-1])
+        object.__setattr__(self, "slices", tuple(slice(a, b) for a, b in zip(starts, starts[1:])))
+
+    sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    size: int = field(init=False, compare=False)
+    slices: tuple[slice, ...] = field(init=False, repr=False, compare=False)
+
+    @classmethod
+    def empty(cls) -> ParameterLayout:
+        """The layout of a function without parameters: size 0."""
+        return cls((), (), ())
+
+    @classmethod
+    def of_tree(cls, tree: Any) -> ParameterLayout:
+        """The layout of a pytree of arrays; names are the paths, as in ``layers/0/w``."""
+        paths, leaves, structure = optree.tree_flatten_with_path(tree)
+        names = ["/".join(str(step) for step in path) or "params" for path in paths]
+        shapes = [tuple(int(n) for n in np.shape(leaf)) for leaf in leaves]
+        dtypes = [dtype_name(leaf) for leaf in leaves]
+        return cls(tuple(names), tuple(shapes), tuple(dtypes), structure)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
+        return iter(zip(self.names, self.shapes, self.dtypes))
+
+    def ravel(self, tree: Any) -> Float64Vector:
+        """Put arrays into one flat vector.
+
+        Args:
+            tree: a mapping from every name of the layout to an array of its shape, or the
+                pytree that the layout was made from, or the arrays in order.
+
+        Returns:
+            (size,) float64, a new array.
+
+        Raises:
+            LayoutError: a name is missing or unknown, or a shape is not the layout's.
+        """
+        arrays = self._arrays(tree)
+        flat = np.empty(self.size)
+        for name, shape, where, array in zip(self.names, self.shapes, self.slices, arrays):
+            value = np.asarray(array)
+            if value.shape != shape:
+                raise LayoutError(f"expected shape {shape} for parameter {name!r}, got {value.shape}")
+            flat[where] = value.reshape(-1)
+        return flat
+
+    def unravel(self, params: Any) -> dict[str, Any]:
+        """Cut a flat vector into the named arrays.
+
+        Only slicing and reshaping is done, so a traced vector of any host may be given and the
+        result is differentiable there.
+
+        Args:
+            params: (size,) array of any kind that slices and reshapes.
+
+        Returns:
+            {name: array of the parameter's shape}, in the layout's order.
+
+        Raises:
+            LayoutError: the vector is not of shape (size,).
+        """
+        shape = tuple(params.shape) if hasattr(params, "shape") else np.shape(params)
+        if shape != (self.size,):
+            raise LayoutError(f"expected params of shape {(self.size,)}, got {shape}")
+        if not hasattr(params, "reshape"):
+            params = np.asarray(params)
+        return {
+            name: params[where].reshape(shape)
+            for name, shape, where in zip(self.names, self.shapes, self.slices)
+        }
+
+    def locate(self, position: int) -> str:
+        """What stands at one position of the flat vector, as ``0.weight[3, 1]``."""
+        for name, shape, where in zip(self.names, self.shapes, self.slices):
+            if where.start <= position < where.stop:
+                index = np.unravel_index(position - where.start, shape) if shape else ()
+                return f"{name}[{', '.join(str(int(i)) for i in index)}]" if shape else name
+        raise IndexError(f"position {position} is outside a layout of size {self.size}")
+
+    def _arrays(self, tree: Any) -> Sequence[Any]:
+        if isinstance(tree, Mapping) and set(tree) == set(self.names):
+            return [tree[name] for name in self.names]
+        if self.structure is not None:
+            leaves, structure = optree.tree_flatten(tree)
+            if structure == self.structure:
+                return leaves
+            raise LayoutError(f"expected a tree {self.structure}, got {structure}")
+        if isinstance(tree, Mapping):
+            missing = [name for name in self.names if name not in tree]
+            unknown = [str(name) for name in tree if name not in self.names]
+            raise LayoutError(
+                f"expected the names {', '.join(self.names)}; "
+                f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
+            )
+        if isinstance(tree, (list, tuple)) and len(tree) == len(self.names):
+            return tree
+        raise LayoutError(
+            f"expected a mapping of the names {', '.join(self.names) or '(none)'} to arrays, "
+            f"got {type(tree).__name__}"
+        )
+
+    def __str__(self) -> str:
+        rows = [(n, str(s), d) for n, s, d in self] or [("(no parameters)", "", "")]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
+        return "\n".join([*lines, f"{self.size} numbers"])
+
+
+def dtype_name(array: Any) -> str:
+    """The dtype of an array of any framework as a NumPy-style name, e.g. ``float32``."""
+    dtype = getattr(array, "dtype", None)
+    if dtype is None:
+        return np.asarray(array).dtype.name
+    return getattr(dtype, "name", None) or str(dtype).rsplit(".", 1)[-1]

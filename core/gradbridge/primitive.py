@@ -1,0 +1,156 @@
+"""The front door for functions of arrays: `primitive`, with a gradient derived, written or numeric."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any, overload
+
+import numpy as np
+
+from gradbridge.bridge import Bridge
+from gradbridge.errors import OptionError
+from gradbridge.protocol import GuestOptions
+from gradbridge.registry import Registry, default_registry
+
+#: The backend of functions without a framework: plain Python, NumPy, ctypes …
+PLAIN = "numpy"
+
+
+class Primitive:
+    """A function of arrays that the host differentiates through; made by `primitive`.
+
+    It works on functions, methods, lambdas, closures and callable objects alike.
+    """
+
+    def __init__(self, function: Callable[..., Any], bridge: Bridge) -> None:
+        self._bridge = bridge
+        self._function = function
+        functools.update_wrapper(self, function, updated=())
+
+    @property
+    def bridge(self) -> Bridge:
+        """The bridge underneath, with a parameter vector of length 0."""
+        return self._bridge
+
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Evaluate the function, differentiably in the host.
+
+        Args:
+            *inputs: arrays or pytrees of arrays; what is no array passes through untouched.
+            **kwargs: likewise.
+
+        Returns:
+            What the function returns, arrays in the dtype of the first floating input.
+        """
+        return self._bridge._evaluate(np.empty(0), inputs, kwargs, None)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __getattr__(self, name: str) -> Any:
+        # defvjp and the like are the adapter's: only a function without a framework needs them.
+        if name.startswith("def"):
+            define = getattr(self._bridge.adapter, name, None)
+            if define is not None:
+                return functools.partial(_defining, self, define)
+            raise AttributeError(
+                f"{name} writes down the gradient of a function without a framework; "
+                f"{self._bridge.adapter.label} has one that derives it"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        return f"<Primitive {self._bridge.adapter.label}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _defining(primitive: Primitive, define: Callable[..., Any], *rules: Any, **options: Any) -> Any:
+    """Write rules down; as a decorator give the rule back, so that its name stays bound to it."""
+    if rules:
+        define(*rules, **options)
+        return rules[0] if len(rules) == 1 else primitive
+
+    def decorate(rule: Any) -> Any:
+        define(rule, **options)
+        return rule
+
+    return decorate
+
+
+@overload
+def primitive(function: Callable[..., Any], /) -> Primitive: ...
+@overload
+def primitive(
+    function: None = None,
+    /,
+    *,
+    backend: str | None = None,
+    host: str = "autograd",
+    gradient: str | None = None,
+    dtype: Any = None,
+    device: Any = None,
+    registry: Registry | None = None,
+    **options: Any,
+) -> Callable[[Callable[..., Any]], Primitive]: ...
+def primitive(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    backend: str | None = None,
+    host: str = "autograd",
+    gradient: str | None = None,
+    dtype: Any = None,
+    device: Any = None,
+    registry: Registry | None = None,
+    **options: Any,
+) -> Primitive | Callable[[Callable[..., Any]], Primitive]:
+    """Make a function of arrays one step of the host's program, with its own gradient.
+
+    ::
+
+        @gradbridge.primitive(backend="torch")      # the guest derives the gradient
+        def energy(x, y): ...                       # sees tensors; callers see arrays
+
+        @gradbridge.primitive                       # any Python code, ctypes, a subprocess …
+        def Q(x): return x ** 2
+
+        @Q.defvjp                                   # its gradient written down
+        def Q_vjp(ans, x): return lambda v: 2 * x * v
+
+        @gradbridge.primitive(gradient="numeric")   # approximate, where nobody can write it down
+        def black_box(x): ...
+
+    Args:
+        function: the function; left out when used with options.
+        backend: the framework that the body is written in; None for plain Python.
+        host: the autodiff system that will differentiate.
+        gradient: ``"numeric"`` for finite differences of a plain function. Approximate.
+        dtype: the dtype to compute in; None keeps that of the inputs.
+        device: the device to compute on.
+        registry: the plugins to choose from; by default all that are installed.
+        **options: options of the backend.
+
+    Raises:
+        UnknownBackendError, BackendUnavailableError, OptionError
+    """
+    if function is not None and not callable(function):
+        raise OptionError(f"primitive takes a function, got {type(function).__name__}; options go by keyword")
+    if gradient is not None:
+        options["gradient"] = gradient
+
+    def decorate(body: Callable[..., Any]) -> Primitive:
+        if not callable(body):
+            raise OptionError(f"primitive takes a function, got {type(body).__name__}")
+        known = registry if registry is not None else default_registry()
+        name = backend or PLAIN
+        adapter = known.guest(name)(body, GuestOptions(dtype=dtype, device=device, extra=dict(options)))
+        return Primitive(body, Bridge(adapter, host, registry=known))
+
+    return decorate if function is None else decorate(function)

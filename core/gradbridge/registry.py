@@ -1,0 +1,373 @@
+"""The registry: which backends and plugins there are, loaded one at a time and only when needed.
+
+Everyone's backend comes in by the same door: an entry point of the group `gradbridge` that names
+a module with pluggy hookimpls. Such a module is light; the framework behind it is imported when
+a half of it is first needed. What cannot load never stops the others and never hides.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from gradbridge import hookspecs
+from gradbridge.errors import BackendUnavailableError, PluginError, UnknownBackendError, UnknownModelError
+from gradbridge.protocol import PROTOCOL_VERSION, Adapter, GuestOptions
+
+if TYPE_CHECKING:
+    from gradbridge.call import Step
+    from gradbridge.host import Host
+
+GuestHalf = Callable[[Any, GuestOptions], Adapter]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend's declaration: what `gradbridge_backend` returns. Naming it imports nothing.
+
+    Attributes:
+        name: what users write, e.g. ``"torch"``.
+        framework: the module to import and the distribution that carries it, e.g.
+            ``("torch", "torch")``; None for a backend that needs none.
+        install: the command that installs the framework.
+        guest: ``"module:function"`` of the guest half, a `GuestHalf`; None if there is none.
+        host: ``"module:class"`` of the host half, a `Host` subclass; None if there is none.
+        models: qualified names of classes; a model with one of them in its MRO is this backend's.
+        protocol: version of the adapter protocol that it was written for.
+    """
+
+    name: str
+    framework: tuple[str, str] | None = None
+    install: str = ""
+    guest: str | None = None
+    host: str | None = None
+    models: tuple[str, ...] = ()
+    protocol: int = PROTOCOL_VERSION
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """``("guest", "host")``, or the one of them that it has."""
+        return tuple(role for role in ("guest", "host") if getattr(self, role) is not None)
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What `gradbridge.backends()` tells of one backend.
+
+    `installed` and `version` look at what is installed and import nothing. `reason` and
+    `available` are the truth and cost an import of the framework, the first time they are read.
+    """
+
+    name: str
+    roles: tuple[str, ...]
+    package: str
+    install: str
+    installed: bool
+    version: str | None
+    _load: Callable[[], str | None] = field(repr=False, compare=False)
+
+    @cached_property
+    def reason(self) -> str | None:
+        """Why it cannot be used, with the line that mends it; None if it can."""
+        return self._load()
+
+    @property
+    def available(self) -> bool:
+        """Whether its framework is installed and imports."""
+        return self.reason is None
+
+
+class Registry:
+    """The plugins of one process, or of one test.
+
+    Args:
+        entry_points: the plugins to know, as ``importlib.metadata.EntryPoint``; by default
+            every one of the group `gradbridge` that is installed.
+    """
+
+    def __init__(self, entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> None:
+        self._manager = pluggy.PluginManager(hookspecs.GROUP)
+        self._manager.add_hookspecs(hookspecs)
+        self._entry_points = entry_points
+        self._backends: dict[str, tuple[Backend, str]] = {}
+        self._problems: dict[str, str] = {}
+        self._halves: dict[tuple[str, str], Any] = {}
+        self._lock = threading.RLock()
+        self._loaded = False
+        #: Whether anybody observes the protocol steps. Read on every call, so kept as a plain bool.
+        self.observed = False
+
+    # -- plugins ------------------------------------------------------------------------------
+
+    def register(self, plugin: Any, name: str | None = None) -> None:
+        """Add a plugin by hand: an object or module with hookimpls.
+
+        Raises:
+            PluginError: it breaks the hook contract.
+        """
+        with self._lock:
+            self._add(plugin, name or getattr(plugin, "__name__", type(plugin).__name__), "(registered by hand)")
+            self._look_for_observers()
+
+    def unregister(self, plugin: Any) -> None:
+        """Take a plugin out again; its backends are forgotten."""
+        with self._lock:
+            self._manager.unregister(plugin)
+            for name, (_, package) in list(self._backends.items()):
+                if package == "(registered by hand)" and name == getattr(plugin, "_gradbridge_backend", None):
+                    del self._backends[name]
+            self._look_for_observers()
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """{plugin: what is wrong with it}, for plugins that could not be taken in."""
+        self._load_plugins()
+        return dict(self._problems)
+
+    @property
+    def hook(self) -> Any:
+        """pluggy's hook relay, for core to call plugins with."""
+        self._load_plugins()
+        return self._manager.hook
+
+    def _load_plugins(self) -> None:
+        if self._loaded:
+            return
+        with self._lock:
+            if self._loaded:
+                return
+            points = self._entry_points
+            if points is None:
+                points = importlib.metadata.entry_points(group=hookspecs.GROUP)
+            for point in points:
+                package = point.dist.name if point.dist is not None else point.value
+                try:
+                    self._add(point.load(), point.name, package)
+                except PluginError as error:
+                    self._problems[point.name] = str(error)
+                except BaseException as error:  # a broken plugin must not stop the others, whatever it raises
+                    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                        raise
+                    self._problems[point.name] = (
+                        f"plugin {point.name!r} of package {package!r} failed on import of {point.value}: "
+                        f"{type(error).__name__}: {error}"
+                    )
+            self._loaded = True
+            self._look_for_observers()
+
+    def _add(self, plugin: Any, name: str, package: str) -> None:
+        said = f"plugin {name!r} of package {package!r}"
+        try:
+            self._manager.register(plugin, name)
+            self._check_hook_names(plugin, said)
+            declare = getattr(plugin, "gradbridge_backend", None)
+            if declare is not None:
+                self._declare(declare(), said, package)
+        except PluginError:
+            if self._manager.is_registered(plugin):
+                self._manager.unregister(plugin)
+            raise
+        except Exception as error:
+            if self._manager.is_registered(plugin):
+                self._manager.unregister(plugin)
+            raise PluginError(f"{said}: {type(error).__name__}: {error}") from error
+
+    def _check_hook_names(self, plugin: Any, said: str) -> None:
+        known = {name for name in vars(hookspecs) if name.startswith("gradbridge_")}
+        marked = [n for n in dir(plugin) if getattr(getattr(plugin, n, None), f"{hookspecs.GROUP}_impl", None)]
+        for name in marked:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known hooks: {', '.join(sorted(known))}"
+                raise PluginError(f"{said} implements a hook {name!r} that does not exist; {hint}")
+
+    def _declare(self, backend: Any, said: str, package: str) -> None:
+        if not isinstance(backend, Backend):
+            raise PluginError(
+                f"{said}: gradbridge_backend() must return a gradbridge.registry.Backend, "
+                f"got {type(backend).__name__}"
+            )
+        if backend.protocol != PROTOCOL_VERSION:
+            raise PluginError(
+                f"{said} was written for adapter protocol {backend.protocol}, this gradbridge speaks "
+                f"{PROTOCOL_VERSION}; install a matching version of one of them"
+            )
+        if backend.name in self._backends:
+            _, other = self._backends[backend.name]
+            raise PluginError(
+                f"{said} claims the backend name {backend.name!r}, which package {other!r} has already; "
+                f"it stays with {other!r}"
+            )
+        self._backends[backend.name] = (backend, package)
+
+    # -- backends -----------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Names of the declared backends, sorted; imports no framework."""
+        self._load_plugins()
+        return sorted(self._backends)
+
+    def backend(self, name: str) -> Backend:
+        """The declaration of one backend.
+
+        Raises:
+            UnknownBackendError: no such name; the nearest one is suggested, and a plugin of
+                that name that failed is named with its reason.
+        """
+        self._load_plugins()
+        if name in self._backends:
+            return self._backends[name][0]
+        if name in self._problems:
+            raise UnknownBackendError(f"backend {name!r} could not be taken in: {self._problems[name]}")
+        near = difflib.get_close_matches(str(name), self._backends, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UnknownBackendError(
+            f"there is no backend {name!r}; {hint}installed: {', '.join(self.names()) or 'none'}"
+        )
+
+    def guest(self, name: str) -> GuestHalf:
+        """The guest half of a backend, importing its framework.
+
+        Raises:
+            UnknownBackendError, BackendUnavailableError
+        """
+        half: GuestHalf = self._half(name, "guest")
+        return half
+
+    def host(self, name: str) -> Host:
+        """The host half of a backend, importing its framework.
+
+        Raises:
+            UnknownBackendError, BackendUnavailableError
+        """
+        half: Host = self._half(name, "host")
+        return half
+
+    def match(self, model: Any) -> str:
+        """Find a model's backend from the classes in its MRO, without importing any framework.
+
+        Raises:
+            UnknownModelError: none recognises it.
+        """
+        self._load_plugins()
+        mro = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__]
+        for qualified in mro:  # the most derived class that anybody knows decides
+            for name, (backend, _) in self._backends.items():
+                if qualified in backend.models:
+                    return name
+        guests = ", ".join(n for n, (b, _) in sorted(self._backends.items()) if b.guest)
+        raise UnknownModelError(
+            f"no backend recognises a {type(model).__module__}.{type(model).__qualname__}; say which one "
+            f"with backend=…, one of {guests}"
+            + ("; for a function also give params=…, or use gradbridge.primitive" if callable(model) else "")
+        )
+
+    def infos(self) -> dict[str, BackendInfo]:
+        """{name: BackendInfo} of all backends, and of plugins that failed."""
+        self._load_plugins()
+        found = {name: self._info(*self._backends[name]) for name in self.names()}
+        for name, problem in self._problems.items():
+            if name not in found:
+                reason = problem
+                found[name] = BackendInfo(name, (), name, "", False, None, lambda reason=reason: reason)
+        return found
+
+    def _info(self, backend: Backend, package: str) -> BackendInfo:
+        installed, version = True, None
+        if backend.framework is not None:
+            module, distribution = backend.framework
+            installed = _has_module(module)
+            try:
+                version = importlib.metadata.version(distribution)
+            except importlib.metadata.PackageNotFoundError:
+                version = None
+
+        def load() -> str | None:
+            try:
+                for role in backend.roles:
+                    self._half(backend.name, role)
+            except BackendUnavailableError as error:
+                return str(error)
+            return None
+
+        return BackendInfo(backend.name, backend.roles, package, backend.install, installed, version, load)
+
+    def _half(self, name: str, role: str) -> Any:
+        known = self._halves.get((name, role))
+        if known is not None:
+            return known
+        backend = self.backend(name)
+        target = getattr(backend, role)
+        if target is None:
+            others = ", ".join(n for n, (b, _) in sorted(self._backends.items()) if getattr(b, role))
+            raise UnknownBackendError(f"backend {name!r} is no {role}; these are: {others}")
+        self._import_framework(backend)
+        module_name, _, attribute = target.partition(":")
+        try:
+            half = getattr(importlib.import_module(module_name), attribute)
+        except Exception as error:
+            raise BackendUnavailableError(
+                f"the {role} half of backend {name!r}, {target}, does not import: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        with self._lock:
+            return self._halves.setdefault((name, role), half() if role == "host" else half)
+
+    def _import_framework(self, backend: Backend) -> None:
+        if backend.framework is None:
+            return
+        module, _ = backend.framework
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            missing = isinstance(error, ModuleNotFoundError) and error.name == module
+            what = "is not installed" if missing else f"does not import: {type(error).__name__}: {error}"
+            line = f"; install it with: {backend.install}" if backend.install else ""
+            raise BackendUnavailableError(f"backend {backend.name!r} needs {module}, which {what}{line}") from error
+
+    # -- observers ----------------------------------------------------------------------------
+
+    def tell(self, step: Step) -> None:
+        """Hand the record of a step to everyone who observes it."""
+        getattr(self._manager.hook, f"gradbridge_{step.name}")(step=step)
+
+    @contextmanager
+    def observing(self, plugin: Any) -> Iterator[None]:
+        """Register an observer for the duration of a block."""
+        self.register(plugin, f"{type(plugin).__name__}-{id(plugin)}")
+        try:
+            yield
+        finally:
+            self.unregister(plugin)
+
+    def _look_for_observers(self) -> None:
+        hooks = (getattr(self._manager.hook, name) for name in hookspecs.step_hooks())
+        self.observed = any(hook.get_hookimpls() for hook in hooks)
+
+
+def _has_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+_default: Registry | None = None
+
+
+def default_registry() -> Registry:
+    """The process's registry of installed plugins, made when first asked for."""
+    global _default
+    if _default is None:
+        _default = Registry()
+    return _default

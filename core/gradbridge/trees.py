@@ -1,0 +1,63 @@
+"""Pytrees of arrays: what a model takes and what it returns, as flat leaves and a structure.
+
+optree does the work. What it does not know of itself, dataclasses and mappings that are not
+plain dicts (the output classes of many model libraries), is registered the first time one is
+met, in a namespace of our own, so that nobody else's trees change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import optree
+
+NAMESPACE = "gradbridge"
+
+_registered: set[type] = set()
+_registering = threading.Lock()
+
+
+def flatten(tree: Any) -> tuple[list[Any], optree.PyTreeSpec]:
+    """Tree → (leaves, structure)."""
+    leaves, structure = optree.tree_flatten(tree, namespace=NAMESPACE)
+    news = [type(leaf) for leaf in leaves if _is_container(leaf) and type(leaf) not in _registered]
+    if not news:
+        return leaves, structure
+    for cls in news:
+        _register(cls)
+    return flatten(tree)
+
+
+def unflatten(structure: optree.PyTreeSpec, leaves: Any) -> Any:
+    """(structure, leaves) → tree."""
+    return optree.tree_unflatten(structure, leaves)
+
+
+def _is_container(leaf: Any) -> bool:
+    return (dataclasses.is_dataclass(leaf) and not isinstance(leaf, type)) or isinstance(leaf, Mapping)
+
+
+def _register(cls: type) -> None:
+    with _registering:
+        if cls in _registered:
+            return
+        if dataclasses.is_dataclass(cls):
+            names = tuple(f.name for f in dataclasses.fields(cls) if f.init)
+            optree.register_pytree_node(
+                cls,
+                lambda obj: (tuple(getattr(obj, n) for n in names), names, names),
+                lambda aux, children: cls(**dict(zip(aux, children))),
+                namespace=NAMESPACE,
+            )
+        else:
+            # A mapping class may refuse to be built from pairs; a plain dict never does.
+            optree.register_pytree_node(
+                cls,
+                lambda obj: (tuple(obj.values()), tuple(obj.keys()), tuple(obj.keys())),
+                lambda aux, children: dict(zip(aux, children)),
+                namespace=NAMESPACE,
+            )
+        _registered.add(cls)
