@@ -45,7 +45,9 @@ def adapt(model: Callable[..., Any], options: GuestOptions) -> CallableAdapter:
     if not callable(model):
         raise OptionError(f"backend 'numpy' bridges callables, got a {type(model).__name__}")
     if options.device is not None:
-        raise OptionError(f"backend 'numpy' computes where NumPy does and has no device, got {options.device!r}")
+        raise OptionError(
+            f"backend 'numpy' computes where NumPy does and has no device, got {options.device!r}"
+        )
     gradient = options.extra.get("gradient")
     if gradient not in (None, "numeric"):
         raise OptionError(f"gradient must be 'numeric' or left out, got {gradient!r}")
@@ -62,7 +64,9 @@ def adapt(model: Callable[..., Any], options: GuestOptions) -> CallableAdapter:
 class CallableAdapter(Adapter):
     """A callable of arrays with a VJP written down for it, or finite differences."""
 
-    def __init__(self, function: Callable[..., Any], options: GuestOptions, numeric: dict[str, Any] | None) -> None:
+    def __init__(
+        self, function: Callable[..., Any], options: GuestOptions, numeric: dict[str, Any] | None
+    ) -> None:
         self.label = getattr(function, "__name__", type(function).__name__)
         self._function = function
         self._dtype = np.dtype(options.dtype) if options.dtype is not None else None
@@ -89,7 +93,9 @@ class CallableAdapter(Adapter):
             VJPSignatureError: a maker does not take (ans, *arguments).
         """
         if self._numeric is not None:
-            raise OptionError(f"{self.label} was made with gradient='numeric'; leave that out to write its VJP")
+            raise OptionError(
+                f"{self.label} was made with gradient='numeric'; leave that out to write its VJP"
+            )
         self._rules.define(makers, argnums)
 
     def params(self) -> Array:
@@ -124,7 +130,9 @@ class CallableAdapter(Adapter):
             output = trees_map(np.array, answer)
         return output, (_Residuals(loaded, leaves, signature, answer) if wrt else None)
 
-    def backward(self, residuals: _Residuals, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
+    def backward(
+        self, residuals: _Residuals, cotangents: Sequence[Array], wrt: tuple[int, ...]
+    ) -> list[Array]:
         """See `Adapter.backward`.
 
         Raises:

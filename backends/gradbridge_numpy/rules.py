@@ -114,8 +114,6 @@ def _positional_names(function: Callable[..., Any]) -> tuple[str, ...] | None:
 
 def _arity(function: Callable[..., Any]) -> tuple[int, int]:
     parameters = [
-        p
-        for p in _parameters(function) or []
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        p for p in _parameters(function) or [] if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     return sum(p.default is p.empty for p in parameters), len(parameters)

@@ -62,6 +62,9 @@ class TensorAdapter(Adapter):
 
     def update(self, params: Array) -> list[torch.Tensor]:
         """See `Adapter.update`: one tensor per parameter, all of them cut from one copy."""
+        if torch.is_inference_mode_enabled():  # what is made there can never be differentiated
+            with torch.inference_mode(False):
+                return self.update(params)
         vector = to_tensor(params, self._one_dtype, self._device)
         pieces = vector.split(self.layout.sizes) if len(self.layout) else ()
         shaped = [piece.view(shape) for piece, shape in zip(pieces, self.layout.shapes)]
@@ -73,6 +76,9 @@ class TensorAdapter(Adapter):
         self, loaded: list[torch.Tensor], inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
         """See `Adapter.forward`."""
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self.forward(loaded, inputs, signature, wrt)
         pieces = [piece.detach().requires_grad_() for piece in loaded] if 0 in wrt else loaded
         tensors = [self.input_tensor(i, leaf) for i, leaf in enumerate(inputs)]
         for position in wrt:
@@ -93,8 +99,13 @@ class TensorAdapter(Adapter):
         arrays = trees.unflatten(structure, [to_array(leaf) for leaf in leaves])
         return arrays, (_Residuals(leaves, pieces, tensors) if wrt else None)
 
-    def backward(self, residuals: _Residuals, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
+    def backward(
+        self, residuals: _Residuals, cotangents: Sequence[Array], wrt: tuple[int, ...]
+    ) -> list[Array]:
         """See `Adapter.backward`. Gradients are returned by torch rather than added up, so there is no zero."""
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self.backward(residuals, cotangents, wrt)
         wanted = [t for position in wrt for t in residuals.at(position)]
         outputs, pulled = [], []
         for output, cotangent in zip(residuals.outputs, cotangents):
@@ -103,8 +114,8 @@ class TensorAdapter(Adapter):
                 pulled.append(to_tensor(cotangent, output.dtype, output.device))
         found: Sequence[torch.Tensor | None] = [None] * len(wanted)
         if outputs and wanted:
-            with torch.inference_mode(False):
-                found = torch.autograd.grad(outputs, wanted, pulled, retain_graph=True, allow_unused=True)
+            # The graph is kept, because the same call may be pulled back again.
+            found = torch.autograd.grad(outputs, wanted, pulled, retain_graph=True, allow_unused=True)
         gradients = iter(zip(wanted, found))
         return [
             self._flat_gradient([next(gradients)[1] for _ in residuals.pieces])

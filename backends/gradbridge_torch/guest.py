@@ -90,7 +90,7 @@ class ModuleAdapter(TensorAdapter):
             [dtype or p.dtype for p in named.values()],
             dtype or own_dtype,
             placed,
-            Isolation(placed, self._train and _draws(module)),
+            Isolation(placed, self._train and _draws(module), watched=_has_own_code(module)),
         )
         self._template = template
         self._moving = self._train and any(True for _ in template.buffers())
@@ -120,18 +120,22 @@ class ModuleAdapter(TensorAdapter):
     def compute(self, pieces: list[torch.Tensor], inputs: list[Any], signature: Signature) -> Any:
         """Run a replica of the module that holds the pieces."""
         args, kwargs = signature.bind(inputs)
-        with self._pool.replica() as replica:
-            before = self._lend_buffers(replica) if self._moving else None
-            with replica.holding(pieces) as module:
-                try:
-                    output = module(*args, **kwargs)
-                except GradbridgeError:
-                    raise
-                except Exception as error:
-                    raise explained(error, self.label, module, inputs) from error
-            if before is not None and not signature.replay:
+        replica = self._pool.take()
+        try:
+            if self._moving:
+                self._lend_buffers(replica)
+            replica.fill(pieces)
+            output = replica.module(*args, **kwargs)
+            if self._moving and not signature.replay:
                 self._take_buffers(replica)
             return output
+        except GradbridgeError:
+            raise
+        except Exception as error:
+            raise explained(error, self.label, replica.module, inputs) from error
+        finally:
+            replica.empty()
+            self._pool.give_back(replica)
 
     # -- private ------------------------------------------------------------------------------
 
@@ -142,13 +146,12 @@ class ModuleAdapter(TensorAdapter):
         own = dict(self._template.named_parameters())
         return ReplicaPool(self._template, [own[name] for name in self._named], not self._moving)
 
-    def _lend_buffers(self, replica: Replica) -> bool:
+    def _lend_buffers(self, replica: Replica) -> None:
         """Give a replica its own copy of the statistics as they stand, for the forward to move."""
         with self._moves:
             for ours, theirs in zip(self._template.modules(), replica.module.modules()):
                 for key, value in ours._buffers.items():
                     theirs._buffers[key] = None if value is None else value.clone()
-        return True
 
     def _take_buffers(self, replica: Replica) -> None:
         with self._moves:
@@ -175,7 +178,10 @@ class FunctionAdapter(TensorAdapter):
         layout, present, dtypes = ParameterLayout.empty(), np.empty(0), []
         if self._has_params:
             leaves, _ = trees.flatten(options.params)
-            tensors = [leaf if isinstance(leaf, torch.Tensor) else torch.as_tensor(np.asarray(leaf)) for leaf in leaves]
+            tensors = [
+                leaf if isinstance(leaf, torch.Tensor) else torch.as_tensor(np.asarray(leaf))
+                for leaf in leaves
+            ]
             layout = ParameterLayout.of_tree(trees.unflatten(trees.flatten(options.params)[1], tensors))
             for name, tensor in zip(layout.names, tensors):
                 if not tensor.is_floating_point():
@@ -183,7 +189,9 @@ class FunctionAdapter(TensorAdapter):
                         f"parameter {name!r} of params= has dtype {tensor.dtype}; parameters are real floating "
                         f"arrays: keep constants in the function itself"
                     )
-            present = layout.ravel(trees.unflatten(trees.flatten(options.params)[1], [to_array(t) for t in tensors]))
+            present = layout.ravel(
+                trees.unflatten(trees.flatten(options.params)[1], [to_array(t) for t in tensors])
+            )
             dtypes = [dtype or t.dtype for t in tensors]
             device = device or tensors[0].device if tensors else device
         label = getattr(function, "__name__", type(function).__name__)
@@ -224,7 +232,9 @@ class FunctionAdapter(TensorAdapter):
         return trees.unflatten(self.layout.structure, pieces)
 
 
-def convert(module: nn.Module, dtype: torch.dtype | None, device: torch.device | None, keep: set[str]) -> None:
+def convert(
+    module: nn.Module, dtype: torch.dtype | None, device: torch.device | None, keep: set[str]
+) -> None:
     """Move a module's tensors to a dtype and device, but for the parameters named in `keep`.
 
     Those are placeholders shared with the user's module, and must not be touched.
@@ -271,6 +281,11 @@ def _first_device(module: nn.Module) -> torch.device | None:
 
 def _draws(module: nn.Module) -> bool:
     return any(isinstance(part, _RANDOM_IN_TRAIN) for part in module.modules())
+
+
+def _has_own_code(module: nn.Module) -> bool:
+    """Whether some part's forward is not torch's own, so that nobody knows whether it draws numbers."""
+    return any(not type(part).__module__.startswith("torch.nn.modules.") for part in module.modules())
 
 
 def _notice_train_mode(module: nn.Module) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,17 +30,15 @@ class Replica:
             if value is not None and id(value) in names
         ]
 
-    @contextmanager
-    def holding(self, pieces: list[torch.Tensor]) -> Iterator[nn.Module]:
-        """The module with these tensors as its parameters, for the duration of a block."""
+    def fill(self, pieces: list[torch.Tensor]) -> None:
+        """Put these tensors where the parameters go."""
         for slots, key, index, _ in self._slots:
             slots[key] = pieces[index]  # type: ignore[assignment]
-        try:
-            yield self.module
-        finally:
-            # The graph must not outlive its call by hanging in a slot.
-            for slots, key, _, original in self._slots:
-                slots[key] = original
+
+    def empty(self) -> None:
+        """Put the placeholders back: a graph must not outlive its call by hanging in a slot."""
+        for slots, key, _, placeholder in self._slots:
+            slots[key] = placeholder
 
 
 class ReplicaPool:
@@ -60,19 +56,19 @@ class ReplicaPool:
         self._trainable = trainable
         self._share_buffers = share_buffers
         self._names = {id(p): i for i, p in enumerate(trainable)}
-        self._idle: deque[Replica] = deque([Replica(template, self._names)] if share_buffers else [])
+        # The template itself never runs: it would be copied while its slots are filled.
+        self._idle: deque[Replica] = deque()
 
-    @contextmanager
-    def replica(self) -> Iterator[Replica]:
-        """A replica that nobody else holds."""
+    def take(self) -> Replica:
+        """A replica that nobody else holds, until it is given back."""
         try:
-            replica = self._idle.pop()
+            return self._idle.pop()
         except IndexError:
-            replica = self._new()
-        try:
-            yield replica
-        finally:
-            self._idle.append(replica)
+            return self._new()
+
+    def give_back(self, replica: Replica) -> None:
+        """Let the next call have it."""
+        self._idle.append(replica)
 
     def _new(self) -> Replica:
         shared: list[torch.Tensor] = list(self._trainable)
@@ -81,7 +77,7 @@ class ReplicaPool:
         return Replica(duplicate(self._template, shared), self._names)
 
 
-def duplicate(module: nn.Module, shared: list[torch.Tensor], own: Callable[[Any], Any] = copy.deepcopy) -> nn.Module:
+def duplicate(module: nn.Module, shared: list[torch.Tensor]) -> nn.Module:
     """A deep copy of a module that shares some of its tensors.
 
     Tensors that a module computes and stores between calls (old-style weight norm does) cannot be

@@ -10,7 +10,12 @@ import torch
 from gradbridge.errors import InputError, OptionError
 from gradbridge.protocol import Array
 
-FLOATING = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FLOATING = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 _ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
 
 
@@ -41,7 +46,9 @@ def compute_device(device: Any) -> torch.device | None:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError) as error:
         first = str(error).splitlines()[0]
-        raise OptionError(f"device {device!r} cannot be used here: {first}; leave it out or use 'cpu'") from error
+        raise OptionError(
+            f"device {device!r} cannot be used here: {first}; leave it out or use 'cpu'"
+        ) from error
     if found.type == "meta":
         raise OptionError("device 'meta' holds no numbers, so nothing can be computed on it; use 'cpu'")
     return found

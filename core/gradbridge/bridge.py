@@ -111,8 +111,6 @@ class Bridge:
         if not (type(params) is np.ndarray or host.is_traced(params)):
             params = np.asarray(params)
         borders.check_params(params, self._adapter.layout, self._adapter.label)
-        if self._check_finite and not host.is_traced(params):
-            borders.check_finite(params, self.layout, self._adapter.label)
         dtype = np.dtype(params.dtype)
         return self._evaluate(params, inputs, kwargs, dtype if dtype.kind == "f" else np.dtype(np.float64))
 
@@ -120,14 +118,18 @@ class Bridge:
         self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any], dtype: np.dtype[Any] | None
     ) -> Any:
         host, label = self._host, self._adapter.label
-        leaves, structure = trees.flatten(host.open((tuple(map(_numbers, inputs)), kwargs)))
+        if not kwargs and all(type(leaf) is np.ndarray for leaf in inputs):
+            leaves, structure = list(inputs), Signature.flat(len(inputs)).structure
+        else:
+            leaves, structure = trees.flatten(host.open((tuple(map(_numbers, inputs)), kwargs)))
         for index, leaf in enumerate(leaves):
             if not host.is_traced(leaf):
                 leaves[index] = borders.admit(leaf, index + 1, label)
         if dtype is None:
             floating = (np.dtype(leaf.dtype) for leaf in leaves if borders.is_floating(leaf))
             dtype = next(floating, np.dtype(np.float64))
-        call = Call(self._adapter, Signature(structure, self._seed), dtype, self._registry, self._draw)
+        signature = Signature(structure, self._seed)
+        call = Call(self._adapter, signature, dtype, self._registry, self._draw, self._check_finite)
         return host.apply(call, params, leaves)
 
     def _noise_source(self) -> Callable[[Array], int] | None:

@@ -44,6 +44,7 @@ class Call:
     """
 
     __slots__ = (
+        "_check_finite",
         "_noise",
         "_outputs",
         "_registry",
@@ -62,6 +63,7 @@ class Call:
         dtype: np.dtype[Any],
         registry: Registry,
         noise: Callable[[Array], int] | None = None,
+        check_finite: bool = False,
     ) -> None:
         self.adapter = adapter
         self.signature = signature
@@ -70,6 +72,7 @@ class Call:
         self.wrt: tuple[int, ...] = ()
         self._registry = registry
         self._noise = noise
+        self._check_finite = check_finite
         self._residuals: Any = None
         self._structure: optree.PyTreeSpec | None = None
         self._outputs: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...] = ()
@@ -86,6 +89,8 @@ class Call:
         """
         adapter = self.adapter
         vector = np.ascontiguousarray(params, dtype=np.float64)
+        if self._check_finite:
+            borders.check_finite(vector, adapter.layout, adapter.label)
         inputs = borders.admit_differentiated(inputs, self.wrt, adapter.label)
         if self._noise is not None:
             self.signature = replace(self.signature, noise=self._noise(vector))
@@ -122,8 +127,8 @@ class Call:
             A gradient per position in the host's dtype, new arrays.
         """
         adapter = self.adapter
-        arrays = borders.cotangents_to_guest(cotangents, self._outputs, adapter.label)
         self._refuse_flat_outputs()
+        arrays = borders.cotangents_to_guest(cotangents, self._outputs, adapter.label)
         if self._registry.observed:
             self._observe("zero", (), adapter.zero, self._residuals)
             shapes = tuple(a.shape for a in arrays)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class ParameterLayout:
         # Computed once: the slices are asked for on every call of the bridge.
         object.__setattr__(self, "sizes", sizes)
         object.__setattr__(self, "size", starts[-1])
-        object.__setattr__(self, "slices", tuple(slice(a, b) for a, b in zip(starts, starts[1:])))
+        object.__setattr__(self, "slices", tuple(slice(a, b) for a, b in itertools.pairwise(starts)))
 
     sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
     size: int = field(init=False, compare=False)

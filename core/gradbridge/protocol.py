@@ -19,6 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -52,7 +53,7 @@ class Signature:
     @classmethod
     def flat(cls, count: int, noise: int = 0) -> Signature:
         """The signature of a function of `count` positional arrays."""
-        return cls(optree.tree_structure(((0,) * count, {})), noise)
+        return cls(_flat_structure(count), noise)
 
     @property
     def count(self) -> int:
@@ -61,12 +62,19 @@ class Signature:
 
     def bind(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Leaves → ``(args, kwargs)`` as the user passed them."""
-        args, kwargs = optree.tree_unflatten(self.structure, leaves)
+        bound: Any = optree.tree_unflatten(self.structure, leaves)
+        args, kwargs = bound
         return args, kwargs
 
     def replayed(self) -> Signature:
         """The same call again, leaving moving state alone."""
         return self if self.replay else replace(self, replay=True)
+
+
+@cache
+def _flat_structure(count: int) -> optree.PyTreeSpec:
+    call: Any = ((0,) * count, {})
+    return optree.tree_structure(call, namespace="gradbridge")
 
 
 class Adapter(ABC):
@@ -153,7 +161,7 @@ class Adapter(ABC):
             OutputError: the model returned something that is not an array.
         """
 
-    def zero(self, residuals: Any) -> None:
+    def zero(self, residuals: Any) -> None:  # noqa: B027, most frameworks have nothing to clear
         """Step 3, clear whatever the framework accumulates, so that backward starts at zero.
 
         Law 2. Frameworks that return gradients rather than add them up have nothing to do.

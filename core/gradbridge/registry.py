@@ -8,6 +8,7 @@ a half of it is first needed. What cannot load never stops the others and never 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -15,7 +16,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -27,6 +27,8 @@ from gradbridge.protocol import PROTOCOL_VERSION, Adapter, GuestOptions
 if TYPE_CHECKING:
     from gradbridge.call import Step
     from gradbridge.host import Host
+
+BY_HAND = "(registered by hand)"
 
 GuestHalf = Callable[[Any, GuestOptions], Adapter]
 
@@ -76,7 +78,7 @@ class BackendInfo:
     version: str | None
     _load: Callable[[], str | None] = field(repr=False, compare=False)
 
-    @cached_property
+    @functools.cached_property
     def reason(self) -> str | None:
         """Why it cannot be used, with the line that mends it; None if it can."""
         return self._load()
@@ -100,6 +102,7 @@ class Registry:
         self._manager.add_hookspecs(hookspecs)
         self._entry_points = entry_points
         self._backends: dict[str, tuple[Backend, str]] = {}
+        self._declared_by: dict[int, str] = {}
         self._problems: dict[str, str] = {}
         self._halves: dict[tuple[str, str], Any] = {}
         self._lock = threading.RLock()
@@ -116,16 +119,18 @@ class Registry:
             PluginError: it breaks the hook contract.
         """
         with self._lock:
-            self._add(plugin, name or getattr(plugin, "__name__", type(plugin).__name__), "(registered by hand)")
+            self._add(plugin, name or str(getattr(plugin, "__name__", type(plugin).__name__)), BY_HAND)
             self._look_for_observers()
 
     def unregister(self, plugin: Any) -> None:
         """Take a plugin out again; its backends are forgotten."""
         with self._lock:
             self._manager.unregister(plugin)
-            for name, (_, package) in list(self._backends.items()):
-                if package == "(registered by hand)" and name == getattr(plugin, "_gradbridge_backend", None):
-                    del self._backends[name]
+            name = self._declared_by.pop(id(plugin), None)
+            if name is not None:
+                del self._backends[name]
+                for role in ("guest", "host"):
+                    self._halves.pop((name, role), None)
             self._look_for_observers()
 
     @property
@@ -172,7 +177,7 @@ class Registry:
             self._check_hook_names(plugin, said)
             declare = getattr(plugin, "gradbridge_backend", None)
             if declare is not None:
-                self._declare(declare(), said, package)
+                self._declared_by[id(plugin)] = self._declare(declare(), said, package)
         except PluginError:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
@@ -184,14 +189,16 @@ class Registry:
 
     def _check_hook_names(self, plugin: Any, said: str) -> None:
         known = {name for name in vars(hookspecs) if name.startswith("gradbridge_")}
-        marked = [n for n in dir(plugin) if getattr(getattr(plugin, n, None), f"{hookspecs.GROUP}_impl", None)]
+        marked = [
+            n for n in dir(plugin) if getattr(getattr(plugin, n, None), f"{hookspecs.GROUP}_impl", None)
+        ]
         for name in marked:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"known hooks: {', '.join(sorted(known))}"
                 raise PluginError(f"{said} implements a hook {name!r} that does not exist; {hint}")
 
-    def _declare(self, backend: Any, said: str, package: str) -> None:
+    def _declare(self, backend: Any, said: str, package: str) -> str:
         if not isinstance(backend, Backend):
             raise PluginError(
                 f"{said}: gradbridge_backend() must return a gradbridge.registry.Backend, "
@@ -209,6 +216,7 @@ class Registry:
                 f"it stays with {other!r}"
             )
         self._backends[backend.name] = (backend, package)
+        return backend.name
 
     # -- backends -----------------------------------------------------------------------------
 
@@ -278,8 +286,7 @@ class Registry:
         found = {name: self._info(*self._backends[name]) for name in self.names()}
         for name, problem in self._problems.items():
             if name not in found:
-                reason = problem
-                found[name] = BackendInfo(name, (), name, "", False, None, lambda reason=reason: reason)
+                found[name] = BackendInfo(name, (), name, "", False, None, functools.partial(str, problem))
         return found
 
     def _info(self, backend: Backend, package: str) -> BackendInfo:
@@ -333,7 +340,9 @@ class Registry:
             missing = isinstance(error, ModuleNotFoundError) and error.name == module
             what = "is not installed" if missing else f"does not import: {type(error).__name__}: {error}"
             line = f"; install it with: {backend.install}" if backend.install else ""
-            raise BackendUnavailableError(f"backend {backend.name!r} needs {module}, which {what}{line}") from error
+            raise BackendUnavailableError(
+                f"backend {backend.name!r} needs {module}, which {what}{line}"
+            ) from error
 
     # -- observers ----------------------------------------------------------------------------
 

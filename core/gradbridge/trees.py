@@ -44,20 +44,21 @@ def _register(cls: type) -> None:
     with _registering:
         if cls in _registered:
             return
-        if dataclasses.is_dataclass(cls):
-            names = tuple(f.name for f in dataclasses.fields(cls) if f.init)
-            optree.register_pytree_node(
-                cls,
-                lambda obj: (tuple(getattr(obj, n) for n in names), names, names),
-                lambda aux, children: cls(**dict(zip(aux, children))),
-                namespace=NAMESPACE,
-            )
-        else:
+        names = (
+            tuple(f.name for f in dataclasses.fields(cls) if f.init)
+            if dataclasses.is_dataclass(cls)
+            else None
+        )
+
+        def parts(container: Any) -> tuple[tuple[Any, ...], Any, Any]:
+            if names is not None:
+                return tuple(getattr(container, name) for name in names), names, names
+            return tuple(container.values()), tuple(container), tuple(container)
+
+        def whole(keys: Any, children: Any) -> Any:
             # A mapping class may refuse to be built from pairs; a plain dict never does.
-            optree.register_pytree_node(
-                cls,
-                lambda obj: (tuple(obj.values()), tuple(obj.keys()), tuple(obj.keys())),
-                lambda aux, children: dict(zip(aux, children)),
-                namespace=NAMESPACE,
-            )
+            return cls(**dict(zip(keys, children))) if names is not None else dict(zip(keys, children))
+
+        register: Any = optree.register_pytree_node  # its annotations know collections only
+        register(cls, parts, whole, namespace=NAMESPACE)
         _registered.add(cls)

@@ -1,0 +1,94 @@
+"""Import hygiene, asked in a fresh interpreter: nothing is imported before it is needed."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+FRAMEWORKS = (
+    "torch",
+    "tensorflow",
+    "keras",
+    "jax",
+    "flax",
+    "equinox",
+    "autograd",
+    "ray",
+    "seldonian",
+    "scipy",
+)
+ORDER = ("errors", "layout", "protocol", "registry", "bridge", "primitive", "cli")
+
+
+def modules_after(code: str) -> set[str]:
+    script = f"{code}\nimport sys\nprint('\\n'.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in run.stdout.split()}
+
+
+def imports_of(path: pathlib.Path) -> set[str]:
+    """Modules that a file imports when it is imported itself, top-level statements only."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_importing_gradbridge_imports_no_framework():
+    assert not modules_after("import gradbridge") & set(FRAMEWORKS)
+
+
+def test_listing_the_backends_imports_no_framework():
+    assert not modules_after("import gradbridge; gradbridge.backends()") & set(FRAMEWORKS)
+
+
+def test_a_plain_primitive_loads_its_host_and_no_other_framework():
+    code = "import gradbridge as gb\nq = gb.primitive(lambda x: x)\nq(2.0)"
+    assert modules_after(code) & set(FRAMEWORKS) <= {"autograd", "scipy"}  # autograd looks for scipy itself
+
+
+def test_bridging_a_torch_model_loads_torch_alone():
+    pytest.importorskip("torch")
+    code = "import torch, gradbridge as gb\ngb.bridge(torch.nn.Linear(2, 1))"
+    loaded = modules_after(code) & {"tensorflow", "jax", "keras", "flax", "seldonian"}
+    assert not loaded
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("core/**/*.py")), ids=lambda p: p.stem)
+def test_core_knows_no_framework(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        for name in names:
+            assert name.split(".")[0] not in FRAMEWORKS, f"{path.name} imports {name}"
+            assert not name.startswith("gradbridge_"), f"{path.name} imports {name}"
+
+
+def test_core_imports_run_one_way():
+    for position, stem in enumerate(ORDER):
+        later = {f"gradbridge.{name}" for name in ORDER[position + 1 :]}
+        assert not imports_of(ROOT / "core" / "gradbridge" / f"{stem}.py") & later, stem
+
+
+def test_the_kit_imports_core_and_no_backend():
+    for path in ROOT.glob("core/gradbridge/testing/*.py"):
+        assert not any(name.startswith("gradbridge_") for name in imports_of(path)), path
+
+
+@pytest.mark.parametrize("package", sorted((ROOT / "backends").glob("gradbridge_*")), ids=lambda p: p.name)
+def test_a_backend_imports_no_other_backend_and_its_declaration_no_framework(package):
+    for path in package.glob("*.py"):
+        names = imports_of(path)
+        others = {n for n in names if n.startswith("gradbridge_") and n.split(".")[0] != package.name}
+        assert not others, f"{path} imports {others}"
+    roots = {name.split(".")[0] for name in imports_of(package / "__init__.py")}
+    assert not roots & set(FRAMEWORKS)

@@ -1,0 +1,208 @@
+"""Plugins: taken in one by one, named when they are broken, and never in each other's way."""
+
+import importlib.metadata
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import gradbridge as gb
+from gradbridge.errors import (
+    BackendUnavailableError,
+    PluginError,
+    UnknownBackendError,
+    UnknownModelError,
+)
+from gradbridge.hookspecs import hookimpl
+from gradbridge.registry import Backend, Registry
+
+
+def entry(name, value):
+    return importlib.metadata.EntryPoint(name, value, "gradbridge")
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Make an importable module from functions, as an installed plugin would be."""
+
+    def make(name, **functions):
+        made = types.ModuleType(name)
+        for key, function in functions.items():
+            setattr(made, key, function)
+        monkeypatch.setitem(sys.modules, name, made)
+        return name
+
+    return make
+
+
+def declaring(**fields):
+    def gradbridge_backend():
+        return Backend(**fields)
+
+    return hookimpl(gradbridge_backend)
+
+
+def registry(*names):
+    return Registry([entry("numpy", "gradbridge_numpy"), *[entry(n, n) for n in names]])
+
+
+def test_first_party_backends_come_in_by_the_entry_points():
+    found = gb.backends()
+    assert {"autograd", "numpy", "torch"} <= set(found)
+    assert found["numpy"].roles == ("guest",)
+    assert found["numpy"].available
+    assert found["autograd"].version == importlib.metadata.version("autograd")
+
+
+def test_a_misspelt_name_gets_the_nearest_one():
+    with pytest.raises(UnknownBackendError, match="no backend 'nunpy'; did you mean 'numpy'"):
+        registry().backend("nunpy")
+
+
+def test_a_host_that_is_only_a_guest_is_refused():
+    with pytest.raises(UnknownBackendError, match="'numpy' is no host"):
+        registry().host("numpy")
+
+
+def test_a_model_of_an_unknown_class_is_refused_with_what_to_do():
+    with pytest.raises(UnknownModelError, match=r"recognises a builtins\.int; say which one with backend="):
+        gb.bridge(3)
+
+
+def test_a_function_without_a_backend_is_told_about_primitive():
+    with pytest.raises(UnknownModelError, match=r"params=…, or use gradbridge\.primitive"):
+        gb.bridge(lambda p, x: x)
+
+
+def test_the_environment_names_the_backend_of_a_function(monkeypatch):
+    monkeypatch.setenv("GRADBRIDGE_BACKEND", "numpy")
+    f = gb.bridge(lambda p, x: p * x, params=np.ones(2))
+    assert np.array_equal(f(f.params, np.array([2.0, 3.0])), [2, 3])
+
+
+def test_a_plugin_that_raises_on_import_is_named_and_stops_nobody(tmp_path, monkeypatch):
+    (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('no luck')")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = registry("broken_plugin")
+    assert found.backend("numpy").name == "numpy"
+    assert "'broken_plugin'" in found.problems["broken_plugin"]
+    assert "RuntimeError: no luck" in found.problems["broken_plugin"]
+    assert found.infos()["broken_plugin"].reason == found.problems["broken_plugin"]
+    with pytest.raises(UnknownBackendError, match="no luck"):
+        found.backend("broken_plugin")
+
+
+def test_a_misspelt_hook_is_named_with_the_right_one(module):
+    name = module("misspelt", gradbridge_bakend=hookimpl(lambda: None))
+    assert "did you mean gradbridge_backend" in registry(name).problems[name]
+
+
+def test_a_hook_with_a_wrong_argument_is_named(module):
+    def gradbridge_forward(stepp): ...
+
+    name = module("wrong_argument", gradbridge_forward=hookimpl(gradbridge_forward))
+    problem = registry(name).problems[name]
+    assert "gradbridge_forward" in problem
+    assert "stepp" in problem
+
+
+def test_a_taken_name_stays_with_its_first_owner(module):
+    name = module("claims_numpy", gradbridge_backend=declaring(name="numpy", guest="x:y"))
+    found = registry(name)
+    assert "claims the backend name 'numpy'" in found.problems[name]
+    assert found.backend("numpy").guest == "gradbridge_numpy.guest:adapt"
+
+
+def test_a_plugin_that_declares_something_else_is_named(module):
+    name = module("declares_int", gradbridge_backend=hookimpl(lambda: 3))
+    assert "must return a gradbridge.registry.Backend, got int" in registry(name).problems[name]
+
+
+def test_a_plugin_of_another_protocol_is_named(module):
+    name = module("from_the_future", gradbridge_backend=declaring(name="future", protocol=99))
+    assert "adapter protocol 99" in registry(name).problems[name]
+
+
+def test_a_backend_whose_framework_is_missing_says_how_to_install_it(module):
+    declared = declaring(
+        name="nowhere", framework=("no_such_framework", "nsf"), install="pip install nsf", guest="a:b"
+    )
+    found = registry(module("nowhere", gradbridge_backend=declared))
+    with pytest.raises(BackendUnavailableError, match="is not installed; install it with: pip install nsf"):
+        found.guest("nowhere")
+    info = found.infos()["nowhere"]
+    assert not info.installed
+    assert not info.available
+    assert "pip install nsf" in info.reason
+
+
+def test_a_backend_whose_framework_breaks_on_import_is_listed_with_the_reason(module, tmp_path, monkeypatch):
+    (tmp_path / "breaking_framework.py").write_text("raise OSError('libfoo.so: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    declared = declaring(name="breaking", framework=("breaking_framework", "bf"), guest="a:b")
+    found = registry(module("breaking", gradbridge_backend=declared))
+    assert found.infos()["breaking"].installed
+    assert "OSError: libfoo.so" in found.infos()["breaking"].reason
+    with pytest.raises(ImportError):
+        found.guest("breaking")
+
+
+def test_a_plugin_registered_by_hand_serves_at_once():
+    class Plugin:
+        @hookimpl
+        def gradbridge_backend(self):
+            return Backend(name="mine", guest="gradbridge_numpy.guest:adapt")
+
+    found = registry()
+    found.register(Plugin())
+    assert found.names() == ["mine", "numpy"]
+
+
+def test_registering_a_broken_plugin_by_hand_raises():
+    class Plugin:
+        @hookimpl
+        def gradbridge_bacend(self): ...
+
+    with pytest.raises(PluginError, match="gradbridge_backend"):
+        registry().register(Plugin())
+
+
+def test_a_subclass_is_recognised_by_its_mro():
+    class Framework: ...
+
+    Framework.__module__ = "made_up"
+    Framework.__qualname__ = "Model"
+
+    class UsersOwn(Framework): ...
+
+    class Plugin:
+        @hookimpl
+        def gradbridge_backend(self):
+            return Backend(name="made_up", guest="a:b", models=("made_up.Model",))
+
+    found = registry()
+    found.register(Plugin())
+    assert found.match(UsersOwn()) == "made_up"
+
+
+def test_the_command_line_lists_the_backends_with_reasons():
+    run = subprocess.run(
+        [sys.executable, "-c", "from gradbridge.cli import main; main()", "backends"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "autograd" in run.stdout
+    assert "numpy" in run.stdout
+
+
+def test_a_mistyped_command_exits_with_an_error():
+    run = subprocess.run(
+        [sys.executable, "-c", "from gradbridge.cli import main; main()", "bakends"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode != 0
+    assert "bakends" in run.stderr
