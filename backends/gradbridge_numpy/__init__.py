@@ -7,4 +7,9 @@ from gradbridge.registry import Backend
 @hookimpl
 def gradbridge_backend() -> Backend:
     """Declare the backend; it needs nothing that core does not have."""
-    return Backend(name="numpy", guest="gradbridge_numpy.guest:adapt")
+    return Backend(
+        name="numpy",
+        guest="gradbridge_numpy.guest:adapt",
+        builder="gradbridge_numpy.architectures:build",
+        models=("gradbridge_numpy.architectures.Network",),
+    )

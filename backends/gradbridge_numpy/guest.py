@@ -23,16 +23,17 @@ from gradbridge.errors import (
 )
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, GuestOptions, Signature, refuse_unknown_options
+from gradbridge_numpy.architectures import Network, NetworkAdapter
 from gradbridge_numpy.rules import VJPRules
 
 OPTIONS = ("gradient", "vjp", "step", "order")
 
 
-def adapt(model: Callable[..., Any], options: GuestOptions) -> CallableAdapter:
+def adapt(model: Callable[..., Any], options: GuestOptions) -> Adapter:
     """Make an adapter of a callable: the guest half of backend ``numpy``.
 
     Args:
-        model: ``fn(*inputs)``, or ``fn(parameter tree, *inputs)`` if `options.params` is given.
+        model: a `Network`; or a callable ``fn(*inputs)``, or ``fn(parameter tree, *inputs)`` if `options.params` is given.
         options: `dtype` casts what the function sees. Extra options:
             gradient: ``"numeric"`` for finite differences; None for written rules.
             vjp: a written rule for each argument in order, or one alone, as for `defvjp`.
@@ -41,6 +42,9 @@ def adapt(model: Callable[..., Any], options: GuestOptions) -> CallableAdapter:
     Raises:
         OptionError: an unknown option, or a model that is not callable.
     """
+    if isinstance(model, Network):
+        refuse_unknown_options("numpy", options.extra, ())
+        return NetworkAdapter(model, options)
     refuse_unknown_options("numpy", options.extra, OPTIONS)
     if not callable(model):
         raise OptionError(f"backend 'numpy' bridges callables, got a {type(model).__name__}")

@@ -12,5 +12,6 @@ def gradbridge_backend() -> Backend:
         framework=("torch", "torch"),
         install='pip install "gradbridge[torch]"',
         guest="gradbridge_torch.guest:adapt",
+        builder="gradbridge_torch.architectures:build",
         models=("torch.nn.modules.module.Module",),
     )

@@ -5,6 +5,7 @@ The names here are for users. Those who write a backend also need `gradbridge.pr
 """
 
 from gradbridge import errors
+from gradbridge.architectures import build
 from gradbridge.bridge import Bridge, bridge
 from gradbridge.errors import GradbridgeError
 from gradbridge.layout import ParameterLayout
@@ -37,6 +38,7 @@ __all__ = [
     "Trace",
     "backends",
     "bridge",
+    "build",
     "errors",
     "primitive",
     "trace",

@@ -17,6 +17,7 @@ from gradbridge.host import Host
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, GuestOptions, Signature
 from gradbridge.registry import Registry, default_registry
+from gradbridge.reuse import Memory
 
 MODES = ("eval", "train")
 NOISES = ("frozen", "per_params", "per_call")
@@ -32,6 +33,7 @@ class Bridge:
         seed: where the bridge's own noise starts.
         noise: ``"frozen"``, ``"per_params"`` or ``"per_call"``.
         check_finite: refuse params with NaN or infinity, naming the first.
+        reuse: how many evaluations to remember; see `gradbridge.reuse`.
         registry: where host halves come from.
     """
 
@@ -44,6 +46,7 @@ class Bridge:
         seed: int = 0,
         noise: str = "frozen",
         check_finite: bool = False,
+        reuse: int = 0,
         registry: Registry | None = None,
     ) -> None:
         _one_of("mode", mode, MODES)
@@ -56,6 +59,7 @@ class Bridge:
         self._host: Host = self._registry.host(host)
         self._mode, self._seed, self._noise_kind = mode, int(seed) % 2**63, noise
         self._check_finite = check_finite
+        self._memory = _memory(reuse, adapter, mode)
         self._calls = itertools.count()
         self._draw = self._noise_source()
 
@@ -73,6 +77,11 @@ class Bridge:
     def params(self) -> Array:
         """The model's present parameters, (P,) float64, a new array."""
         return self._adapter.params()
+
+    @property
+    def memory(self) -> Memory | None:
+        """What ``reuse=`` remembers: its `hits` and `misses`, and `forget()`. None without reuse."""
+        return self._memory
 
     def model(self, params: Any) -> Any:
         """A native model of the guest's framework holding these parameters.
@@ -129,7 +138,9 @@ class Bridge:
             floating = (np.dtype(leaf.dtype) for leaf in leaves if borders.is_floating(leaf))
             dtype = next(floating, np.dtype(np.float64))
         signature = Signature(structure, self._seed)
-        call = Call(self._adapter, signature, dtype, self._registry, self._draw, self._check_finite)
+        call = Call(
+            self._adapter, signature, dtype, self._registry, self._draw, self._check_finite, self._memory
+        )
         return host.apply(call, params, leaves)
 
     def _noise_source(self) -> Callable[[Array], int] | None:
@@ -172,6 +183,7 @@ def bridge(
     seed: int = 0,
     noise: str = "frozen",
     check_finite: bool = False,
+    reuse: int = 0,
     registry: Registry | None = None,
     **options: Any,
 ) -> Bridge:
@@ -196,6 +208,9 @@ def bridge(
         noise: with ``mode="train"``: ``"frozen"`` (the same mask always), ``"per_params"`` (a new
             one whenever the params change) or ``"per_call"``.
         check_finite: refuse params with NaN or infinity, naming the first.
+        reuse: how many evaluations to remember, so that the same params and inputs, compared byte
+            for byte, cost one forward however often they are asked for. 0 remembers none. For
+            models that draw no random numbers. Memory: inputs and residuals of so many calls.
         registry: the plugins to choose from; by default all that are installed.
         **options: options of the backend.
 
@@ -219,7 +234,14 @@ def bridge(
         guest = GuestOptions(params=params, dtype=dtype, device=device, mode=mode, extra=options)
         adapter = registry.guest(name)(model, guest)
     return Bridge(
-        adapter, host, mode=mode, seed=seed, noise=noise, check_finite=check_finite, registry=registry
+        adapter,
+        host,
+        mode=mode,
+        seed=seed,
+        noise=noise,
+        check_finite=check_finite,
+        reuse=reuse,
+        registry=registry,
     )
 
 
@@ -240,6 +262,17 @@ def find_backend(model: Any, backend: str | None, registry: Registry) -> str:
             raise
         registry.backend(named)
         return named
+
+
+def _memory(reuse: Any, adapter: Adapter, mode: str) -> Memory | None:
+    if isinstance(reuse, bool) or not isinstance(reuse, (int, np.integer)) or reuse < 0:
+        raise OptionError(f"reuse must be a number of evaluations to remember, 0 or more, got {reuse!r}")
+    if reuse and (mode == "train" or adapter.stochastic):
+        raise OptionError(
+            f"reuse={reuse} was asked for, and {adapter.label} in mode {mode!r} may draw random numbers or move "
+            f"statistics, so that an evaluation is not just its result; leave reuse out or use mode='eval'"
+        )
+    return Memory(int(reuse)) if reuse else None
 
 
 def _one_of(option: str, value: Any, allowed: Sequence[str]) -> None:

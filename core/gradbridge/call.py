@@ -12,6 +12,7 @@ import numpy as np
 from gradbridge import borders, trees
 from gradbridge.errors import NotDifferentiableError
 from gradbridge.protocol import Adapter, Array, Signature
+from gradbridge.reuse import Evaluation, Memory
 
 if TYPE_CHECKING:
     import optree
@@ -45,6 +46,7 @@ class Call:
 
     __slots__ = (
         "_check_finite",
+        "_memory",
         "_noise",
         "_outputs",
         "_registry",
@@ -64,6 +66,7 @@ class Call:
         registry: Registry,
         noise: Callable[[Array], int] | None = None,
         check_finite: bool = False,
+        memory: Memory | None = None,
     ) -> None:
         self.adapter = adapter
         self.signature = signature
@@ -73,6 +76,7 @@ class Call:
         self._registry = registry
         self._noise = noise
         self._check_finite = check_finite
+        self._memory = memory
         self._residuals: Any = None
         self._structure: optree.PyTreeSpec | None = None
         self._outputs: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...] = ()
@@ -94,16 +98,10 @@ class Call:
         inputs = borders.admit_differentiated(inputs, self.wrt, adapter.label)
         if self._noise is not None:
             self.signature = replace(self.signature, noise=self._noise(vector))
-        if self._registry.observed:
-            loaded = self._observe("update", (vector.shape,), adapter.update, vector)
-            shapes = tuple(x.shape for x in inputs if isinstance(x, np.ndarray))
-            outputs, self._residuals = self._observe(
-                "forward", shapes, adapter.forward, loaded, inputs, self.signature, self.wrt
-            )
+        if self._memory is None:
+            outputs, self._residuals = self._forward(vector, inputs, self.wrt)
         else:
-            outputs, self._residuals = adapter.forward(
-                adapter.update(vector), inputs, self.signature, self.wrt
-            )
+            outputs, self._residuals = self._remembered(self._memory, vector, inputs)
         if type(outputs) is np.ndarray:
             leaves, self._structure = [outputs], None
         else:
@@ -111,6 +109,31 @@ class Call:
         arrays = borders.outputs_to_host(leaves, self.dtype, adapter.label)
         self._outputs = tuple((a.shape, a.dtype) for a in arrays)
         return arrays
+
+    def _forward(self, vector: Array, inputs: Sequence[Any], wrt: tuple[int, ...]) -> tuple[Any, Any]:
+        adapter = self.adapter
+        if not self._registry.observed:
+            return adapter.forward(adapter.update(vector), inputs, self.signature, wrt)
+        loaded = self._observe("update", (vector.shape,), adapter.update, vector)
+        shapes = tuple(x.shape for x in inputs if isinstance(x, np.ndarray))
+        outputs: tuple[Any, Any] = self._observe(
+            "forward", shapes, adapter.forward, loaded, inputs, self.signature, wrt
+        )
+        return outputs
+
+    def _remembered(self, memory: Memory, vector: Array, inputs: Sequence[Any]) -> tuple[Any, Any]:
+        """The forward from memory, or made so that a later gradient with respect to the params finds it."""
+        one = memory.find(vector, inputs, self.signature, self.wrt)
+        if one is None:
+            wrt = tuple(sorted({0, *self.wrt})) if self.adapter.layout.size else self.wrt
+            outputs, residuals = self._forward(vector, inputs, wrt)
+            one = Evaluation(vector, tuple(inputs), self.signature, wrt, outputs, residuals)
+            if not self.adapter.stochastic:
+                memory.keep(one)
+        leaves, structure = trees.flatten(one.outputs)
+        # The caller owns what it gets, so what is remembered stays ours.
+        copies = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+        return trees.unflatten(structure, copies), one.residuals
 
     def assemble(self, leaves: Sequence[Any]) -> Any:
         """Output leaves, concrete or traced → the tree that the model returned."""

@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ from gradbridge.protocol import PROTOCOL_VERSION, Adapter, GuestOptions
 if TYPE_CHECKING:
     from gradbridge.call import Step
     from gradbridge.host import Host
+
+#: Which frameworks `build` takes first when none is named.
+PREFERRED = ("torch", "tensorflow", "jax", "numpy")
 
 BY_HAND = "(registered by hand)"
 
@@ -44,6 +48,8 @@ class Backend:
         install: the command that installs the framework.
         guest: ``"module:function"`` of the guest half, a `GuestHalf`; None if there is none.
         host: ``"module:class"`` of the host half, a `Host` subclass; None if there is none.
+        builder: ``"module:function"`` that builds a portable architecture as a native model from
+            ``(Architecture, {name: array})``; None if it builds none.
         models: qualified names of classes; a model with one of them in its MRO is this backend's.
         protocol: version of the adapter protocol that it was written for.
     """
@@ -53,6 +59,7 @@ class Backend:
     install: str = ""
     guest: str | None = None
     host: str | None = None
+    builder: str | None = None
     models: tuple[str, ...] = ()
     protocol: int = PROTOCOL_VERSION
 
@@ -129,7 +136,7 @@ class Registry:
             name = self._declared_by.pop(id(plugin), None)
             if name is not None:
                 del self._backends[name]
-                for role in ("guest", "host"):
+                for role in ("guest", "host", "builder"):
                     self._halves.pop((name, role), None)
             self._look_for_observers()
 
@@ -261,6 +268,15 @@ class Registry:
         half: Host = self._half(name, "host")
         return half
 
+    def builder(self, name: str) -> Callable[[Any, dict[str, Any]], Any]:
+        """The builder of portable architectures of a backend, importing its framework.
+
+        Raises:
+            UnknownBackendError, BackendUnavailableError
+        """
+        half: Callable[[Any, dict[str, Any]], Any] = self._half(name, "builder")
+        return half
+
     def match(self, model: Any) -> str:
         """Find a model's backend from the classes in its MRO, without importing any framework.
 
@@ -317,7 +333,7 @@ class Registry:
         target = getattr(backend, role)
         if target is None:
             others = ", ".join(n for n, (b, _) in sorted(self._backends.items()) if getattr(b, role))
-            raise UnknownBackendError(f"backend {name!r} is no {role}; these are: {others}")
+            raise UnknownBackendError(f"backend {name!r} is no {role}; these are: {others or 'none'}")
         self._import_framework(backend)
         module_name, _, attribute = target.partition(":")
         try:
@@ -369,6 +385,27 @@ def _has_module(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
         return False
+
+
+def default_backend(registry: Registry) -> str:
+    """The backend that builds when none is named: ``GRADBRIDGE_BACKEND``, else the first installed.
+
+    Raises:
+        UnknownBackendError: the variable names none, or nothing here builds.
+    """
+    named = os.environ.get("GRADBRIDGE_BACKEND")
+    if named:
+        registry.backend(named)
+        return named
+    builders = [name for name in registry.names() if registry.backend(name).builder is not None]
+    builders.sort(key=lambda name: (*(name != first for first in PREFERRED), name))
+    for name in builders:
+        framework = registry.backend(name).framework
+        if framework is None or _has_module(framework[0]):
+            return name
+    raise UnknownBackendError(
+        "no backend that builds architectures is installed; pip install gradbridge[torch]"
+    )
 
 
 _default: Registry | None = None

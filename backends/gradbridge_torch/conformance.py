@@ -1,0 +1,119 @@
+"""The scenarios of the conformance kit in PyTorch, as modules and as a function of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from gradbridge.protocol import Array
+from gradbridge.testing import BackendUnderTest
+
+
+class UnderTest(BackendUnderTest):
+    """See `gradbridge.testing.BackendUnderTest`."""
+
+    backend: ClassVar[str] = "torch"
+
+    def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> nn.Module:
+        """Two linear layers and a tanh."""
+        return nn.Sequential(_linear(weight1, bias1), nn.Tanh(), _linear(weight2, bias2))
+
+    def embedding(self, table: Array) -> nn.Module:
+        """A lookup layer."""
+        return nn.Embedding.from_pretrained(torch.tensor(table), freeze=False)
+
+    def energy(self) -> Any:
+        """A function of tensors."""
+        return lambda x, y: (x**2 * y).sum()
+
+    def outputs(self, scale: Array) -> nn.Module:
+        """A module that returns a dict with a tuple in it."""
+        return _Outputs(scale)
+
+    def tied(self, weight: Array) -> nn.Module:
+        """Two linear layers with one weight between them."""
+        first, second = _linear(weight), _linear(weight)
+        second.weight = first.weight
+        return nn.Sequential(first, nn.Tanh(), second)
+
+    def unused(self, weight: Array, spare: Array) -> nn.Module:
+        """A module with a parameter, and an input, that its forward ignores."""
+        return _Unused(weight, spare)
+
+    def dropout(self, rate: float) -> nn.Module:
+        """The layer."""
+        return nn.Dropout(rate)
+
+    def batchnorm(self, scale: Array, shift: Array, epsilon: float) -> nn.Module:
+        """The layer, with its affine parameters set."""
+        layer = nn.BatchNorm1d(len(scale), eps=epsilon, dtype=torch.float64)
+        layer.weight, layer.bias = _parameter(scale), _parameter(shift)
+        return layer
+
+    def state(self, model: Any) -> Any:
+        """Parameters, gradients, buffers, modes and hooks of a module; torch's global state."""
+        surroundings = (
+            torch.get_rng_state().numpy().tobytes(),
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+        )
+        if not isinstance(model, nn.Module):
+            return surroundings
+        tensors = [(name, id(t), t.numpy(force=True).tobytes()) for name, t in model.state_dict().items()]
+        slots = [(name, id(p), p.requires_grad, p.grad is None) for name, p in model.named_parameters()]
+        modes = [(name, part.training, len(part._forward_hooks)) for name, part in model.named_modules()]
+        return surroundings, tensors, slots, modes
+
+    def surroundings(self) -> Iterable[tuple[str, AbstractContextManager[Any]]]:
+        """What a torch program may have set around us."""
+        yield "under torch.no_grad()", torch.no_grad()
+        yield "under torch.inference_mode()", torch.inference_mode()
+        yield "under autocast", torch.autocast("cpu", dtype=torch.bfloat16)
+        yield "under default dtype float16", _default_dtype(torch.float16)
+        yield "under default dtype float64", _default_dtype(torch.float64)
+
+
+class _Outputs(nn.Module):
+    def __init__(self, scale: Array) -> None:
+        super().__init__()
+        self.scale = _parameter(scale)
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        return {"scaled": x * self.scale, "rest": (x**2, (self.scale**2).sum())}
+
+
+class _Unused(nn.Module):
+    def __init__(self, weight: Array, spare: Array) -> None:
+        super().__init__()
+        self.spare = _parameter(spare)
+        self.weight = _parameter(weight)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.exp(x @ self.weight / 4)
+
+
+def _linear(weight: Array, bias: Array | None = None) -> nn.Linear:
+    layer = nn.Linear(*weight.shape, bias=bias is not None, dtype=torch.float64)
+    layer.weight = _parameter(weight.T)
+    if bias is not None:
+        layer.bias = _parameter(bias)
+    return layer
+
+
+def _parameter(array: Array) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(array))
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,24 @@
+"""`import gradbridge`: at most 0.25 s, and no framework."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from rich.console import Console
+
+BUDGET = 0.25
+CODE = """
+import time; start = time.perf_counter()
+import gradbridge
+print(time.perf_counter() - start)
+"""
+
+
+def run(console: Console) -> None:
+    """Print the best of five fresh interpreters."""
+    times = [
+        float(subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout)
+        for _ in range(5)
+    ]
+    console.print(f"[bold]import gradbridge[/]: {min(times):.3f} s, budget {BUDGET} s")

@@ -1,0 +1,116 @@
+"""Reuse of evaluations: programs that ask for the same (params, inputs) again and again.
+
+A constrained optimizer evaluates its objective and each constraint at one point, first for their
+values and then for their gradients, and each asks the model anew. A bridge with ``reuse=N``
+remembers its last N evaluations with their residuals. A repetition is recognised by comparing
+the content, byte for byte: never by identity, because callers change their arrays in place, and
+never by a hash alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gradbridge.protocol import Array, Signature
+
+
+class Evaluation(NamedTuple):
+    """One forward that was made, with what it was made of."""
+
+    params: Array
+    inputs: tuple[Any, ...]
+    signature: Signature
+    wrt: tuple[int, ...]
+    outputs: Any
+    residuals: Any
+
+
+class Memory:
+    """The last few evaluations of one bridge. Safe to ask from any thread.
+
+    Attributes:
+        hits: evaluations that were answered from memory.
+        misses: evaluations that the guest had to make.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._kept: OrderedDict[int, Evaluation] = OrderedDict()
+        self._lock = threading.Lock()
+        self._next = 0
+        self.hits = 0
+        self.misses = 0
+
+    def find(
+        self, params: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+    ) -> Evaluation | None:
+        """The evaluation of exactly these arguments, if it is remembered and can be pulled back to `wrt`."""
+        with self._lock:
+            kept = list(reversed(self._kept.items()))
+        for key, one in kept:
+            if (
+                one.signature == signature
+                and set(wrt) <= set(one.wrt)
+                and same_content(one.params, params)
+                and all(map(same_content, one.inputs, inputs))
+            ):
+                with self._lock:
+                    self.hits += 1
+                    if key in self._kept:
+                        self._kept.move_to_end(key)
+                return one
+        with self._lock:
+            self.misses += 1
+        return None
+
+    def keep(self, evaluation: Evaluation) -> None:
+        """Remember an evaluation, forgetting the one that was not asked for longest.
+
+        Its params and inputs are copied: the caller may change them in place.
+        """
+        own = evaluation._replace(
+            params=evaluation.params.copy(),
+            inputs=tuple(x.copy() if isinstance(x, np.ndarray) else x for x in evaluation.inputs),
+        )
+        with self._lock:
+            self._next += 1
+            self._kept[self._next] = own
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+
+    def forget(self) -> None:
+        """Drop everything that is remembered, and the residuals with it."""
+        with self._lock:
+            self._kept.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_size": self._size}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_size"])  # type: ignore[misc]
+
+
+def same_content(ours: Any, theirs: Any) -> bool:
+    """Whether two leaves are the same bytes in the same shape and dtype (NaN equals itself, 0.0 not -0.0)."""
+    if isinstance(ours, np.ndarray):
+        if not isinstance(theirs, np.ndarray) or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            return False
+        if ours.dtype.hasobject:
+            return False
+        # Most pairs that differ do so early; this spares a pass over the rest of a large array.
+        if ours.ndim and len(ours) > 64 and not _same_bytes(ours[:16], theirs[:16]):
+            return False
+        return _same_bytes(ours, theirs)
+    return type(ours) is type(theirs) and bool(ours is theirs or ours == theirs)
+
+
+def _same_bytes(a: Array, b: Array) -> bool:
+    words = np.dtype(f"u{a.dtype.itemsize}") if a.dtype.itemsize in (1, 2, 4, 8) else None
+    if words is None:
+        return a.tobytes() == b.tobytes()
+    return bool(np.array_equal(np.ascontiguousarray(a).view(words), np.ascontiguousarray(b).view(words)))
