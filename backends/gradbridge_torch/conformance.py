@@ -64,7 +64,7 @@ class UnderTest(BackendUnderTest):
         )
         if not isinstance(model, nn.Module):
             return surroundings
-        tensors = [(name, id(t), t.numpy(force=True).tobytes()) for name, t in model.state_dict().items()]
+        tensors = [(name, t.numpy(force=True).tobytes()) for name, t in model.state_dict().items()]
         slots = [(name, id(p), p.requires_grad, p.grad is None) for name, p in model.named_parameters()]
         modes = [(name, part.training, len(part._forward_hooks)) for name, part in model.named_modules()]
         return surroundings, tensors, slots, modes

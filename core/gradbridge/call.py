@@ -51,6 +51,7 @@ class Call:
         "_outputs",
         "_registry",
         "_residuals",
+        "_shapes",
         "_structure",
         "adapter",
         "dtype",
@@ -78,6 +79,7 @@ class Call:
         self._check_finite = check_finite
         self._memory = memory
         self._residuals: Any = None
+        self._shapes: dict[int, tuple[int, ...]] = {}
         self._structure: optree.PyTreeSpec | None = None
         self._outputs: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...] = ()
 
@@ -98,6 +100,7 @@ class Call:
         inputs = borders.admit_differentiated(inputs, self.wrt, adapter.label)
         if self._noise is not None:
             self.signature = replace(self.signature, noise=self._noise(vector))
+        self._shapes = {i: inputs[i - 1].shape if i else vector.shape for i in self.wrt}
         if self._memory is None:
             outputs, self._residuals = self._forward(vector, inputs, self.wrt)
         else:
@@ -152,6 +155,10 @@ class Call:
         adapter = self.adapter
         self._refuse_flat_outputs()
         arrays = borders.cotangents_to_guest(cotangents, self._outputs, adapter.label)
+        if not any(map(np.any, arrays)):
+            # Linear in the cotangents, so the guest need not be asked: what autograd's jacobian
+            # pulls back is mostly zeros, wherever a program calls its model more than once.
+            return [np.zeros(self._shapes[position], self.dtype) for position in wrt]
         if self._registry.observed:
             self._observe("zero", (), adapter.zero, self._residuals)
             shapes = tuple(a.shape for a in arrays)

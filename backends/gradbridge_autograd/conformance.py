@@ -1,0 +1,73 @@
+"""The scenarios of the conformance kit as functions of ``autograd.numpy``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import autograd.numpy as anp
+from autograd.tracer import trace_stack
+
+from gradbridge.protocol import Adapter, Array, GuestOptions
+from gradbridge.testing import BackendUnderTest, Native
+from gradbridge_autograd.guest import adapt
+
+
+class UnderTest(BackendUnderTest):
+    """See `gradbridge.testing.BackendUnderTest`."""
+
+    backend: ClassVar[str] = "autograd"
+    reasons: ClassVar[Mapping[str, str]] = {
+        "dropout": "autograd has functions only, without random numbers of their own",
+        "batchnorm": "autograd has functions only, without statistics that move",
+    }
+
+    def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> Native:
+        """Two linear maps and a tanh."""
+
+        def mlp(params: Any, x: Any) -> Any:
+            hidden = anp.tanh(anp.dot(x, params["weight1"]) + params["bias1"])
+            return anp.dot(hidden, params["weight2"]) + params["bias2"]
+
+        tree = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
+        return Native(mlp, params=tree)
+
+    def embedding(self, table: Array) -> Native:
+        """Indexing by an array of integers."""
+        return Native(lambda params, x: params["table"][x], params={"table": table})
+
+    def energy(self) -> Any:
+        """A function of arrays."""
+        return lambda x, y: anp.sum(x**2 * y)
+
+    def outputs(self, scale: Array) -> Native:
+        """A function that returns a dict with a tuple in it."""
+
+        def outputs(params: Any, x: Any) -> Any:
+            return {"scaled": x * params["scale"], "rest": (x**2, anp.sum(params["scale"] ** 2))}
+
+        return Native(outputs, params={"scale": scale})
+
+    def tied(self, weight: Array) -> Native:
+        """A function that uses its one parameter twice."""
+
+        def tied(params: Any, x: Any) -> Any:
+            return anp.dot(anp.tanh(anp.dot(x, params["weight"])), params["weight"])
+
+        return Native(tied, params={"weight": weight})
+
+    def unused(self, weight: Array, spare: Array) -> Native:
+        """A function that ignores a parameter and an input."""
+
+        def unused(params: Any, x: Any, y: Any) -> Any:
+            return anp.exp(anp.dot(x, params["weight"]) / 4)
+
+        return Native(unused, params={"weight": weight, "spare": spare})
+
+    def state(self, model: Any) -> Any:
+        """autograd's counter of open traces, its only global state."""
+        return trace_stack.top
+
+    def adapt(self, model: Any, options: GuestOptions) -> Adapter:
+        """By the guest half."""
+        return adapt(model, options)

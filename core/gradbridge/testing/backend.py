@@ -1,0 +1,129 @@
+"""`BackendUnderTest`: what the author of a backend hands to the kit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, NoReturn
+
+from gradbridge.protocol import Adapter, Array, GuestOptions
+from gradbridge.registry import Registry, default_registry
+
+
+class NotOfferedError(Exception):
+    """A scenario that the backend has no factory for, or a check that cannot apply to it: skipped, with the reason."""
+
+
+class Native:
+    """A model with the keyword arguments that `gradbridge.bridge` needs beside it.
+
+    Args:
+        model: the native model or function.
+        params: the parameter pytree of a function.
+        **options: options of the backend.
+    """
+
+    def __init__(self, model: Any, *, params: Any = None, **options: Any) -> None:
+        self.model, self.params, self.options = model, params, options
+
+
+class BackendUnderTest:
+    """Factories for the scenarios, written by the author of a backend. Subclass it.
+
+    Each factory takes NumPy float64 arrays and returns the native model or function that holds
+    them: whatever one would hand to `gradbridge.bridge`, or `Native(function, params=tree)` where
+    keyword arguments are needed. Leave out what the framework cannot do: its rows say so.
+
+    ====================================  ==========================================================
+    factory                               the model, x of shape (N, …)
+    ====================================  ==========================================================
+    mlp(weight1, bias1, weight2, bias2)   tanh(x @ weight1 + bias1) @ weight2 + bias2
+    embedding(table)                      table[x], x (N, 3) of integers
+    energy()                              f(x, y) = Σ x² y, a 0-d array; no parameters
+    outputs(scale)                        {"scaled": x * scale, "rest": (x², Σ scale²)}
+    tied(weight)                          tanh(x @ weight) @ weight, one parameter used twice
+    unused(weight, spare)                 f(x, y) = exp(x @ weight / 4); spare and y do nothing
+    dropout(rate)                         each element of x: 0 with probability rate, else x/(1-rate)
+    batchnorm(scale, shift, epsilon)      batch normalization over N, mean 0 and variance 1 stored
+    ====================================  ==========================================================
+
+    The arrays may be stored in any order and orientation: the kit finds out which parameter lies
+    where in `layout` by building the model once with its parameters numbered.
+    """
+
+    #: Name of the backend in the registry.
+    backend: ClassVar[str] = ""
+
+    #: The dtypes that ``dtype=`` accepts, the most precise first. The laws are checked in the first.
+    dtypes: ClassVar[tuple[str, ...]] = ("float64", "float32")
+
+    #: {factory: why the framework cannot do it}, for those that are left out.
+    reasons: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, registry: Registry | None = None) -> None:
+        self.registry = registry if registry is not None else default_registry()
+
+    def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> Any:
+        """x (N, 3) ↦ tanh(x @ weight1 + bias1) @ weight2 + bias2, (N, 2)."""
+        self._leave_out("mlp")
+
+    def embedding(self, table: Array) -> Any:
+        """x (N, 3) of integers ↦ table[x], (N, 3, 2)."""
+        self._leave_out("embedding")
+
+    def energy(self) -> Any:
+        """x, y of one shape, also () ↦ Σ x² y, shape (). A function without parameters."""
+        self._leave_out("energy")
+
+    def outputs(self, scale: Array) -> Any:
+        """x (N, 2) ↦ {"scaled": x * scale, "rest": (x**2, (scale**2).sum())}."""
+        self._leave_out("outputs")
+
+    def tied(self, weight: Array) -> Any:
+        """x (N, 3) ↦ tanh(x @ weight) @ weight; the parameter is in the layout once."""
+        self._leave_out("tied")
+
+    def unused(self, weight: Array, spare: Array) -> Any:
+        """x (N, 3), y (N, 2) ↦ exp(x @ weight / 4); `spare` is a parameter without influence."""
+        self._leave_out("unused")
+
+    def dropout(self, rate: float) -> Any:
+        """x (N, 8) ↦ x with dropout, no parameters; bridged with ``mode="train"`` and with ``"eval"``."""
+        self._leave_out("dropout")
+
+    def batchnorm(self, scale: Array, shift: Array, epsilon: float) -> Any:
+        """x (N, 3) ↦ batch normalization, then * scale + shift; statistics move in train mode."""
+        self._leave_out("batchnorm")
+
+    # -- optional -----------------------------------------------------------------------------
+
+    def state(self, model: Any) -> Any:
+        """What must stay as it was, compared with ``==`` before and after (laws 5 and 9).
+
+        For example the model's parameters as bytes, its mode flags and accumulated gradients, and
+        the framework's random state, default dtype and flags.
+
+        Args:
+            model: what the factory returned.
+        """
+        return None
+
+    def surroundings(self) -> Iterable[tuple[str, AbstractContextManager[Any]]]:
+        """Surroundings that must not matter (law 9): (what they are, a context that sets them up).
+
+        For example another default dtype, another random seed, or a block without gradients.
+        """
+        return ()
+
+    def adapt(self, model: Any, options: GuestOptions) -> Adapter:
+        """Make the adapter, by the backend's guest half. Override it to test an adapter alone."""
+        return self.registry.guest(self.backend)(model, options)
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return self.backend or type(self).__name__
+
+    def _leave_out(self, factory: str) -> NoReturn:
+        reason = self.reasons.get(factory, f"no factory {factory}() was given")
+        raise NotOfferedError(f"{self.name}: {reason}")

@@ -1,0 +1,22 @@
+"""The checks: one function per law, and per known way to break it silently.
+
+`CHECKS` holds them all by name. A check takes a `gradbridge.testing.Subject`, one scenario on one
+backend, and raises AssertionError where the law is broken, with what was expected and what came.
+"""
+
+from gradbridge.testing.checks import borders, function, honest, orders, pure, reentrant, right
+from gradbridge.testing.checks.catalogue import CHECKS, LAWS, Check, check
+
+__all__ = [
+    "CHECKS",
+    "LAWS",
+    "Check",
+    "borders",
+    "check",
+    "function",
+    "honest",
+    "orders",
+    "pure",
+    "reentrant",
+    "right",
+]

@@ -1,0 +1,76 @@
+"""The catalogue of checks: each is a function of a `Subject` that raises when its law is broken."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gradbridge.testing.subject import Subject
+
+CheckFunction = Callable[[Subject], None]
+
+LAWS = {
+    1: "right",
+    2: "linear, repeatable",
+    3: "re-entrant",
+    4: "fresh",
+    5: "pure",
+    6: "borders",
+    7: "never silently wrong",
+    8: "one forward per gradient",
+    9: "a function",
+}
+
+#: Every scenario whose model has neither noise nor state of its own.
+PLAIN = ("mlp", "embedding", "energy", "outputs", "tied", "unused")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One law, or one known way to break it silently.
+
+    Attributes:
+        name: of the function.
+        law: its number in the protocol, see `LAWS`.
+        scenarios: names of those that it runs on.
+        mode: the mode that models are bridged with.
+        function: raises when the law is broken; its docstring states the law.
+    """
+
+    name: str
+    law: int
+    scenarios: tuple[str, ...]
+    mode: str
+    function: CheckFunction
+
+    @property
+    def statement(self) -> str:
+        """The law in words: the first line of the docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    def __call__(self, subject: Subject) -> None:
+        """Run the check.
+
+        Raises:
+            AssertionError: the law is broken.
+            NotOfferedError: the check does not apply to this backend.
+        """
+        self.function(subject)
+
+
+CHECKS: dict[str, Check] = {}
+
+
+def check(
+    law: int, scenarios: tuple[str, ...] = PLAIN, mode: str = "eval"
+) -> Callable[[CheckFunction], CheckFunction]:
+    """Enter a function in the catalogue."""
+
+    def enter(function: CheckFunction) -> CheckFunction:
+        name = function.__name__
+        assert name not in CHECKS, f"two checks are called {name}"
+        CHECKS[name] = Check(name, law, scenarios, mode, function)
+        return function
+
+    return enter

@@ -1,0 +1,194 @@
+"""Laws 8 and 9: one forward per gradient, and the same arguments give the same outputs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from gradbridge.errors import HigherOrderError
+from gradbridge.protocol import Adapter, Array
+from gradbridge.testing.backend import Native, NotOfferedError
+from gradbridge.testing.checks.catalogue import check
+from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs, expect_same
+from gradbridge.testing.scenarios import BATCHNORM, DROPOUT_RATE
+from gradbridge.testing.subject import Flight, Point, Subject
+from gradbridge.tracing import trace
+
+
+@check(8, ("mlp", "energy", "outputs"))
+def one_forward(subject: Subject) -> None:
+    """A value and the gradients of all arguments cost one update, one forward and one backward."""
+    adapter, point = subject.fresh(), subject.point(80)
+    calls = {step: _counted(adapter, step) for step in ("update", "forward", "backward")}
+    with trace(subject.under_test.registry) as t:
+        subject.start(point, adapter=adapter).pull()
+    assert set(t.counts.values()) == {1}, f"expected every step once, observed {t.counts}"
+    for step, count in calls.items():
+        assert count() == 1, f"expected one {step} of the adapter, also by itself, counted {count()}"
+
+
+@check(9)
+def same_again(subject: Subject) -> None:
+    """The same params and inputs give the same outputs to the last bit, with residuals kept or not."""
+    point = subject.point(81)
+    first = subject.start(point)
+    for when, again in (
+        ("again", subject.start(point)),
+        ("with another seed for noise that it has not", subject.start(point, noise=7)),
+        ("with no residuals kept", subject.start(point, wrt=())),
+    ):
+        for got, expected in zip(again.outputs, first.outputs):
+            if when.startswith("with no"):  # a framework may compile the two differently
+                expect_close(got, expected, f"output {when}", subject.tolerance)
+            else:
+                expect_same(got, expected, f"output {when}")
+
+
+@check(9)
+def nothing_kept(subject: Subject) -> None:
+    """A call that nobody differentiates keeps no residuals."""
+    point, adapter = subject.point(82), subject.adapter()
+    signature = subject.start(point, wrt=()).call.signature
+    _, residuals = adapter.forward(adapter.update(point.params), point.inputs, signature, ())
+    assert residuals is None, f"expected residuals None for wrt=(), got a {type(residuals).__name__}"
+
+
+@check(9, ("mlp", "energy"))
+def surroundings_do_not_matter(subject: Subject) -> None:
+    """Results are the same in any surroundings that the framework has: other seeds, dtypes and modes."""
+    point, expected = subject.point(83), subject.gradients_at(subject.point(83))
+    tried = 0
+    for name, context in subject.under_test.surroundings():
+        tried += 1
+        outside = subject.start(point)
+        with context:
+            inside = subject.start(point)
+            pulled = outside.pull()
+            expect_gradients(inside.pull(), expected, subject.tolerance, f"all done {name}")
+            made_inside = subject.adapt(subject.build(subject.initial()), subject.precision)
+        expect_gradients(pulled, expected, subject.tolerance, f"pulled back {name}")
+        expect_gradients(inside.pull(), expected, subject.tolerance, f"made {name}, pulled back outside")
+        expect_outputs(inside.outputs, subject.outputs_at(point), subject.tolerance, f"computed {name}")
+        later = subject.start(point, adapter=made_inside)
+        expect_gradients(later.pull(), expected, subject.tolerance, f"of an adapter made {name}")
+    if not tried:
+        raise NotOfferedError(f"{subject.under_test.name}: surroundings() are not given")
+
+
+@check(9, ("dropout",), "train")
+def noise_is_the_calls(subject: Subject) -> None:
+    """Noise comes from the call's seed alone: the same mask for the same seed, another one for another."""
+    point = subject.point(84)
+    one, again, two = (subject.start(point, noise=seed).outputs[0] for seed in (1, 1, 2))
+    expect_same(again, one, "output with the same noise")
+    other = subject.start(point, adapter=subject.fresh(), noise=1).outputs[0]
+    expect_same(other, one, "output of a second adapter with the same noise")
+    assert one.tobytes() != two.tobytes(), "two seeds gave the same mask"
+    kept = point.inputs[0] / (1 - DROPOUT_RATE)
+    expect_close(one, np.where(one == 0, 0.0, kept), "kept elements, which are x / (1 - rate)", 1e-6)
+    assert 0 < np.mean(one == 0) < 1, "expected some elements to be dropped and some to be kept"
+
+
+@check(9, ("dropout",), "train")
+def backward_uses_its_mask(subject: Subject) -> None:
+    """A backward, and every replay of the call, uses the mask of its forward, whatever came later."""
+    point = subject.point(85)
+    flights = [subject.start(point, noise=seed) for seed in (1, 2)]
+    for flight in flights:
+        expected = _masked(flight)
+        expect_close(flight.pull()[1], expected, "gradient through the mask of its forward", 1e-6)
+        try:
+            gradient = flight.call.differentiated((1,))
+        except HigherOrderError:
+            continue
+        again = gradient.run(point.params, (*point.inputs, *point.cotangents))[0]
+        expect_close(again, expected, "gradient by the pullback's adapter", 1e-6)
+
+
+@check(9, ("dropout",), "train")
+def noise_in_threads(subject: Subject) -> None:
+    """Eight threads that draw at once get the masks of their own seeds."""
+    point, adapter = subject.point(86), subject.adapter()
+    alone = [subject.start(point, noise=seed).outputs[0] for seed in range(8)]
+    found: dict[tuple[int, int], Any] = {}
+
+    def work(seed: int) -> None:
+        for turn in range(4):
+            found[seed, turn] = subject.start(point, adapter=adapter, noise=seed).outputs[0]
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 32, "a thread failed"
+    for (seed, _), output in found.items():
+        expect_same(output, alone[seed], "output of one thread among eight")
+
+
+@check(9, ("batchnorm",), "train")
+def train_mode_normalizes(subject: Subject) -> None:
+    """In train mode the batch's own statistics normalize, and the gradient goes through them."""
+    point = subject.point(87, rows=6)
+    flight = subject.start(point)
+    expect_outputs(flight.outputs, subject.outputs_at(point), subject.tolerance, "in train mode")
+    expect_gradients(flight.pull(), subject.gradients_at(point), subject.tolerance, "in train mode")
+
+
+@check(9, ("batchnorm",), "train")
+def statistics_move_once(subject: Subject) -> None:
+    """BatchNorm statistics move once per forward, on no backward and no replay, and never in the user's model."""
+    point = subject.point(88, rows=6)
+    natives = [subject.build(subject.initial()) for _ in range(3)]
+    once, replayed, twice = (subject.adapt(native, subject.precision) for native in natives)
+    subject.start(point, adapter=once)
+    flight = subject.start(point, adapter=replayed)
+    flight.pull()
+    flight.pull()
+    with suppress(HigherOrderError):
+        flight.call.differentiated(flight.call.wrt).run(point.params, (*point.inputs, *point.cotangents))
+    for _ in range(2):
+        subject.start(point, adapter=twice)
+    after_one = _in_eval_mode(subject, once, point)
+    new = _closed_form_in_eval_mode(subject, point)
+    assert not np.allclose(after_one, new, atol=1e-6), "model(params) does not show the moved statistics"
+    expect_close(
+        _in_eval_mode(subject, replayed, point), after_one, "after backwards and a replay", subject.tolerance
+    )
+    after_two = _in_eval_mode(subject, twice, point)
+    assert not np.allclose(after_two, after_one, atol=1e-6), "a second forward did not move the statistics"
+    user = subject.adapt(natives[2], subject.precision, "eval")
+    expect_outputs(
+        subject.start(point, adapter=user).outputs, [new], subject.tolerance, "of the user's model"
+    )
+
+
+def _masked(flight: Flight) -> Array:
+    """v ∂y/∂x for dropout, read off its outputs."""
+    return flight.point.cotangents[0] * flight.outputs[0] / flight.point.inputs[0]
+
+
+def _in_eval_mode(subject: Subject, adapter: Adapter, point: Point) -> Array:
+    """What model(params) computes when it is evaluated with its stored statistics."""
+    evaluated = subject.adapt(Native(adapter.model(point.params)), subject.precision, "eval")
+    return subject.start(point, adapter=evaluated).outputs[0]
+
+
+def _closed_form_in_eval_mode(subject: Subject, point: Point) -> Array:
+    return np.asarray(BATCHNORM.value(subject.by_name(point.params), point.inputs))
+
+
+def _counted(adapter: Adapter, step: str) -> Callable[[], int]:
+    """Count the calls of a step on one adapter, those that it makes itself included."""
+    original, calls = getattr(adapter, step), []
+
+    def counting(*args: Any) -> Any:
+        calls.append(1)
+        return original(*args)
+
+    setattr(adapter, step, counting)
+    return lambda: len(calls)

@@ -1,0 +1,69 @@
+"""Comparisons whose failures say what was expected, what came, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gradbridge.protocol import Array
+
+
+def expect_close(got: Array, expected: Array, what: str, tolerance: float) -> None:
+    """Assert equal shapes, and values within `tolerance` of the largest expected one (at least 1).
+
+    Raises:
+        AssertionError: names the largest difference and its place.
+    """
+    got, expected = np.asarray(got), np.asarray(expected)
+    if got.shape != expected.shape:
+        raise AssertionError(f"{what}: expected shape {expected.shape}, got {got.shape}")
+    if not got.size:
+        return
+    difference = np.abs(got.astype(np.float64) - expected)
+    worst = np.unravel_index(int(np.argmax(np.where(np.isnan(difference), np.inf, difference))), got.shape)
+    limit = tolerance * max(1.0, float(np.abs(expected).max()))
+    if not difference[worst] <= limit:
+        place = f" at {[int(i) for i in worst]}" if worst else ""
+        raise AssertionError(
+            f"{what}: expected {float(expected[worst]):.12g}, got {float(got[worst]):.12g}{place}; "
+            f"the difference {float(difference[worst]):.2g} is more than {limit:.2g}"
+        )
+
+
+def expect_outputs(got: Sequence[Array], expected: Sequence[Array], tolerance: float, when: str = "") -> None:
+    """`expect_close` for every output leaf."""
+    assert len(got) == len(expected), f"expected {len(expected)} outputs, got {len(got)}"
+    for index, (a, b) in enumerate(zip(got, expected)):
+        expect_close(a, b, f"output {index}{_space(when)}", tolerance)
+
+
+def expect_gradients(
+    got: Mapping[int, Array], expected: Mapping[int, Array], tolerance: float, when: str = ""
+) -> None:
+    """`expect_close` for the gradient of every position that was pulled back to."""
+    for position, gradient in got.items():
+        expect_close(gradient, expected[position], f"gradient of {named(position)}{_space(when)}", tolerance)
+
+
+def expect_same(got: Array, expected: Array, what: str) -> None:
+    """Assert equal bits, so that not even rounding differs.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    if got.dtype != expected.dtype or got.shape != expected.shape or got.tobytes() != expected.tobytes():
+        raise AssertionError(f"{what}: expected exactly {_short(expected)}, got {_short(got)}")
+
+
+def named(position: int) -> str:
+    """An argument position in words."""
+    return "params" if position == 0 else f"input {position - 1}"
+
+
+def _short(array: Array) -> str:
+    return np.array2string(np.asarray(array), threshold=8, precision=6).replace("\n", "")
+
+
+def _space(when: str) -> str:
+    return f" {when}" if when else ""

@@ -1,0 +1,99 @@
+"""Faults of law 6: arrays that are read, cast or shaped wrongly on their way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from gradbridge.protocol import Array, Signature
+from gradbridge.testing.faulty.catalogue import breaks
+from gradbridge.testing.reference import ReferenceAdapter
+
+
+@breaks("arrays_leave", "energy")
+class _Scalar(ReferenceAdapter):
+    """A 0-d gradient or output leaves as a NumPy scalar, which nobody can write to."""
+
+    def forward(
+        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+    ) -> tuple[Any, Any]:
+        output, residuals = super().forward(loaded, inputs, signature, wrt)
+        return output[()], residuals
+
+
+@contextmanager
+def _core_casts_nothing() -> Iterator[None]:
+    with mock.patch("gradbridge.borders.outputs_to_host", lambda leaves, dtype, label: list(leaves)):
+        yield
+
+
+@breaks("host_dtype", core=_core_casts_nothing)
+class _GuestDtype(ReferenceAdapter):
+    """Leaves its outputs in the dtype that it computed in, where core does not cast them."""
+
+
+@breaks("float32_inputs_are_exact")
+class _LowestDtype(ReferenceAdapter):
+    """Computes in the lowest dtype that it meets."""
+
+    def forward(
+        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+    ) -> tuple[Any, Any]:
+        low = np.result_type(np.float32, *(x.dtype for x in inputs))
+        output, residuals = super().forward(loaded.astype(low), inputs, signature, wrt)
+        return output, residuals
+
+
+@breaks("memory_layouts")
+class _ReadsMemory(ReferenceAdapter):
+    """Reads the buffer of an input as if it were contiguous, as a C library does."""
+
+    def cast(self, array: Any) -> Any:
+        array = np.asarray(array)
+        return super().cast(np.ravel(array, order="K").reshape(array.shape))
+
+
+@breaks("broadcast_cotangents")
+class _ReadsCotangent(ReferenceAdapter):
+    """Takes the first element of a cotangent's memory, and zeros where there are no more."""
+
+    def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
+        seen = [v.copy() for v in cotangents]
+        for copied, v in zip(seen, cotangents):
+            if copied.size > 1 and 0 in v.strides:
+                copied.flat[1:] = 0
+        return super().backward(residuals, seen, wrt)
+
+
+@breaks("zero_rows")
+class _MeanOfNothing(ReferenceAdapter):
+    """Divides by the number of rows and multiplies by it again."""
+
+    def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
+        rows = np.float64(len(residuals[1][0]))
+        with np.errstate(invalid="ignore"):
+            return [g * (rows / rows) for g in super().backward(residuals, cotangents, wrt)]
+
+
+@breaks("zero_dimensions", "energy")
+class _AtLeastOne(ReferenceAdapter):
+    """Gives every array a dimension."""
+
+    def forward(
+        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+    ) -> tuple[Any, Any]:
+        output, residuals = super().forward(loaded, inputs, signature, wrt)
+        return np.atleast_1d(output), residuals
+
+
+@breaks("integers_untouched", "embedding")
+class _ScalesIntegers(ReferenceAdapter):
+    """Scales narrow integers, as an image pipeline does with bytes."""
+
+    def cast(self, array: Any) -> Any:
+        array = super().cast(array)
+        return array // 2 if array.dtype == np.int32 else array

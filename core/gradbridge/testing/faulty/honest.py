@@ -1,0 +1,69 @@
+"""Faults of law 7: zeros and numbers where an error is due, and the reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from gradbridge.protocol import Array, Signature
+from gradbridge.testing.faulty.catalogue import breaks
+from gradbridge.testing.reference import ReferenceAdapter
+
+
+@contextmanager
+def _core_admits_integers() -> Iterator[None]:
+    with mock.patch("gradbridge.borders.admit_differentiated", lambda inputs, wrt, label: inputs):
+        yield
+
+
+@breaks("integer_gradient_refused", "embedding", core=_core_admits_integers)
+class _ZerosForIntegers(ReferenceAdapter):
+    """Zeros for the gradient of an integer, where core does not stop it."""
+
+    def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
+        (table,) = super().backward(residuals, cotangents, (0,))
+        return [table if p == 0 else np.zeros(np.shape(residuals[1][p - 1])) for p in wrt]
+
+
+@breaks("no_influence_is_zero", "unused")
+class _AlmostZero(ReferenceAdapter):
+    """Something small, from a finite difference, where there is no influence."""
+
+    def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
+        return [g + 1e-14 for g in super().backward(residuals, cotangents, wrt)]
+
+
+@breaks("no_influence_alone", "unused")
+class _NoneIsScalarZero(ReferenceAdapter):
+    """A gradient of None becomes a zero without the argument's shape."""
+
+    def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
+        found = super().backward(residuals, cotangents, wrt)
+        return [g if np.any(g) else np.zeros(()) for g in found]
+
+
+@breaks("unused_outputs", "outputs")
+class _FirstOutputOnly(ReferenceAdapter):
+    """Pulls back the outputs up to the first that does not matter."""
+
+    def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
+        matters = True
+        seen = []
+        for v in cotangents:
+            matters = matters and bool(np.any(v))
+            seen.append(v if matters else np.zeros_like(v))
+        return super().backward(residuals, seen, wrt)
+
+
+@breaks("misfit_refused")
+class _Trims(ReferenceAdapter):
+    """Drops the columns that it does not know."""
+
+    def forward(
+        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+    ) -> tuple[Any, Any]:
+        return super().forward(loaded, [x[:, :3] for x in inputs], signature, wrt)

@@ -1,0 +1,227 @@
+"""Running the kit without pytest: `run` gives a `Report`, `check_command` prints one."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gradbridge.errors import BackendUnavailableError
+from gradbridge.registry import Registry, default_registry
+from gradbridge.testing.backend import BackendUnderTest, NotOfferedError
+from gradbridge.testing.checks import CHECKS, LAWS
+from gradbridge.testing.checks.catalogue import Check
+from gradbridge.testing.scenarios import BATCHNORM_TRAIN, SCENARIOS
+from gradbridge.testing.subject import Subject
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+_MARKS = {PASSED: "[green]✓[/]", FAILED: "[bold red]✗[/]", SKIPPED: "[yellow]–[/]", "": ""}
+
+
+class Bench:
+    """The subjects of one backend, built when they are first needed and then shared by the checks."""
+
+    def __init__(self, under_test: BackendUnderTest) -> None:
+        self.under_test = under_test
+        self._subjects: dict[tuple[str, str], Subject] = {}
+
+    def check(self, name: str, scenario: str) -> None:
+        """Run one check on one scenario.
+
+        Raises:
+            AssertionError: the law is broken.
+            NotOfferedError: the backend does not offer what the check needs.
+        """
+        check = CHECKS[name]
+        key = scenario, check.mode
+        if key not in self._subjects:
+            trained = check.mode == "train" and scenario == BATCHNORM_TRAIN.name
+            model = BATCHNORM_TRAIN if trained else SCENARIOS[scenario]
+            self._subjects[key] = Subject(self.under_test, model, check.mode)
+        check(self._subjects[key])
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one check on one scenario.
+
+    Attributes:
+        check: its name.
+        law: its number.
+        scenario: name.
+        outcome: ``"passed"``, ``"failed"`` or ``"skipped"``.
+        message: what was expected and what came, or why it was skipped.
+        seconds: wall time.
+    """
+
+    check: str
+    law: int
+    scenario: str
+    outcome: str
+    message: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of all checks on one backend. Prints as a table, in rich or plainly."""
+
+    backend: str
+    rows: tuple[Row, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed and something passed: a backend that offers nothing is not right."""
+        return not self.of(FAILED) and bool(self.of(PASSED))
+
+    def of(self, outcome: str) -> list[Row]:
+        """The rows of one outcome."""
+        return [row for row in self.rows if row.outcome == outcome]
+
+    @property
+    def summary(self) -> str:
+        """``torch: 154 passed, 0 failed, 3 skipped in 4.1 s``."""
+        counts = ", ".join(f"{len(self.of(outcome))} {outcome}" for outcome in (PASSED, FAILED, SKIPPED))
+        return f"{self.backend}: {counts} in {sum(row.seconds for row in self.rows):.1f} s"
+
+    def laws(self) -> dict[int, str]:
+        """{law: its worst outcome}, for a matrix of backends and laws; skipped only if all of it was."""
+        found: dict[int, str] = {}
+        for law in LAWS:
+            outcomes = {row.outcome for row in self.rows if row.law == law}
+            if outcomes:
+                found[law] = FAILED if FAILED in outcomes else PASSED if PASSED in outcomes else SKIPPED
+        return found
+
+    def table(self) -> Table:
+        """Checks × scenarios, for rich."""
+        from rich.table import Table
+
+        scenarios = list(dict.fromkeys(row.scenario for row in self.rows))
+        table = Table(title=f"gradbridge conformance of {self.backend}", title_justify="left")
+        table.add_column("law and its checks", no_wrap=True)
+        for scenario in scenarios:
+            table.add_column(scenario, justify="center", overflow="fold")
+        cells = {(row.check, row.scenario): row.outcome for row in self.rows}
+        for law, title in LAWS.items():
+            checks = list(dict.fromkeys(row.check for row in self.rows if row.law == law))
+            if not checks:
+                continue
+            table.add_section()
+            table.add_row(f"[bold]{law} {title}[/]")
+            for check in checks:
+                table.add_row(f"  {check}", *(_MARKS[cells.get((check, s), "")] for s in scenarios))
+        return table
+
+    def notes(self) -> list[str]:
+        """What failed, in full; and each reason for skipping, once, with what it concerns."""
+        lines = [
+            f"✗ {row.check}[{row.scenario}], law {row.law}: {CHECKS[row.check].statement}\n    {row.message}"
+            for row in self.of(FAILED)
+        ]
+        reasons: dict[str, list[str]] = {}
+        for row in self.of(SKIPPED):
+            reasons.setdefault(row.message, []).append(f"{row.check}[{row.scenario}]")
+        for reason, names in reasons.items():
+            few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            lines.append(f"– {reason}\n    skipped: {few}")
+        return lines
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=120, color_system=None)
+        with console.capture() as captured:
+            console.print(self.table())
+        return "\n".join([captured.get().rstrip(), *self.notes(), self.summary])
+
+
+def run(
+    under_test: BackendUnderTest,
+    checks: Iterable[str] | None = None,
+    scenarios: Iterable[str] | None = None,
+) -> Report:
+    """Run the conformance kit on a backend.
+
+    Args:
+        under_test: the author's factories.
+        checks: names of those to run; all by default.
+        scenarios: names of those to run on; all by default.
+
+    Returns:
+        One row per check and scenario; a check never stops the next.
+    """
+    bench = Bench(under_test)
+    chosen = [CHECKS[name] for name in (checks if checks is not None else CHECKS)]
+    models = set(SCENARIOS if scenarios is None else scenarios)
+    rows = [_row(bench, check, s) for check in chosen for s in check.scenarios if s in models]
+    return Report(under_test.name, tuple(rows))
+
+
+def find(name: str, registry: Registry | None = None) -> BackendUnderTest:
+    """The factories that a backend brings: the class `UnderTest` in the module `conformance` beside its guest half.
+
+    A guest half in ``my_package.guest`` has its factories in ``my_package.conformance``.
+
+    Raises:
+        UnknownBackendError: there is no such backend.
+        BackendUnavailableError: its framework is missing, it is no guest, or it brings no factories.
+    """
+    registry = registry if registry is not None else default_registry()
+    declared = registry.backend(name)
+    if declared.guest is None:
+        raise BackendUnavailableError(f"backend {name!r} is no guest, and the kit checks guests")
+    registry.guest(name)  # its own error says how to install the framework
+    package = declared.guest.partition(":")[0].rpartition(".")[0]
+    module = f"{package}.conformance" if package else "conformance"
+    try:
+        found = importlib.import_module(module).UnderTest
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise BackendUnavailableError(
+            f"backend {name!r} brings no factories for the conformance kit: expected a class UnderTest in the "
+            f"module {module} ({error}); write one as gradbridge.testing.BackendUnderTest tells"
+        ) from error
+    under_test: BackendUnderTest = found(registry)
+    return under_test
+
+
+def check_command(name: str, registry: Registry | None = None) -> int:
+    """``gradbridge check NAME``: run the kit and print the table.
+
+    Returns:
+        The exit code: 0 if every law that could be checked holds, else 1.
+
+    Raises:
+        UnknownBackendError, BackendUnavailableError
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    under_test = find(name, registry)
+    with console.status(f"checking {name}"):
+        report = run(under_test)
+    console.print(report.table())
+    for note in report.notes():
+        console.print(Text(note))
+    console.print(Text(report.summary, style="bold green" if report.passed else "bold red"))
+    return 0 if report.passed else 1
+
+
+def _row(bench: Bench, check: Check, scenario: str) -> Row:
+    start = time.perf_counter()
+    outcome, message = PASSED, ""
+    try:
+        bench.check(check.name, scenario)
+    except NotOfferedError as error:
+        outcome, message = SKIPPED, str(error)
+    except AssertionError as error:
+        outcome, message = FAILED, str(error)
+    except Exception as error:  # whatever a backend raises is a row of the report
+        outcome, message = FAILED, f"raised {type(error).__name__}: {error}"
+    return Row(check.name, check.law, scenario, outcome, message, time.perf_counter() - start)

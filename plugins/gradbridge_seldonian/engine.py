@@ -1,0 +1,28 @@
+"""The Seldonian Engine itself: imported here, with a clear word when it cannot be."""
+
+from __future__ import annotations
+
+from gradbridge.errors import BackendUnavailableError
+
+INSTALL = 'pip install "gradbridge[torch,seldonian]" && pip install --no-deps seldonian-engine==0.8.11'
+
+try:
+    from seldonian.models import objectives
+    from seldonian.models.models import SupervisedModel
+    from seldonian.parse_tree.parse_tree import make_parse_trees_from_constraints
+    from seldonian.seldonian_algorithm import SeldonianAlgorithm
+    from seldonian.spec import SupervisedSpec
+except ImportError as error:
+    raise BackendUnavailableError(
+        f"the Seldonian plugin needs seldonian-engine, which does not import here ({error}); install it with: "
+        f"{INSTALL} (without its dependencies, because it pins a matplotlib that does not build on Python 3.11)"
+    ) from error
+
+__all__ = [
+    "INSTALL",
+    "SeldonianAlgorithm",
+    "SupervisedModel",
+    "SupervisedSpec",
+    "make_parse_trees_from_constraints",
+    "objectives",
+]

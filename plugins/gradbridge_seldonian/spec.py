@@ -1,0 +1,178 @@
+"""`supervised_spec`: a specification for the engine with what users get wrong set right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradbridge.errors import BorderError
+from gradbridge_seldonian import objectives
+from gradbridge_seldonian.engine import SupervisedSpec, make_parse_trees_from_constraints
+
+TRIED_ROWS = 4
+
+
+class SpecError(BorderError, ValueError):
+    """A specification whose parts do not fit each other."""
+
+
+def supervised_spec(
+    dataset: Any,
+    model: Any,
+    constraints: Sequence[str],
+    deltas: Sequence[float],
+    *,
+    primary_objective: Callable[..., Any] | None = None,
+    initial_solution: Any = None,
+    lambda_init: float | Sequence[float] = 0.5,
+    num_iters: int | None = None,
+    batch_size: int | None = None,
+    n_epochs: int | None = None,
+    alpha_theta: float = 0.005,
+    alpha_lamb: float = 0.005,
+    beta_velocity: float = 0.9,
+    beta_rmsprop: float = 0.95,
+    verbose: bool = False,
+    **spec: Any,
+) -> Any:
+    """Make the engine's `SupervisedSpec` for a model of ours.
+
+    Set here, because each has a default in the engine that goes wrong in silence:
+
+    - the gradient of the objective comes from autograd. The engine's built-in ones assume a
+      linear model with the intercept first, whatever the model is;
+    - the initial solution is the model's own and is tried before it is handed over. The engine
+      swallows its failure and starts from zeros of a linear model's shape;
+    - the objective is vectorized. The engine's own sums rows one by one under autograd;
+    - the hyperparameters are a new dict. The engine's default is one that all specs share.
+
+    Args:
+        dataset: the engine's `SupervisedDataSet`; its metadata says the sub-regime.
+        model: a `SeldonianModel`, or another engine model with `initial_solution`.
+        constraints: such as ``"Mean_Squared_Error <= 2.0"``; they may condition on the columns
+            that the metadata names as sensitive.
+        deltas: probability with which each constraint may fail, in (0, 1).
+        primary_objective: ``f(model, theta, X, Y, **kwargs)``; None takes the sub-regime's.
+        initial_solution: (P,) or a function of (model, X, Y); None takes the model's parameters.
+        lambda_init: initial multipliers, one for all or one each.
+        num_iters: steps of gradient descent on the full batch; 200 if nothing is said.
+        batch_size, n_epochs: mini-batches instead.
+        alpha_theta, alpha_lamb: step sizes of the parameters and the multipliers.
+        beta_velocity, beta_rmsprop: decay of the optimizer's averages.
+        verbose: whether the engine prints.
+        **spec: further arguments of `SupervisedSpec`, e.g. ``frac_data_in_safety``.
+
+    Returns:
+        A `SupervisedSpec`.
+
+    Raises:
+        SpecError: counts, shapes or values that do not fit.
+    """
+    sub_regime = dataset.meta.sub_regime
+    if sub_regime not in objectives.PRIMARY:
+        raise SpecError(f"sub_regime must be one of {', '.join(objectives.PRIMARY)}, got {sub_regime!r}")
+    multipliers = _check_constraints(constraints, deltas, lambda_init)
+    start = _check_start(model, dataset, initial_solution)
+    _try_model(model, dataset, start, sub_regime)
+    if (batch_size is None) != (n_epochs is None) or (num_iters is not None and batch_size is not None):
+        raise SpecError("give either num_iters, or both batch_size and n_epochs")
+    batches = (
+        {"use_batches": False, "num_iters": 200 if num_iters is None else num_iters}
+        if batch_size is None
+        else {"use_batches": True, "batch_size": batch_size, "n_epochs": n_epochs}
+    )
+    return SupervisedSpec(
+        dataset=dataset,
+        model=model,
+        parse_trees=make_parse_trees_from_constraints(
+            list(constraints),
+            list(deltas),
+            regime="supervised_learning",
+            sub_regime=sub_regime,
+            columns=list(dataset.meta.sensitive_col_names),
+        ),
+        sub_regime=sub_regime,
+        primary_objective=primary_objective or objectives.PRIMARY[sub_regime],
+        use_builtin_primary_gradient_fn=False,
+        initial_solution_fn=_Start(start),
+        optimization_hyperparams={
+            "lambda_init": multipliers,
+            "alpha_theta": alpha_theta,
+            "alpha_lamb": alpha_lamb,
+            "beta_velocity": beta_velocity,
+            "beta_rmsprop": beta_rmsprop,
+            "gradient_library": "autograd",
+            "hyper_search": None,
+            "verbose": verbose,
+            **batches,
+        },
+        verbose=verbose,
+        **spec,
+    )
+
+
+class _Start:
+    """An initial solution function that gives a new copy each time: the optimizer writes into it."""
+
+    def __init__(self, start: np.ndarray) -> None:
+        self._start = start
+
+    def __call__(self, *ignored: Any) -> np.ndarray:
+        return self._start.copy()
+
+
+def _check_constraints(constraints: Any, deltas: Any, lambda_init: Any) -> np.ndarray:
+    if isinstance(constraints, str):
+        raise SpecError("constraints must be a list of strings, got one string; put it in a list")
+    if len(constraints) != len(deltas):
+        raise SpecError(f"{len(constraints)} constraints need as many deltas, got {len(deltas)}")
+    for delta in deltas:
+        if not 0 < delta < 1:
+            raise SpecError(f"a delta is a probability between 0 and 1, got {delta!r}")
+    multipliers = np.asarray(lambda_init, dtype=np.float64)
+    if multipliers.shape not in ((), (len(constraints),)):
+        raise SpecError(
+            f"lambda_init must be one number or one for each of the {len(constraints)} constraints, got shape "
+            f"{multipliers.shape}"
+        )
+    return np.broadcast_to(multipliers, (len(constraints),)).copy()
+
+
+def _check_start(model: Any, dataset: Any, initial: Any) -> np.ndarray:
+    if initial is None:
+        if not hasattr(model, "initial_solution"):
+            raise SpecError(
+                f"{type(model).__name__} does not say where to start; give initial_solution=, an array or a "
+                f"function of (model, X, Y)"
+            )
+        initial = model.initial_solution
+    start = initial(model, dataset.features, dataset.labels) if callable(initial) else initial
+    start = np.array(start, dtype=np.float64)
+    if not np.isfinite(start).all():
+        raise SpecError(
+            f"the initial solution has {int((~np.isfinite(start)).sum())} values that are not finite"
+        )
+    return start
+
+
+def _try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> None:
+    X, Y = dataset.features, dataset.labels
+    few = [x[:TRIED_ROWS] for x in X] if type(X) is list else X[:TRIED_ROWS]
+    rows = min(TRIED_ROWS, len(Y))
+    shape = np.shape(model.predict(start, few))
+    if Y.ndim != 1:
+        raise SpecError(f"labels must be of shape (n,), got {Y.shape}; use class numbers, not one-hot rows")
+    if sub_regime == "multiclass_classification":
+        classes = int(Y.max()) + 1
+        if len(shape) != 2 or shape[0] != rows or shape[1] < classes:
+            raise SpecError(
+                f"{sub_regime} with labels 0 to {classes - 1} needs predictions of shape (n, {classes}), one "
+                f"probability per class; for {rows} rows the model returned {shape}"
+            )
+    elif shape != (rows,):
+        raise SpecError(
+            f"{sub_regime} needs predictions of shape (n,); for {rows} rows the model returned {shape}: give it "
+            f"a single output"
+        )

@@ -1,0 +1,138 @@
+"""The kit as its users meet it: skipping, reports, the command, and pytest."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gradbridge.errors import BackendUnavailableError, UnknownBackendError
+from gradbridge.testing import (
+    BackendUnderTest,
+    Bench,
+    Native,
+    NotOfferedError,
+    check_command,
+    find,
+    run,
+)
+from gradbridge.testing.faulty import FAULTS
+from gradbridge.testing.reference import Reference
+from gradbridge.testing.scenarios import SCENARIOS
+
+
+class OnlyEnergy(BackendUnderTest):
+    """What a backend author has after ten minutes."""
+
+    backend = "numpy"
+    reasons = {"dropout": "paper has no dice"}  # noqa: RUF012
+
+    def energy(self):
+        return Native(
+            lambda x, y: np.sum(x**2 * y),
+            vjp=(lambda ans, x, y: lambda v: 2 * v * x * y, lambda ans, x, y: lambda v: v * x**2),
+        )
+
+
+def test_what_is_left_out_is_skipped_with_the_reason_and_never_passes():
+    report = run(OnlyEnergy())
+    assert report.passed
+    assert {row.scenario for row in report.of("passed")} == {"energy"}
+    reasons = {row.scenario: row.message for row in report.of("skipped") if row.scenario != "energy"}
+    assert reasons["dropout"] == "numpy: paper has no dice"
+    assert reasons["mlp"] == "numpy: no factory mlp() was given"
+    assert set(reasons) == set(SCENARIOS) - {"energy"}
+
+
+def test_a_backend_that_offers_nothing_has_not_passed():
+    class Nothing(BackendUnderTest):
+        backend = "numpy"
+
+    report = run(Nothing())
+    assert not report.of("failed")
+    assert not report.passed
+
+
+def test_a_factory_that_raises_is_a_failure_of_its_rows_and_of_no_others():
+    class Broken(OnlyEnergy):
+        def tied(self, weight):
+            raise RuntimeError("no such layer")
+
+    report = run(Broken(), checks=["value_is_right"])
+    (row,) = report.of("failed")
+    assert (row.scenario, row.message) == ("tied", "raised RuntimeError: no such layer")
+
+
+def test_the_order_in_which_a_framework_stores_parameters_does_not_matter():
+    bench = Bench(find("numpy"))
+    bench.check("gradient_is_right", "unused")
+    order = bench._subjects["unused", "eval"].order
+    assert order.tolist() == [6, 7, 8, 9, 0, 1, 2, 3, 4, 5]  # a dict's keys are sorted: spare, then weight
+
+
+def test_a_model_whose_params_are_not_its_own_is_named():
+    class Doubling(Reference):
+        def tied(self, weight):
+            return super().tied(weight=2 * weight)
+
+    with pytest.raises(
+        AssertionError, match="params\\(\\) of tied must hold the 9 numbers that the model holds"
+    ):
+        Bench(Doubling()).check("value_is_right", "tied")
+
+
+def test_without_a_dtype_its_checks_are_skipped():
+    class Single(Reference):
+        dtypes = ("float32",)
+
+    bench = Bench(Single())
+    bench.check("value_is_right", "mlp")
+    with pytest.raises(NotOfferedError, match="float64"):
+        bench._subjects["mlp", "eval"].adapter("float64")
+
+
+def test_the_report_prints_a_table_with_reasons_and_counts():
+    text = str(run(OnlyEnergy(), checks=["value_is_right", "second_order"]))
+    assert "gradbridge conformance of numpy" in text
+    assert "1 right" in text
+    assert "– numpy: paper has no dice" in text
+    assert "numpy: 1 passed, 0 failed, 13 skipped" in text
+
+
+def test_the_report_tells_the_worst_outcome_of_each_law():
+    report = run(FAULTS["third_order"].backend())
+    assert report.laws() == {law: "failed" if law == 7 else "passed" for law in range(1, 10)}
+
+
+def test_the_command_exits_with_zero_where_all_holds(capsys):
+    assert check_command("numpy") == 0
+    assert "0 failed" in capsys.readouterr().out
+
+
+def test_the_command_exits_with_one_where_a_law_is_broken(monkeypatch, capsys):
+    faulty = FAULTS["gradient_is_right"].backend()
+    monkeypatch.setattr("gradbridge.testing.report.find", lambda name, registry: faulty)
+    assert check_command("reference") == 1
+    assert "✗ gradient_is_right[tied], law 1" in capsys.readouterr().out
+
+
+def test_an_unknown_backend_is_met_with_the_nearest_name():
+    with pytest.raises(UnknownBackendError, match="did you mean 'numpy'"):
+        find("nunpy")
+
+
+def test_a_backend_without_factories_says_where_they_belong(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradbridge_numpy.conformance", None)
+    with pytest.raises(
+        BackendUnavailableError, match="class UnderTest in the module gradbridge_numpy.conformance"
+    ):
+        find("numpy")
+
+
+def test_the_kit_loads_no_framework_and_no_autodiff_system():
+    code = (
+        "import sys, gradbridge.testing, gradbridge.testing.faulty; "
+        "bad = {'torch', 'jax', 'tensorflow', 'autograd', 'pytest', 'gradbridge_numpy'} & set(sys.modules); "
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
