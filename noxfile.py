@@ -16,6 +16,8 @@ CONSTRAINTS = "constraints.txt"
 # the [seldonian] extra and the engine itself without any.
 ENGINE = "seldonian-engine==0.8.11"
 TESTING = ["pytest", "hypothesis"]
+# Libraries of modules whose models are tested as guests.
+MODULES = ["flax", "equinox"]
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -50,7 +52,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests, with every framework in one process; then the smaller environments."""
-    install(session, "-e", ".[all]", *TESTING, "build", "hatchling", engine=True)
+    install(session, "-e", ".[all]", *TESTING, *MODULES, "hatchling", engine=True)
     session.run("pytest", *session.posargs, env=QUIET)
     if not session.posargs:
         for name in ("tests_bare", "tests_autograd18"):
@@ -89,5 +91,5 @@ def typecheck(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Ratios to the native frameworks, measured in one run."""
-    install(session, "-e", ".[all]", engine=True)
+    install(session, "-e", ".[all]", *MODULES, engine=True)
     session.run("python", "-m", "benchmarks", *session.posargs, env=QUIET)

@@ -1,4 +1,4 @@
-"""HIPS autograd as a backend: the default host."""
+"""HIPS autograd as a backend: the default host, and a guest."""
 
 from gradbridge.hookspecs import hookimpl
 from gradbridge.registry import Backend
@@ -11,5 +11,6 @@ def gradbridge_backend() -> Backend:
         name="autograd",
         framework=("autograd", "autograd"),
         install='pip install "autograd>=1.8"',
+        guest="gradbridge_autograd.guest:adapt",
         host="gradbridge_autograd.host:AutogradHost",
     )

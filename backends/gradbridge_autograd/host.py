@@ -14,6 +14,7 @@ from autograd.builtins import DictBox, SequenceBox
 from autograd.extend import Box, defjvp_argnums, defvjp_argnums, primitive
 
 from gradbridge.call import Call
+from gradbridge.errors import HigherOrderError
 from gradbridge.host import Host
 
 _box_types = Box.types
@@ -96,7 +97,13 @@ def _pushforward(
     """
     call: Call = args[0]
     arguments = args[1:]
-    gradient = call.differentiated(tuple(argnum - 1 for argnum in argnums))
+    try:
+        gradient = call.differentiated(tuple(argnum - 1 for argnum in argnums))
+    except HigherOrderError as error:
+        raise HigherOrderError(
+            f"a forward-mode derivative (JVP) of {call.adapter.label} was asked for; it is made from the derivative "
+            f"of its gradient, and {error}"
+        ) from error
     zeros = call.zero_cotangents()
     first = len(arguments)
     gradient.wrt = tuple(range(first, first + len(zeros)))

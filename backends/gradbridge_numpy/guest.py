@@ -122,17 +122,13 @@ class CallableAdapter(Adapter):
         self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
         """See `Adapter.forward`. The function gets copies: it cannot write to the caller's arrays."""
-        leaves = [self._own(leaf) for leaf in inputs]
-        args, kwargs = signature.bind(leaves)
-        output = self._call(loaded, args, kwargs)
-        if isinstance(output, np.ndarray):
-            output = answer = output.copy() if wrt or any(output is leaf for leaf in leaves) else output
-            if wrt:
-                output = answer.copy()  # the caller may change the outputs in place
-        else:
-            answer = trees_map(np.array, output)
-            output = trees_map(np.array, answer)
-        return output, (_Residuals(loaded, leaves, signature, answer) if wrt else None)
+        kept = [self._own(leaf) for leaf in inputs] if wrt else []
+        args, kwargs = signature.bind([self._own(leaf) for leaf in inputs])
+        # Copied, because the function may return an array that it keeps, or one of its inputs.
+        answer = trees_map(np.array, self._call(loaded, args, kwargs))
+        if not wrt:
+            return answer, None
+        return trees_map(np.array, answer), _Residuals(loaded, kept, signature, answer)
 
     def backward(
         self, residuals: _Residuals, cotangents: Sequence[Array], wrt: tuple[int, ...]
@@ -191,29 +187,45 @@ class CallableAdapter(Adapter):
         return np.asarray(output) if isinstance(output, (float, int, np.generic)) else output
 
     def _written_gradient(self, residuals: _Residuals, cotangents: Sequence[Array], position: int) -> Array:
-        args, kwargs = residuals.signature.bind(residuals.leaves)
-        arguments = self._arguments(residuals.loaded, args)
+        # Copies throughout: a rule may write to what it is given, and is asked more than once.
+        args, kwargs = residuals.signature.bind([_copied(leaf) for leaf in residuals.leaves])
+        arguments = self._arguments(residuals.loaded.copy(), args)
         argument, path = self._argument_of(residuals.signature, position)
-        cotangent = cotangents[0]
-        if not isinstance(residuals.answer, np.ndarray):
-            _, structure = trees.flatten(residuals.answer)
-            cotangent = trees.unflatten(structure, cotangents)
-        gradient = self._rules.pull(argument, residuals.answer, arguments, kwargs, cotangent)
+        _, structure = trees.flatten(residuals.answer)
+        cotangent = trees.unflatten(structure, [np.array(c) for c in cotangents])
+        answer = trees_map(np.array, residuals.answer)
+        gradient = self._rules.pull(argument, answer, arguments, kwargs, cotangent)
         expected = np.shape(residuals.leaves[position - 1]) if position else (self.layout.size,)
         if gradient is None:
             return np.zeros(expected)
         if position == 0:
-            array = np.asarray(gradient) if type(gradient) is np.ndarray else self.layout.ravel(gradient)
+            array = self._params_gradient(gradient)
         else:
-            leaves, _ = trees.flatten(gradient)
-            array = np.array(leaves[path] if len(leaves) > path else gradient)
-        if array.shape != expected:
+            array = self._leaf(gradient, args[argument - self._has_params], path)
+        if array.shape != expected or array.dtype.kind not in "fiub":
             raise GradientShapeError(
-                f"the VJP of {self.label} for argument {argument} must return an array of that argument's "
-                f"shape {expected}, got {array.shape}; for a cotangent v of shape {np.shape(cotangent)} "
-                f"return vᵀ times the Jacobian, summed over the output's axes"
+                f"the VJP of {self.label} for argument {argument} must return a real array of that argument's "
+                f"shape {expected}, got {array.shape} of dtype {array.dtype}; for a cotangent v of shape "
+                f"{np.shape(cotangents[0])} return vᵀ times the Jacobian, summed over the output's axes"
             )
         return np.array(array, dtype=np.result_type(array, np.float32))
+
+    def _params_gradient(self, gradient: Any) -> Array:
+        if not isinstance(gradient, (dict, list, tuple)) and np.shape(gradient) == (self.layout.size,):
+            return np.asarray(gradient)
+        return self.layout.ravel(gradient)
+
+    def _leaf(self, gradient: Any, argument: Any, path: int) -> Array:
+        """The part of an argument's gradient that belongs to one leaf of the argument."""
+        _, structure = trees.flatten(argument)
+        if structure.num_nodes == 1:
+            return np.asarray(gradient)
+        found, shape = trees.flatten(gradient)
+        if shape != structure:
+            raise GradientShapeError(
+                f"the VJP of {self.label} must return a tree like its argument's, {structure}, got {shape}"
+            )
+        return np.asarray(found[path])
 
     def _argument_of(self, signature: Signature, position: int) -> tuple[int, int]:
         """Which argument of the function a leaf position belongs to, and the leaf's place in it."""
@@ -275,6 +287,10 @@ class _Residuals:
     def __init__(self, loaded: Array, leaves: list[Any], signature: Signature, answer: Any) -> None:
         self.loaded, self.leaves, self.signature, self.answer = loaded, leaves, signature, answer
         self.jacobians: dict[int, Array] = {}
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
 def trees_map(convert: Callable[[Any], Any], tree: Any) -> Any:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradbridge.errors import MissingVJPError, VJPSignatureError
+from gradbridge.errors import GradientShapeError, MissingVJPError, VJPSignatureError
 
 Maker = Callable[..., Callable[[Any], Any]]
 
@@ -17,6 +17,7 @@ class VJPRules:
     def __init__(self, function: Callable[..., Any], label: str) -> None:
         self._label = label
         self._names = _positional_names(function)
+        self._required = _arity(function)[0]
         self._makers: dict[int, Maker | None] = {}
 
     def define(self, makers: Sequence[Maker | None], argnums: Sequence[int] | None) -> None:
@@ -69,7 +70,13 @@ class VJPRules:
                 f"the VJP maker {_name(maker)} of {self._label} must return a function of the cotangent, got "
                 f"{type(pullback).__name__}; return `lambda v: …`"
             )
-        return pullback(cotangent)
+        gradient = pullback(cotangent)
+        if gradient is None:
+            raise GradientShapeError(
+                f"the VJP of {self._label} for argument {argument} returned None; return the gradient, or declare "
+                f"that the argument has no influence by giving None in place of the rule"
+            )
+        return gradient
 
     def _check(self, maker: Maker) -> None:
         if not callable(maker):
@@ -86,7 +93,8 @@ class VJPRules:
                 f"({', '.join(names)}); write ({', '.join(expected)})"
             )
         required, most = _arity(maker)
-        if not required <= len(expected) <= most:
+        # The function may be called with fewer arguments than it has, if some have defaults.
+        if required > len(expected) or most < 1 + self._required:
             raise VJPSignatureError(
                 f"the VJP maker {_name(maker)} of {self._label} must take {len(expected)} arguments, "
                 f"({', '.join(expected)}), got ({', '.join(names)})"

@@ -7,15 +7,17 @@ pullback, which is computed with a recorded graph and is an adapter again.
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 from gradbridge import trees
-from gradbridge.errors import OutputError
+from gradbridge.errors import GradbridgeError, GradbridgeWarning, HigherOrderError, OutputError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, Signature
 from gradbridge_torch.isolation import Isolation
@@ -50,6 +52,7 @@ class TensorAdapter(Adapter):
         self._dtype = dtype
         self._device = device
         self._isolation = isolation
+        self._noticed = False
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
@@ -116,6 +119,8 @@ class TensorAdapter(Adapter):
         if outputs and wanted:
             # The graph is kept, because the same call may be pulled back again.
             found = torch.autograd.grad(outputs, wanted, pulled, retain_graph=True, allow_unused=True)
+        if wanted and None in found:
+            self._doubt_unused(residuals.outputs)
         gradients = iter(zip(wanted, found))
         return [
             self._flat_gradient([next(gradients)[1] for _ in residuals.pieces])
@@ -123,6 +128,17 @@ class TensorAdapter(Adapter):
             else _dense(*next(gradients))
             for position in wrt
         ]
+
+    def _doubt_unused(self, outputs: list[torch.Tensor]) -> None:
+        """Say once that nothing depends on what is differentiated: a model may have cut its graph."""
+        if not self._noticed and not any(output.requires_grad for output in outputs):
+            self._noticed = True
+            warnings.warn(
+                f"no output of {self.label} depends on what is differentiated, as torch sees it, so its gradient is "
+                f"zero; if it should depend, look for .detach(), .item(), .numpy() or no_grad in the model",
+                GradbridgeWarning,
+                stacklevel=2,
+            )
 
     def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> PullbackAdapter:
         """See `Adapter.pullback`."""
@@ -162,6 +178,45 @@ class PullbackAdapter(TensorAdapter):
         """See `Adapter.model`: the model that this is a derivative of."""
         return self._parent.model(params)
 
+    def backward(
+        self, residuals: _Residuals, cotangents: Sequence[Array], wrt: tuple[int, ...]
+    ) -> list[Array]:
+        """See `Adapter.backward`.
+
+        Raises:
+            HigherOrderError: torch has no derivative of this gradient.
+        """
+        with self._higher_order():
+            return super().backward(residuals, cotangents, wrt)
+
+    def _doubt_unused(self, outputs: list[torch.Tensor]) -> None:
+        """Refuse what looks unused because a function in the graph has one derivative only.
+
+        torch puts a node there that raises when it is reached, and cuts the graph behind it, so
+        that it is not reached on the way to an input.
+        """
+        nodes, seen = [output.grad_fn for output in outputs], set()
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if "Error" in node.name():
+                raise RuntimeError("a function in it is marked with @once_differentiable")
+            nodes.extend(parent for parent, _ in node.next_functions)
+
+    @contextmanager
+    def _higher_order(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, GradbridgeError):
+                raise
+            raise HigherOrderError(
+                f"a derivative of the {self.label} was asked for, and torch has none: {str(error).splitlines()[0]}; "
+                f"use first-order derivatives only, or write the model without the operation that it names"
+            ) from error
+
     def input_tensor(self, index: int, leaf: Any) -> Any:
         """Inputs as the parent takes them; cotangents keep their dtype until the outputs are known."""
         if index < self._signature.count:
@@ -180,11 +235,17 @@ class PullbackAdapter(TensorAdapter):
             wanted = [t for p in self._wrt for t in (pieces if p == 0 else [primals[p - 1]])]
             output = self._parent.compute(pieces, list(primals), self._signature)
             leaves = [output] if isinstance(output, torch.Tensor) else trees.flatten(output)[0]
-            pairs = [(leaf, c.to(leaf.dtype)) for leaf, c in zip(leaves, cotangents) if leaf.requires_grad]
+            # Tracked, so that torch's own word is heard where a function has one derivative only.
+            pairs = [
+                (leaf, _tracked(c.to(leaf.dtype)))
+                for leaf, c in zip(leaves, cotangents)
+                if leaf.requires_grad
+            ]
             found: Sequence[torch.Tensor | None] = [None] * len(wanted)
             if pairs and wanted:
                 outputs, pulled = zip(*pairs)
-                found = torch.autograd.grad(outputs, wanted, pulled, create_graph=True, allow_unused=True)
+                with self._higher_order():
+                    found = torch.autograd.grad(outputs, wanted, pulled, create_graph=True, allow_unused=True)
             gradients = iter([torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found)])
             return tuple(
                 _joined([next(gradients) for _ in pieces], self._device) if p == 0 else next(gradients)

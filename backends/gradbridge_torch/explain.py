@@ -45,6 +45,16 @@ def explained(error: Exception, label: str, root: nn.Module | None, inputs: Sequ
         name = next((n for n, m in root.named_modules() if m is layer), "")
         where = f"layer {name!r} ({type(layer).__name__})" if name else type(layer).__name__
         expects = next((describe(layer) for kind, describe in _EXPECTED if isinstance(layer, kind)), None)
+        if (
+            came is not None
+            and not came.is_floating_point()
+            and expects
+            and not isinstance(layer, nn.Embedding)
+        ):
+            return InputError(
+                f"the bridge over {label}: {where} expects floating inputs, got {came.dtype}; integers pass the "
+                f"bridge untouched, so cast them with X.astype(float) ({said})"
+            )
         if expects is not None:
             got = f", got {tuple(came.shape)}" if came is not None else ""
             return InputError(

@@ -93,7 +93,10 @@ class ModuleAdapter(TensorAdapter):
             Isolation(placed, self._train and _draws(module), watched=_has_own_code(module)),
         )
         self._template = template
-        self._moving = self._train and any(True for _ in template.buffers())
+        has_buffers = any(True for _ in template.buffers())
+        self._moving = self._train and has_buffers
+        # A forward of the user's may write to buffers in eval mode too; then each gets its own.
+        self._lending = self._moving or (has_buffers and _has_own_code(module))
         self._moves = threading.Lock()
         self._pool = self._new_pool()
         if not self._train:
@@ -102,8 +105,9 @@ class ModuleAdapter(TensorAdapter):
     def params(self) -> Array:
         """See `Adapter.params`: read from the user's module as it is now."""
         flat = np.empty(self.layout.size)
-        for where, p in zip(self.layout.slices, self._named.values()):
-            flat[where] = to_array(p).reshape(-1)
+        present = dict(self._module.named_parameters())
+        for name, where in zip(self.layout.names, self.layout.slices):
+            flat[where] = to_array(present.get(name, self._named[name])).reshape(-1)
         return flat
 
     def model(self, params: Array) -> nn.Module:
@@ -122,7 +126,7 @@ class ModuleAdapter(TensorAdapter):
         args, kwargs = signature.bind(inputs)
         replica = self._pool.take()
         try:
-            if self._moving:
+            if self._lending:
                 self._lend_buffers(replica)
             replica.fill(pieces)
             output = replica.module(*args, **kwargs)
@@ -144,7 +148,7 @@ class ModuleAdapter(TensorAdapter):
 
     def _new_pool(self) -> ReplicaPool:
         own = dict(self._template.named_parameters())
-        return ReplicaPool(self._template, [own[name] for name in self._named], not self._moving)
+        return ReplicaPool(self._template, [own[name] for name in self._named], not self._lending)
 
     def _lend_buffers(self, replica: Replica) -> None:
         """Give a replica its own copy of the statistics as they stand, for the forward to move."""
@@ -224,6 +228,11 @@ class FunctionAdapter(TensorAdapter):
         except Exception as error:
             raise explained(error, self.label, None, inputs) from error
         if isinstance(output, (float, int)):
+            if torch.is_grad_enabled():
+                raise NotDifferentiableError(
+                    f"{self.label} returned a Python {type(output).__name__}, which torch cannot differentiate; "
+                    f"return the tensor itself, without .item() or float()"
+                )
             output = torch.as_tensor(output, dtype=self._dtype)
         return output
 
@@ -241,16 +250,22 @@ def convert(
     """
     if dtype is None and device is None:
         return
-    kept = {id(p) for name, p in module.named_parameters() if name in keep}
+    done: dict[int, torch.Tensor] = {id(p): p for name, p in module.named_parameters() if name in keep}
+    originals = []  # alive until the end, so that no id is used twice
     for part in module.modules():
         for slots in (part._parameters, part._buffers):
             for key, value in slots.items():
-                if value is None or id(value) in kept:
+                if value is None:
                     continue
-                moved = value.detach().to(device=device, dtype=dtype if value.is_floating_point() else None)
-                if isinstance(value, nn.Parameter):
-                    moved = nn.Parameter(moved, requires_grad=value.requires_grad)
-                slots[key] = moved  # type: ignore[assignment]
+                if id(value) not in done:  # tied tensors stay tied
+                    moved = value.detach().to(
+                        device=device, dtype=dtype if value.is_floating_point() else None
+                    )
+                    if isinstance(value, nn.Parameter):
+                        moved = nn.Parameter(moved, requires_grad=value.requires_grad)
+                    done[id(value)] = moved
+                    originals.append(value)
+                slots[key] = done[id(value)]  # type: ignore[assignment]
 
 
 def _bridgeable(module: nn.Module) -> nn.Module:

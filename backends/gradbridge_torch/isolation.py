@@ -42,6 +42,7 @@ class Isolation:
         self._default_dtype = torch.get_default_dtype()
         self.stochastic = stochastic
         self._is_watched = watched
+        self._is_probed = False
 
     def run(self, compute: Callable[[], T], tracked: bool, noise: int) -> T:
         """Run `compute` with gradients recorded or not, its random numbers from `noise` alone.
@@ -69,13 +70,23 @@ class Isolation:
         return self._watched(compute, noise) if self._is_watched else compute()
 
     def _watched(self, compute: Callable[[], T], noise: int) -> T:
-        generator = torch.default_generator
-        before = generator.get_state()
-        result = compute()
-        if torch.equal(before, generator.get_state()):
-            return result
-        # It drew numbers after all: put them back, and from now on give it its own.
+        if self._is_probed:
+            return self._probed(compute, noise)
+        # Alone the first time: another thread that puts the state back would hide a draw.
         with _globals:
+            result = self._seeded(compute, noise) if self.stochastic else self._probed(compute, noise)
+            self._is_probed = True
+            return result
+
+    def _probed(self, compute: Callable[[], T], noise: int) -> T:
+        generator = torch.default_generator
+        with _globals:  # not in the middle of somebody's seeded run
+            before = generator.get_state()
+        result = compute()
+        with _globals:
+            if torch.equal(before, generator.get_state()):
+                return result
+            # It drew numbers after all: put them back, and from now on give it its own.
             generator.set_state(before)
         self.stochastic = True
         return self._seeded(compute, noise)

@@ -113,11 +113,13 @@ def admit(leaf: Any, position: int, label: str) -> Any:
 def admit_differentiated(inputs: Sequence[Any], wrt: tuple[int, ...], label: str) -> Sequence[Any]:
     """Check the inputs that a host differentiates, now that their values are known.
 
-    Hosts may trace a Python float; it becomes an array here.
+    Hosts may trace a Python float, or one that was traced meets us bare; it becomes an array here.
 
     Raises:
         NotDifferentiableError: one of them is not a floating array.
     """
+    if float in map(type, inputs):
+        inputs = [np.asarray(leaf) if type(leaf) is float else leaf for leaf in inputs]
     if not wrt or wrt == (0,):
         return inputs
     inputs = list(inputs)

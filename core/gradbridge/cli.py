@@ -44,6 +44,15 @@ def backends() -> None:
     console.print(table)
 
 
+@cli.command()
+@click.argument("backend")
+def check(backend: str) -> None:
+    """Check BACKEND against the laws; exit code 1 if it breaks one."""
+    from gradbridge.testing import check_command
+
+    sys.exit(check_command(backend))
+
+
 def main() -> None:
     """Entry point of the console script: core's commands and every plugin's."""
     registry = default_registry()

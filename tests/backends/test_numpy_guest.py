@@ -250,3 +250,82 @@ def test_a_c_library_with_its_own_vjp(tmp_path):
     assert np.allclose(
         grad(lambda r: (morse(r, 1.5) * r).sum())(r), (1 - e) ** 2 + r * 3 * (1 - e) * e, rtol=1e-13
     )
+
+
+def test_rules_and_functions_that_write_to_what_they_get_change_nothing():
+    import autograd.numpy as anp
+
+    h = gb.primitive(lambda x: 2 * x)
+
+    def doubling(v):
+        v *= 2
+        return v
+
+    h.defvjp(lambda ans, x: doubling)
+    assert np.array_equal(grad(lambda x: anp.sum(anp.sin(x) + h(x)))(np.zeros(2)), [3, 3])
+
+    @gb.primitive
+    def shifted(x):
+        x += 1
+        return x**2
+
+    @shifted.defvjp
+    def _(ans, x):
+        x += 1
+        return lambda v: 2 * x * v
+
+    assert np.array_equal(jacobian(shifted)(np.ones(2)), 4 * np.eye(2))
+
+
+def test_a_function_that_reuses_its_buffer_does_not_change_earlier_results():
+    buffer = np.empty(2)
+
+    @gb.primitive
+    def fill(x):
+        buffer[:] = x
+        return buffer
+
+    first, second = fill(np.ones(2)), fill(np.zeros(2))
+    assert np.array_equal(first, [1, 1])
+    assert np.array_equal(second, [0, 0])
+
+
+@pytest.mark.parametrize("wrong", [lambda v: None, lambda v: v * 1j, lambda v: "words"])
+def test_gradients_that_are_none_or_not_real_are_refused(wrong):
+    f = gb.primitive(lambda x: 2 * x)
+    f.defvjp(lambda ans, x: wrong)
+    with pytest.raises(GradientShapeError):
+        grad(f)(1.0)
+
+
+def test_a_tree_argument_needs_a_tree_of_gradients():
+    f = gb.primitive(lambda s: s["a"] * s["b"])
+    f.defvjp(lambda ans, s: lambda v: v)
+    with pytest.raises(GradientShapeError, match="a tree like its argument's"):
+        grad(f)({"a": np.array(1.0), "b": np.array(2.0)})
+
+
+def test_params_of_one_array_take_a_gradient_of_its_shape():
+    f = gb.bridge(
+        lambda p, x: p @ x,
+        params=np.ones((3, 2)),
+        backend="numpy",
+        vjp=lambda ans, p, x: lambda v: np.outer(v, x),
+    )
+    x = np.array([1.0, 2.0])
+    assert np.array_equal(grad(lambda p: f(p, x).sum())(f.params), [1, 2, 1, 2, 1, 2])
+
+
+def test_ufuncs_take_a_rule():
+    f = gb.primitive(np.sin)
+    f.defvjp(lambda ans, x: lambda v: v * np.cos(x))
+    assert grad(f)(0.0) == 1.0
+
+
+def test_forward_mode_is_refused_in_its_own_words():
+    from autograd import make_jvp
+
+    f = gb.primitive(lambda x: x)
+    f.defvjp(lambda ans, x: lambda v: v)
+    with pytest.raises(NotImplementedError, match=r"forward-mode derivative \(JVP\) of <lambda>"):
+        make_jvp(f)(1.0)(1.0)

@@ -494,3 +494,78 @@ def test_a_notice_says_once_that_a_train_mode_model_is_evaluated_in_eval_mode():
         warnings.simplefilter("error")
         gb.bridge(nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()).eval())
         gb.bridge(nn.Linear(1, 1))
+
+
+def test_tied_parameters_stay_tied_in_the_model_that_comes_back():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
+    net[2].weight = net[0].weight
+    f = gb.bridge(net, dtype="float64")
+    new = f.model(2 * f.params)
+    assert new[2].weight is new[0].weight
+    X = RNG.normal(size=(3, 2))
+    onp.testing.assert_allclose(new(torch.tensor(X)).detach().numpy(), f(2 * f.params, X), rtol=1e-13)
+
+
+def test_buffers_that_a_forward_writes_to_in_eval_mode_do_not_change_the_function():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("n", torch.zeros(()))
+
+        def forward(self, x):
+            self.n += 1
+            return x * self.n
+
+    net = Counting().eval()
+    f = gb.bridge(net)
+    assert f(onp.empty(0), 3.0) == f(onp.empty(0), 3.0) == 3.0
+    assert net.n == 0
+
+
+def test_a_replaced_parameter_is_the_present_one():
+    net = nn.Linear(1, 1).double()
+    f = gb.bridge(net)
+    net.weight = nn.Parameter(torch.full((1, 1), 7.0, dtype=torch.float64))
+    assert f.params[0] == 7.0
+
+
+def test_integers_where_a_layer_wants_floats_are_named():
+    f = gb.bridge(nn.Linear(2, 1))
+    with pytest.raises(InputError, match="expects floating inputs, got torch.int64"):
+        f(f.params, onp.ones((3, 2), int))
+
+
+def test_a_second_derivative_that_torch_has_not_is_refused_and_never_zero():
+    from torch.autograd.function import once_differentiable
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**2
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, v):
+            (x,) = ctx.saved_tensors
+            return 2 * x * v
+
+    f = gb.primitive(backend="torch")(lambda x: Square.apply(x))
+    assert grad(f)(3.0) == 6.0
+    with pytest.raises(gb.errors.HigherOrderError, match="once_differentiable"):
+        grad(grad(f))(3.0)
+
+
+def test_what_torch_cannot_see_is_said():
+    f = gb.primitive(backend="torch")(lambda x: (x**2).sum().item())
+    assert f(3.0) == 9.0
+    with pytest.raises(NotDifferentiableError, match=r"Python float.*without \.item\(\)"):
+        grad(f)(3.0)
+    g = gb.primitive(backend="torch")(lambda x: x.detach() ** 2)
+    with pytest.warns(GradbridgeWarning, match=r"look for \.detach\(\)"):
+        assert grad(g)(3.0) == 0.0
+
+
+def test_python_floats_traced_by_an_outer_derivative_alone_are_taken():
+    h = gb.primitive(backend="torch")(lambda x, y: torch.sin(x) * y**2)
+    assert onp.isclose(grad(grad(h, 0), 1)(1.0, 2.0), onp.cos(1.0) * 4.0)

@@ -1,0 +1,23 @@
+"""JAX as a backend: functions of arrays, Flax NNX, Flax Linen and Equinox modules as guests."""
+
+from gradbridge.hookspecs import hookimpl
+from gradbridge.registry import Backend
+
+
+@hookimpl
+def gradbridge_backend() -> Backend:
+    """Declare the backend; jax is imported when its guest half is."""
+    return Backend(
+        name="jax",
+        framework=("jax", "jax"),
+        install='pip install "gradbridge[jax]"',
+        guest="gradbridge_jax.guest:adapt",
+        builder="gradbridge_jax.architectures:build",
+        models=(
+            "flax.nnx.module.Module",
+            "flax.linen.module.Module",
+            "equinox._module._module.Module",
+            "equinox._module.Module",  # equinox < 0.12
+            "gradbridge_jax.architectures.Network",
+        ),
+    )

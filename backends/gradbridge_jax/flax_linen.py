@@ -1,0 +1,104 @@
+"""Flax Linen modules: ``apply`` with their variables, a bound module's own or those of ``params=``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optree
+from flax import linen
+
+from gradbridge.errors import OptionError
+from gradbridge.protocol import Array, GuestOptions
+from gradbridge_jax.adapters import ArrayAdapter
+from gradbridge_jax.arrays import cast_floating, compute_device, floating_dtype, own_device
+from gradbridge_jax.guest import refuse_options
+from gradbridge_jax.isolation import isolated
+from gradbridge_jax.parameters import ParameterTree
+
+
+class LinenAdapter(ArrayAdapter):
+    """A Linen module: its collection ``params`` are the params, its other collections its state.
+
+    Linen modules are told by the caller whether they train (``f(params, X, train=False)``). With
+    ``mode="train"`` a call gets random streams made from its noise, and the state moves.
+    """
+
+    def __init__(self, module: linen.Module, options: GuestOptions) -> None:
+        label = type(module).__name__
+        refuse_options(options, ("vmap",), "is for Equinox modules and functions; Linen modules take batches")
+        refuse_options(options, ("key", "state"), "is not needed for Linen modules: mode='train' gives both")
+        variables = options.params
+        if module.scope is not None and variables is None:
+            module, variables = module.unbind()
+        if variables is None:
+            raise OptionError(
+                f"a Linen module does not hold its parameters; bridge {label}(…).bind(variables), or give "
+                f"params=variables, as {label}(…).init(…) returns them"
+            )
+        if "params" not in variables:
+            variables = {"params": variables}
+        dtype = floating_dtype(options.dtype)
+        self._module = module if dtype is None else _with_dtype(module, dtype)
+        self._train = options.mode == "train"
+        self._collections = {name: tree for name, tree in variables.items() if name != "params"}
+        with isolated(True, False):
+            self._tree = tree = ParameterTree(variables["params"], dtype, f"the variables of {label}")
+            rest, self._state_def = jax.tree.flatten(self._collections)
+            state = [cast_floating(leaf, dtype) for leaf in rest]
+        self._collections = dict.fromkeys(self._collections)
+        self.draws = self._train
+        self.moving = self._train and bool(state)
+        super().__init__(
+            label,
+            tree.layout,
+            tree.dtypes,
+            tree.common_dtype(),
+            compute_device(options.device) or own_device(tree.arrays),
+            options.extra.get("jit", "auto"),
+            (*tree.fixed, *state),
+        )
+        self._fixed = len(tree.fixed)
+
+    def params(self) -> Array:
+        """See `Adapter.params`."""
+        return self._tree.present.copy()
+
+    def model(self, params: Array) -> linen.Module:
+        """See `Adapter.model`: the module bound to variables with these parameters."""
+        with isolated(self.is_wide(()), False):
+            pieces = [jax.device_put(np.array(p), self._device) for p in self.cut(self.update(params))]
+            return self._module.bind(self._variables(pieces, self.state()))
+
+    def compute(
+        self,
+        pieces: Sequence[jax.Array],
+        inputs: list[Any],
+        structure: optree.PyTreeSpec,
+        key: jax.Array | None,
+        state: tuple[Any, ...],
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """Apply the module to variables made of these arrays."""
+        args, kwargs = optree.tree_unflatten(structure, inputs)
+        variables = self._variables(pieces, state)
+        if not self._train:
+            return self._module.apply(variables, *args, **kwargs), ()
+        # Streams that have no key of their own are drawn from this one.
+        rngs: Any = {"params": key}
+        if not self.moving:
+            return self._module.apply(variables, *args, rngs=rngs, **kwargs), ()
+        names = list(self._collections)
+        output, after = self._module.apply(variables, *args, rngs=rngs, mutable=names, **kwargs)
+        moved = jax.tree.leaves({name: after.get(name, variables[name]) for name in names})
+        return output, (*state[: self._fixed], *moved)
+
+    def _variables(self, pieces: Sequence[Any], state: Sequence[Any]) -> dict[str, Any]:
+        rest = jax.tree.unflatten(self._state_def, state[self._fixed :])
+        return {"params": self._tree.fill(pieces, state[: self._fixed]), **rest}
+
+
+def _with_dtype(module: linen.Module, dtype: Any) -> linen.Module:
+    """Linen layers without a dtype follow their parameters; a module that was told one is told ours."""
+    return module.clone(dtype=dtype) if getattr(module, "dtype", None) is not None else module

@@ -1,0 +1,202 @@
+"""Compiled programs: one for each static structure of a call, traced once for each shape.
+
+A program is a pair: the forward, which returns the outputs and JAX's own VJP (a pytree, so it can
+leave a compiled function), and the pull, a second compiled function that takes it in again.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optree
+
+from gradbridge import trees
+from gradbridge.errors import OutputError
+
+V = TypeVar("V")
+
+#: Programs kept for each adapter; a call with Python numbers that change makes one for each value.
+KEPT = 64
+
+_STATIC = (str, bytes, int, float, complex, np.integer, np.bool_, type, enum.Enum, types.FunctionType)
+
+# (parameters as loaded, input leaves, structure, key bits, state) ↦ (output tree, state after it)
+Compute = Callable[[Any, list[Any], optree.PyTreeSpec, Any, Any], tuple[Any, Any]]
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Form:
+    """What the outputs of a trace look like: static, so it leaves the trace in the output's structure.
+
+    Attributes:
+        structure: of the output tree; None for one array alone.
+        floating: for each leaf, whether it is floating and has a derivative.
+    """
+
+    structure: optree.PyTreeSpec | None
+    floating: tuple[bool, ...]
+
+    def merge(self, floats: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+        """Leaves in the order of the model's output."""
+        left, right = iter(floats), iter(others)
+        return [next(left) if floating else next(right) for floating in self.floating]
+
+    def assemble(self, leaves: Sequence[Any]) -> Any:
+        """Leaves → the tree that the model returned."""
+        return leaves[0] if self.structure is None else trees.unflatten(self.structure, leaves)
+
+
+def split_output(output: Any, label: str) -> tuple[list[Any], list[Any], Form]:
+    """Output tree → (floating leaves, other leaves, how they were together).
+
+    Raises:
+        OutputError: a leaf is not an array.
+    """
+    structure = None
+    leaves = [output]
+    if not isinstance(output, jax.Array):
+        leaves, structure = trees.flatten(output)
+    arrays = []
+    for index, leaf in enumerate(leaves):
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float)):
+            raise OutputError(
+                f"output {index} of {label} is a {type(leaf).__name__}; a bridged model returns an array, or "
+                f"a tuple, list, dict or dataclass of arrays: drop the rest or make it an array"
+            )
+        arrays.append(jnp.asarray(leaf))
+    for index, array in enumerate(arrays):
+        if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != jnp.bool_:
+            raise OutputError(f"output {index} of {label} has dtype {array.dtype}; return real numbers")
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            raise OutputError(
+                f"output {index} of {label} has dtype {array.dtype}; complex outputs are not supported, because "
+                f"frameworks disagree on the sign of the imaginary part of a gradient: return the real and "
+                f"imaginary parts as two outputs"
+            )
+    floating = tuple(bool(jnp.issubdtype(array.dtype, jnp.floating)) for array in arrays)
+    floats = [array for array, yes in zip(arrays, floating) if yes]
+    others = [array for array, yes in zip(arrays, floating) if not yes]
+    return floats, others, Form(structure, floating)
+
+
+class Program:
+    """The compiled forward and pull of one adapter for one static structure.
+
+    Args:
+        compute: the adapter's computation.
+        label: what errors call it.
+        structure: of the inputs.
+        constants: input leaves that are no arrays, by their index.
+        wrt: positions that are differentiated.
+        jitted: whether it is compiled, or run step by step.
+    """
+
+    def __init__(
+        self,
+        compute: Compute,
+        label: str,
+        structure: optree.PyTreeSpec,
+        constants: dict[int, Any],
+        wrt: tuple[int, ...],
+        jitted: bool,
+    ) -> None:
+        self._compute, self._label, self._structure = compute, label, structure
+        self._constants, self._wrt = constants, wrt
+        self._jitted = jitted
+        self._pulls: dict[tuple[int, ...], Callable[..., Any]] = {}
+        forward = self._forward if wrt else self._evaluate
+        #: (loaded, arrays, bits, state) ↦ (floats, others, form, VJP or None, state after it)
+        self.run: Callable[..., Any] = jax.jit(forward) if jitted else self._step_by_step(forward)
+
+    def pull(self, vjp: Any, cotangents: list[Any], kept: tuple[int, ...]) -> Any:
+        """Gradients at the places `kept` of `wrt`; what is not kept is not computed."""
+        known = self._pulls.get(kept)
+        if known is None:
+
+            def pull(vjp: Any, cotangents: list[Any]) -> list[Any]:
+                (gradients,) = vjp(cotangents)
+                return [gradients[place] for place in kept]
+
+            known = self._pulls[kept] = jax.jit(pull) if self._jitted else pull
+        return known(vjp, cotangents)
+
+    def _evaluate(self, loaded: Any, arrays: list[Any], bits: Any, state: Any) -> Any:
+        output, after = self._compute(loaded, self._leaves(arrays), self._structure, bits, state)
+        return *split_output(output, self._label), None, after
+
+    def _forward(self, loaded: Any, arrays: list[Any], bits: Any, state: Any) -> Any:
+        def of(wanted: list[Any]) -> Any:
+            leaves = self._leaves(arrays)
+            mine = loaded
+            for position, value in zip(self._wrt, wanted):
+                if position == 0:
+                    mine = value
+                else:
+                    leaves[position - 1] = value
+            output, after = self._compute(mine, leaves, self._structure, bits, state)
+            floats, others, form = split_output(output, self._label)
+            return floats, (others, form, after)
+
+        leaves = self._leaves(arrays)
+        wanted = [loaded if p == 0 else leaves[p - 1] for p in self._wrt]
+        floats, vjp, (others, form, after) = jax.vjp(of, wanted, has_aux=True)
+        return floats, others, form, vjp, after
+
+    def _leaves(self, arrays: list[Any]) -> list[Any]:
+        if not self._constants:
+            return list(arrays)
+        rest = iter(arrays)
+        count = len(arrays) + len(self._constants)
+        return [self._constants[i] if i in self._constants else next(rest) for i in range(count)]
+
+    @staticmethod
+    def _step_by_step(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            return forward(*jax.tree.map(jnp.asarray, arguments))
+
+        return run
+
+
+class Recent(Generic[V]):
+    """A table that keeps its latest entries; from any number of threads."""
+
+    def __init__(self, size: int = KEPT) -> None:
+        self._size = size
+        self._entries: OrderedDict[Hashable, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], V]) -> V:
+        """The entry of a key, made if there is none."""
+        found = self._entries.get(key)
+        if found is not None:
+            return found
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = make()
+                if len(self._entries) > self._size:
+                    self._entries.popitem(last=False)
+            return self._entries[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled programs belong to the process.
+        return {"_size": self._size}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_size"])  # type: ignore[misc]
+
+
+def static_key(leaf: Any) -> Hashable | None:
+    """What tells one static leaf from another, or None where nothing can: the object may change."""
+    if isinstance(leaf, _STATIC):
+        return type(leaf), leaf
+    return None

@@ -1,0 +1,17 @@
+"""TensorFlow as a backend: Keras 3 models, tf.Modules and functions of tensors as guests."""
+
+from gradbridge.hookspecs import hookimpl
+from gradbridge.registry import Backend
+
+
+@hookimpl
+def gradbridge_backend() -> Backend:
+    """Declare the backend; tensorflow is imported when its guest half is."""
+    return Backend(
+        name="tensorflow",
+        framework=("tensorflow", "tensorflow"),
+        install='pip install "gradbridge[tensorflow]"',
+        guest="gradbridge_tensorflow.guest:adapt",
+        builder="gradbridge_tensorflow.architectures:build",
+        models=("tensorflow.python.module.module.Module", "keras.src.layers.layer.Layer"),
+    )

@@ -1,0 +1,76 @@
+"""TensorFlow as a guest: Keras 3 models, tf.Modules, and functions of tensors."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import tensorflow as tf
+
+from gradbridge.errors import OptionError, UnknownModelError
+from gradbridge.protocol import GuestOptions, refuse_unknown_options
+from gradbridge_tensorflow.adapters import ProgramAdapter
+from gradbridge_tensorflow.functions import FunctionAdapter
+from gradbridge_tensorflow.isolation import eagerly
+from gradbridge_tensorflow.modules import ModuleAdapter
+
+
+def adapt(model: Any, options: GuestOptions) -> ProgramAdapter:
+    """Make an adapter of a model or a function: the guest half of backend ``tensorflow``.
+
+    Args:
+        model: a built Keras 3 model or layer on Keras' TensorFlow backend, a callable
+            ``tf.Module``, or a callable of tensors; with `options.params`, a callable of
+            (parameter tree, *tensors).
+        options: there are none beyond the common ones.
+
+    Raises:
+        OptionError: an option that it does not have, or an unusable dtype or device.
+        UnknownModelError: none of these, or a model that cannot be bridged.
+    """
+    refuse_unknown_options("tensorflow", options.extra, ())
+    return eagerly(None, lambda: _adapted(model, options))
+
+
+def _adapted(model: Any, options: GuestOptions) -> ProgramAdapter:
+    if options.params is not None and (_is_keras(model) or isinstance(model, tf.Module)):
+        raise OptionError(f"params= belongs to functions; a {type(model).__name__} brings its own parameters")
+    if _is_keras(model):
+        _refuse_other_keras_backends(model)
+        # Keras takes a second to import: it is there already when there is a model of it.
+        from gradbridge_tensorflow.keras_models import KerasAdapter
+
+        return KerasAdapter(model, options)
+    if any(cls.__module__.startswith("tf_keras.") for cls in type(model).__mro__):
+        raise UnknownModelError(
+            f"{type(model).__name__} is a model of tf_keras (Keras 2); build it with Keras 3 (import keras), or "
+            f"bridge a function of its weights with params=…"
+        )
+    if isinstance(model, tf.Module):
+        return ModuleAdapter(model, options)
+    if callable(model) and not isinstance(model, type):
+        return FunctionAdapter(model, options)
+    raise UnknownModelError(
+        f"backend 'tensorflow' bridges Keras models, tf.Modules and callables, got a {type(model).__name__}"
+    )
+
+
+def _is_keras(model: Any) -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(model, keras.layers.Layer)
+
+
+def _refuse_other_keras_backends(model: Any) -> None:
+    running = sys.modules["keras"].backend.backend()
+    if running == "tensorflow":
+        return
+    advice = {
+        "torch": "start Python with KERAS_BACKEND=tensorflow, or bridge a torch function of its weights: "
+        "gradbridge.bridge(lambda w, x: model.stateless_call(w, [], x)[0], params=…, backend='torch')",
+        "jax": "start Python with KERAS_BACKEND=tensorflow, or bridge a JAX function of its weights: "
+        "gradbridge.bridge(lambda w, x: model.stateless_call(w, [], x)[0], params=…, backend='jax')",
+    }
+    raise UnknownModelError(
+        f"{type(model).__name__} is a Keras model on Keras' {running} backend, and backend 'tensorflow' needs "
+        f"it on TensorFlow's; {advice.get(running, 'start Python with KERAS_BACKEND=tensorflow')}"
+    )

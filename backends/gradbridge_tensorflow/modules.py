@@ -1,0 +1,192 @@
+"""tf.Modules as guests, computed on private copies whose variables stand for tensors."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+import threading
+from typing import Any
+
+import tensorflow as tf
+
+from gradbridge.errors import GuestError, NotDifferentiableError, UnknownModelError
+from gradbridge.layout import ParameterLayout
+from gradbridge.protocol import Array, GuestOptions
+from gradbridge_tensorflow.adapters import ModelAdapter
+from gradbridge_tensorflow.autographed import called
+from gradbridge_tensorflow.isolation import eagerly
+from gradbridge_tensorflow.programs import Traced
+from gradbridge_tensorflow.slots import filled, slot
+from gradbridge_tensorflow.tensors import compute_device, floating_dtype, joined
+
+
+class ModuleAdapter(ModelAdapter):
+    """A callable ``tf.Module``: its trainable variables are the params, all else is kept as it was.
+
+    Whether the module has a train mode is seen from its signature: ``training`` or
+    ``is_training`` is passed if it is there. In train mode the variables that it assigns move, in
+    the adapter; in eval mode they stay.
+    """
+
+    def __init__(self, module: tf.Module, options: GuestOptions) -> None:
+        _refuse_unready(module)
+        dtype, device = floating_dtype(options.dtype), compute_device(options.device)
+        self._module = module  # the user's own: read, never written to
+        self._computed_in = options.dtype
+        self._own = list(module.trainable_variables)
+        self._template, own, others = _duplicated(module, dtype)
+        self._places = own, others
+        names = _names(module)
+        layout = ParameterLayout(
+            tuple(names[id(v)] for v in self._own),
+            tuple(tuple(int(n) for n in v.shape) for v in self._own),
+            tuple(v.dtype.name for v in self._own),
+        )
+        self._rest = [v.read_value() for v in others]
+        train = options.mode == "train"
+        self._moving = train and bool(others)
+        self.stochastic = self._moving
+        self._moves = threading.Lock()
+        self._mode = dict.fromkeys(_mode_arguments(module), train)
+        dtypes = [v.dtype for v in own]
+        floating = next((v.dtype for v in (*own, *others) if v.dtype.is_floating), None)
+        super().__init__(type(module).__name__, layout, dtypes, dtype or floating, device, any_rows=False)
+
+    def params(self) -> Array:
+        """See `Adapter.params`: read from the user's module as it is now."""
+        return eagerly(None, lambda: joined(self.layout, [v.read_value() for v in self._own]))
+
+    def model(self, params: Array) -> tf.Module:
+        """See `Adapter.model`. In the dtype of the computation, with the bridge's own moving state."""
+        return eagerly(None, lambda: self._twin(params))
+
+    def state(self) -> list[tf.Tensor]:
+        """The variables that are no parameters: none in eval mode, where they are compiled in."""
+        return self._rest if self._moving else []
+
+    def move(self, state: list[tf.Tensor]) -> None:
+        """Take over what a forward assigned, all at once."""
+        with self._moves:
+            self._rest = list(state)
+
+    def compute(self, given: Traced) -> Any:
+        """Call a fresh copy whose variables are slots.
+
+        Fresh, because a tf.function within the module remembers the tensors of the trace before.
+        """
+        args, kwargs = given.bind()
+        own, others = self._places
+        with tf.init_scope():
+            slots = [slot(v, v.dtype) for v in (*own, *others)]
+            memo = {id(v): s for v, s in zip((*own, *others), slots)}
+            twin = copy.deepcopy(self._template, memo)
+        rest = given.state if self._moving else self._rest
+        values = {id(s): t for s, t in zip(slots, (*given.pieces, *rest))}
+        with filled(values):
+            output = called(_body(twin), args, {**self._mode, **kwargs})
+            output = tf.nest.map_structure(
+                lambda x: tf.convert_to_tensor(x) if isinstance(x, tf.Variable) else x, output
+            )
+        self._refuse_strays()
+        if self._moving:
+            given.state[:] = [values[id(s)] for s in slots[len(own) :]]
+        return output
+
+    # -- private ------------------------------------------------------------------------------
+
+    def _twin(self, params: Array) -> tf.Module:
+        twin, own, others = _duplicated(self._module, floating_dtype(self._computed_in))
+        for v, piece in zip(own, self.layout.unravel(params).values()):
+            v.assign(tf.cast(piece, v.dtype))
+        for v, value in zip(others, self._rest):
+            v.assign(value)
+        return twin
+
+    def _refuse_strays(self) -> None:
+        """Refuse code that reads the user's variables past the module: a closure over them."""
+        outside = [outer for outer, _ in tf.compat.v1.get_default_graph().captures]
+        for name, v in zip(self.layout.names, self._own):
+            if any(outer is v.handle for outer in outside):
+                raise GuestError(
+                    f"{self.label} reads its variable {name!r} through a closure (a lambda or a tf.function "
+                    f"made in its constructor), where a bridge cannot put new parameters; make that a method"
+                )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._moves = threading.Lock()
+        super().__setstate__(state)
+
+
+def _duplicated(
+    module: tf.Module, dtype: tf.DType | None
+) -> tuple[tf.Module, list[tf.Variable], list[tf.Variable]]:
+    """A copy of a module in a dtype, its trainable variables, and the others.
+
+    Raises:
+        GuestError: it cannot be copied.
+    """
+
+    def placed(v: tf.Variable) -> tf.Variable:
+        value = v.read_value()
+        if dtype is not None and v.dtype.is_floating:
+            value = tf.cast(value, dtype)
+        return tf.Variable(value, trainable=v.trainable, name=v.name.split(":")[0], shape=v.shape)
+
+    own = {id(v): placed(v) for v in module.trainable_variables}
+    others = {id(v): placed(v) for v in module.variables if id(v) not in own}
+    memo: dict[int, Any] = {**own, **others}
+    if dtype is not None:
+        constants = module._flatten(predicate=lambda x: isinstance(x, tf.Tensor) and x.dtype.is_floating)
+        memo |= {id(t): tf.cast(t, dtype) for t in constants}
+    try:
+        twin = copy.deepcopy(module, memo)
+    except Exception as error:
+        raise GuestError(
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), and a bridge works on "
+            f"its own copy so that yours stays as it is; keep what cannot be copied (locks, files, loaders) "
+            f"outside the module"
+        ) from error
+    return twin, list(own.values()), list(others.values())
+
+
+def _body(module: tf.Module) -> Any:
+    """The module's code itself, when its `__call__` is a tf.function."""
+    inner = getattr(type(module).__call__, "python_function", None)
+    return module if inner is None else inner.__get__(module)
+
+
+def _names(module: tf.Module) -> dict[int, str]:
+    """{id of variable: path of attributes}, the shortest to each."""
+    paths = module._flatten(predicate=lambda x: isinstance(x, tf.Variable), with_path=True)
+    return {id(v): "/".join(map(str, path)) for path, v in reversed(list(paths))}
+
+
+def _mode_arguments(module: tf.Module) -> list[str]:
+    try:
+        parameters = inspect.signature(_body(module)).parameters
+    except (TypeError, ValueError):
+        return []
+    return [name for name in ("training", "is_training") if name in parameters]
+
+
+def _refuse_unready(module: tf.Module) -> None:
+    name = type(module).__name__
+    if not callable(module):
+        raise UnknownModelError(
+            f"{name} is a tf.Module without __call__; give it one, or bridge the function that you mean with params=…"
+        )
+    keras = sys.modules.get("keras")
+    if keras is not None:
+        layers = list(module._flatten(predicate=lambda x: isinstance(x, keras.layers.Layer)))
+        if layers:
+            raise UnknownModelError(
+                f"{name} is a tf.Module that holds the Keras layer {layers[0].name!r}, and a tf.Module does not "
+                f"find the variables of Keras 3; make it a keras.Model"
+            )
+    for v in module.trainable_variables:
+        if not v.dtype.is_floating:
+            raise NotDifferentiableError(
+                f"variable {v.name!r} of {name} is trainable and has dtype {v.dtype.name}; parameters are real "
+                f"floating arrays: make it trainable=False, or keep its parts as real variables"
+            )
