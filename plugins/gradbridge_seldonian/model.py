@@ -13,6 +13,7 @@ from gradbridge.protocol import Array
 from gradbridge_seldonian.engine import SupervisedModel
 
 OUTPUTS = ("as_is", "logits")
+DOUBLE = "float64"
 
 #: Evaluations that a model remembers: an iteration of candidate selection asks for the objective
 #: and each constraint at one point, for their values and again for their gradients.
@@ -31,7 +32,7 @@ class SeldonianModel(SupervisedModel):
     Args:
         model: a native model, or a `gradbridge.Bridge`.
         backend: the guest's backend; None finds it from the model's class.
-        dtype: the dtype to compute in; None keeps the model's own.
+        dtype: the dtype to compute in; None keeps the model's own. A Bridge computes in its own.
         output: ``"as_is"``, or ``"logits"`` for a classifier that returns logits: a sigmoid
             (one output) or a softmax (several) is applied.
         reuse: how many evaluations to remember; see `gradbridge.bridge`. Random models get 0.
@@ -45,7 +46,7 @@ class SeldonianModel(SupervisedModel):
         self,
         model: Any,
         backend: str | None = None,
-        dtype: Any = "float64",
+        dtype: Any = DOUBLE,
         *,
         output: str = "as_is",
         reuse: int | None = None,
@@ -55,7 +56,7 @@ class SeldonianModel(SupervisedModel):
         if output not in OUTPUTS:
             raise OptionError(f"output must be one of {', '.join(map(repr, OUTPUTS))}, got {output!r}")
         if isinstance(model, gradbridge.Bridge):
-            if options or backend is not None or reuse is not None:
+            if options or backend is not None or reuse is not None or dtype not in (None, DOUBLE):
                 raise OptionError("a Bridge is complete: give its options where it is made")
             self.bridge = model
         else:

@@ -36,6 +36,14 @@ def multiclass_logistic_loss(model: Any, theta: Any, X: Any, Y: Any, **kwargs: A
     return -1 / len(Y) * np.sum(np.log(p[rows, Y.astype("int")]))
 
 
+def Error_Rate(model: Any, theta: Any, X: Any, Y: Any, **kwargs: Any) -> Any:
+    """Mean probability of a wrong class, from (n,) or (n, k) probabilities."""
+    p = model.predict(theta, X)
+    if len(p.shape) == 2:
+        return np.sum(1.0 - p[np.arange(len(Y)), Y.astype("int")]) / len(Y)
+    return np.sum(Y * (1 - p) + (1 - Y) * p) / len(Y)
+
+
 def confusion_matrix(model: Any, theta: Any, X: Any, Y: Any, l_i: int, l_k: int, **kwargs: Any) -> Any:
     """Mean probability of class `l_k` among the rows whose label is `l_i`."""
     p = model.predict(theta, X)

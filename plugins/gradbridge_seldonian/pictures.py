@@ -65,7 +65,8 @@ def plot_candidate_selection(
         )
         middle.set_ylabel("upper bound\n(≤ 0 is satisfied)")
         middle.set_title("What must hold", loc="left")
-        middle.legend(loc="upper right", fontsize=12, frameon=True, edgecolor="none", framealpha=0.9)
+        # Above the panel, where no curve can run behind it.
+        middle.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=12, borderaxespad=0.2)
         bottom.set_ylabel("multiplier λ")
         bottom.set_title("How hard each constraint pulls", loc="left")
         bottom.set_xlabel("iteration")
@@ -125,8 +126,11 @@ def _limits(bounds: np.ndarray) -> tuple[float, float]:
     if not finite.size:
         return -1.0, 1.0
     low, high = min(0.0, np.quantile(finite, 0.01)), max(0.0, np.quantile(finite, 0.99))
+    whole = max(0.0, finite.max()) - min(0.0, finite.min())
+    if whole <= 2 * (high - low):
+        low, high = min(0.0, finite.min()), max(0.0, finite.max())
     margin = 0.12 * (high - low or 1.0)
-    return float(low - margin), float(high + 2 * margin)
+    return float(low - margin), float(high + margin)
 
 
 def _save(figure: Figure, path: Any) -> pathlib.Path:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from gradbridge.errors import BorderError
+from gradbridge.errors import BorderError, GradbridgeWarning
 from gradbridge_seldonian import objectives
 from gradbridge_seldonian.engine import SupervisedSpec, make_parse_trees_from_constraints
 
@@ -74,6 +75,7 @@ def supervised_spec(
     if sub_regime not in objectives.PRIMARY:
         raise SpecError(f"sub_regime must be one of {', '.join(objectives.PRIMARY)}, got {sub_regime!r}")
     multipliers = _check_constraints(constraints, deltas, lambda_init)
+    _check_data(dataset, sub_regime)
     start = _check_start(model, dataset, initial_solution)
     _try_model(model, dataset, start, sub_regime)
     if (batch_size is None) != (n_epochs is None) or (num_iters is not None and batch_size is not None):
@@ -128,6 +130,8 @@ def _check_constraints(constraints: Any, deltas: Any, lambda_init: Any) -> np.nd
         raise SpecError("constraints must be a list of strings, got one string; put it in a list")
     if len(constraints) != len(deltas):
         raise SpecError(f"{len(constraints)} constraints need as many deltas, got {len(deltas)}")
+    if not len(constraints):
+        raise SpecError("the engine needs at least one constraint, got none")
     for delta in deltas:
         if not 0 < delta < 1:
             raise SpecError(f"a delta is a probability between 0 and 1, got {delta!r}")
@@ -157,13 +161,40 @@ def _check_start(model: Any, dataset: Any, initial: Any) -> np.ndarray:
     return start
 
 
+def _check_data(dataset: Any, sub_regime: str) -> None:
+    X, Y = dataset.features, dataset.labels
+    if Y.ndim != 1:
+        raise SpecError(f"labels must be of shape (n,), got {Y.shape}; use class numbers, not one-hot rows")
+    for what, array in [("features", x) for x in (X if type(X) is list else [X])] + [
+        ("sensitive_attrs", dataset.sensitive_attrs)
+    ]:
+        if len(array) != len(Y) and not (what == "sensitive_attrs" and len(array) == 0):
+            raise SpecError(
+                f"features, labels and sensitive_attrs must have a row each for the same data points, got "
+                f"{len(Y)} labels and {len(array)} rows of {what}"
+            )
+    if not np.isfinite(Y).all():
+        raise SpecError(f"labels must be finite numbers, got {int((~np.isfinite(Y)).sum())} that are not")
+    if sub_regime == "multiclass_classification":
+        # The engine indexes columns with them, and its error rates do so without a cast.
+        if Y.dtype.kind not in "iu" or (len(Y) and Y.min() < 0):
+            raise SpecError(
+                f"{sub_regime} needs integer labels 0, 1, 2 …, got dtype {Y.dtype} from {Y.min()} to {Y.max()}; "
+                f"cast them with labels.astype(int)"
+            )
+    elif sub_regime != "regression" and not np.isin(Y, (0, 1)).all():
+        raise SpecError(
+            f"{sub_regime} needs labels 0 and 1, got {', '.join(map(str, np.unique(Y)[:5]))}; for more classes "
+            f"the sub_regime is 'multiclass_classification'"
+        )
+
+
 def _try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> None:
     X, Y = dataset.features, dataset.labels
     few = [x[:TRIED_ROWS] for x in X] if type(X) is list else X[:TRIED_ROWS]
     rows = min(TRIED_ROWS, len(Y))
-    shape = np.shape(model.predict(start, few))
-    if Y.ndim != 1:
-        raise SpecError(f"labels must be of shape (n,), got {Y.shape}; use class numbers, not one-hot rows")
+    tried = np.asarray(model.predict(start, few))
+    shape = tried.shape
     if sub_regime == "multiclass_classification":
         classes = int(Y.max()) + 1
         if len(shape) != 2 or shape[0] != rows or shape[1] < classes:
@@ -176,3 +207,15 @@ def _try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> 
             f"{sub_regime} needs predictions of shape (n,); for {rows} rows the model returned {shape}: give it "
             f"a single output"
         )
+    if sub_regime != "regression" and _all_equal(tried) and _all_equal(model.predict(start, X)):
+        warnings.warn(
+            f"{type(model).__name__} predicts the same for all {len(Y)} rows at the initial solution. A constraint "
+            f"on rates then has a standard deviation of zero, which has no gradient, and the engine gives up with "
+            f"'NSF' at its first step; start elsewhere, e.g. at the model's own parameters",
+            GradbridgeWarning,
+            stacklevel=3,
+        )
+
+
+def _all_equal(predictions: Any) -> bool:
+    return bool(np.all(predictions == predictions[:1]))

@@ -1,24 +1,23 @@
-"""Models written as five methods over one stateful native model, as the engine's tutorials do.
-
-The methods load parameters into the one model, run it, and read the gradients that it gathered.
-Nothing in them keeps two evaluations apart. So each evaluation travels with its parameters and
-inputs, and is replayed under a lock when the model's state has moved on since.
-"""
+"""Models written as five methods over one stateful native model, as the engine's tutorials do."""
 
 from __future__ import annotations
 
-import inspect
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 
 from gradbridge.bridge import Bridge
-from gradbridge.errors import NotDifferentiableError, OutputError, ParamsShapeError
-from gradbridge.layout import ParameterLayout
-from gradbridge.protocol import Adapter, Array, Signature
+from gradbridge.errors import GradbridgeWarning, ParamsShapeError
+from gradbridge.protocol import Array
 from gradbridge_seldonian.engine import SupervisedModel
+from gradbridge_seldonian.replay import StepsAdapter, Turns, to_numpy
+
+# torch's random state is the process's, so runs that seed it take turns.
+_torch_state = threading.RLock()
 
 
 class SupervisedStepsModel(SupervisedModel):
@@ -31,6 +30,7 @@ class SupervisedStepsModel(SupervisedModel):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
         self.has_intercept = True
+        self._turns = Turns()
         self.native_model = self.create_model(**kwargs)
 
     def create_model(self, **kwargs: Any) -> Any:
@@ -60,6 +60,15 @@ class SupervisedStepsModel(SupervisedModel):
         """Length of theta, or None where any length will do."""
         return None
 
+    @contextmanager
+    def surroundings(self, noise: int) -> Iterator[None]:
+        """Entered around every run of the methods; where a framework's global state is pinned.
+
+        Args:
+            noise: seed of the evaluation's random numbers; the same when it is replayed.
+        """
+        yield
+
     def predict(self, theta: Any, X: Any, **kwargs: Any) -> Any:
         """Predictions, differentiable with respect to `theta`: (n,) or (n, k)."""
         size = int(np.prod(theta.shape)) if hasattr(theta, "shape") else len(theta)
@@ -74,7 +83,8 @@ class SupervisedStepsModel(SupervisedModel):
             )
         bridge: Bridge | None = self.__dict__.get("_bridge")
         if bridge is None or bridge.layout.size != size:
-            bridge = self._bridge = Bridge(StepsAdapter(self, size), "autograd")
+            # Two bridges may be made at once; they take the same turns, so it does no harm.
+            bridge = self._bridge = Bridge(StepsAdapter(self, size, self._turns), "autograd")
         return bridge
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,15 +97,19 @@ class SupervisedPytorchBaseModel(SupervisedStepsModel):
 
     ``__init__(input_dim, output_dim, **kwargs)`` or, as later engines have it, ``__init__(device)``.
     All but `create_model` have defaults, which take theta in the order of ``module.parameters()``.
+
+    The module is put in eval mode: a gradient must belong to the value that was returned. Where
+    ``self.pytorch_model.train()`` is called afterwards, an evaluation and its replay draw the same masks.
     """
 
     def __init__(self, input_dim: Any = None, output_dim: int | None = None, **kwargs: Any) -> None:
-        by_device = isinstance(input_dim, str) or "device" in kwargs
-        self.device = kwargs.pop("device", input_dim if by_device else "cpu")
-        self.input_dim = None if isinstance(input_dim, str) else input_dim
+        first_is_device = isinstance(input_dim, str) or hasattr(input_dim, "type")
+        self.device = kwargs.pop("device", input_dim if first_is_device else "cpu")
+        self.input_dim = None if first_is_device else input_dim
         self.output_dim = output_dim
         super().__init__(**kwargs)
         self.native_model.to(self.device)
+        _settle(self.native_model, type(self).__name__)
 
     @property
     def pytorch_model(self) -> Any:
@@ -131,7 +145,7 @@ class SupervisedPytorchBaseModel(SupervisedStepsModel):
     def backward_pass(self, external_grad: Any) -> Any:
         """Gather the gradients of all parameters, in their order."""
         self.predictions.backward(gradient=external_grad, retain_graph=True)
-        return np.concatenate([_numpy(_gradient_of(p)).ravel() for p in self._trainable()])
+        return np.concatenate([to_numpy(_gradient_of(p)).ravel() for p in self._trainable()])
 
     def initial_solution(self, *ignored: Any) -> Array:
         """The module's parameters, if `update_model_params` takes them in the module's order.
@@ -144,125 +158,51 @@ class SupervisedPytorchBaseModel(SupervisedStepsModel):
                 f"{type(self).__name__} orders theta itself; override initial_solution, or give supervised_spec "
                 f"an initial_solution"
             )
-        return np.concatenate([_numpy(p).ravel() for p in self._trainable()]).astype(np.float64)
+        return np.concatenate([to_numpy(p).ravel() for p in self._trainable()]).astype(np.float64)
+
+    def get_model_params(self, *ignored: Any) -> Array:
+        """The engine's own name for `initial_solution`."""
+        return self.initial_solution()
+
+    @contextmanager
+    def surroundings(self, noise: int) -> Iterator[None]:
+        """Record gradients whatever the caller's grad mode, and draw random numbers from `noise` alone."""
+        import torch
+
+        generators = [torch.default_generator]
+        device = torch.device(self.device)
+        if device.type == "cuda":
+            index = device.index if device.index is not None else torch.cuda.current_device()
+            generators.append(torch.cuda.default_generators[index])
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(_torch_state)
+            for generator in generators:
+                stack.callback(generator.set_state, generator.get_state())
+                generator.manual_seed(noise)
+            yield
 
     def _trainable(self) -> list[Any]:
         return [p for p in self.native_model.parameters() if p.requires_grad]
 
 
-class StepsAdapter(Adapter):
-    """Makes the five methods keep the laws: re-entrant and fresh by replay, zeroed before each backward."""
-
-    def __init__(self, owner: SupervisedStepsModel, size: int) -> None:
-        self.label = type(owner).__name__
-        self.layout = ParameterLayout(("theta",), ((size,),), ("float64",))
-        self._owner = owner
-        self._lock = threading.RLock()
-        self._moves = 0
-        self._takes_predictions = len(inspect.signature(owner.backward_pass).parameters) >= 2
-
-    def params(self) -> Array:
-        """See `Adapter.params`: the owner's `initial_solution`, where it has one."""
-        start: Array = np.array(self._owner.initial_solution(), dtype=np.float64)  # type: ignore[attr-defined]
-        return start
-
-    def model(self, params: Array) -> Any:
-        """See `Adapter.model`."""
-        import copy
-
-        with self._lock:
-            twin = copy.deepcopy(self._owner)
-        twin.update_model_params(params)
-        return twin.native_model
-
-    def update(self, params: Array) -> Array:
-        """See `Adapter.update`: a copy; the owner's model is loaded where it runs, under the lock."""
-        return params.copy()
-
-    def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
-    ) -> tuple[Array, Any]:
-        """See `Adapter.forward`.
-
-        Raises:
-            NotDifferentiableError: a derivative with respect to the features, which the five
-                methods do not give.
-        """
-        if any(wrt):
-            raise NotDifferentiableError(
-                f"the derivative of {self.label} with respect to its features was asked for, and backward_pass "
-                f"gives that of theta only; bridge the native model with gradbridge.bridge for both"
-            )
-        kept = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in inputs]
-        record = _Evaluation(loaded, kept, signature)
-        with self._lock:
-            array = np.array(_numpy(self._run(record)))
-        if array.dtype.kind not in "fiub":
-            raise OutputError(f"forward_pass of {self.label} must return an array, got dtype {array.dtype}")
-        return array, (record if wrt else None)
-
-    def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
-        """See `Adapter.backward`: replays the evaluation if the owner's model has moved on."""
-        owner = self._owner
-        with self._lock:
-            if residuals.stamp != self._stamp():
-                self._run(residuals)
-            predictions = owner.predictions = residuals.predictions
-            owner.zero_gradients()
-            cotangent = _like(cotangents[0], predictions)
-            arguments = (predictions, cotangent) if self._takes_predictions else (cotangent,)
-            try:
-                gradient = owner.backward_pass(*arguments)
-            except RuntimeError:
-                # A backward that frees its graph can be done once; replayed, once more.
-                predictions = self._run(residuals)
-                owner.zero_gradients()
-                arguments = (predictions, cotangent) if self._takes_predictions else (cotangent,)
-                gradient = owner.backward_pass(*arguments)
-            flat = np.array(_numpy(gradient), dtype=np.float64).reshape(-1)
-        return [flat.copy() for _ in wrt]
-
-    def _run(self, record: _Evaluation) -> Any:
-        owner = self._owner
-        (features, *rest), kwargs = record.signature.bind(record.inputs)
-        owner.update_model_params(record.theta.copy(), **kwargs)
-        owner.predictions = record.predictions = owner.forward_pass(features, *rest, **kwargs)
-        self._moves += 1
-        record.stamp = self._stamp()
-        return record.predictions
-
-    def _stamp(self) -> tuple[Any, ...]:
-        """What tells whether the owner's state is still that of an evaluation."""
-        parameters = getattr(self._owner.native_model, "parameters", None)
-        versions = tuple(getattr(p, "_version", 0) for p in parameters()) if callable(parameters) else ()
-        return (self._moves, *versions)
+def _settle(module: Any, label: str) -> None:
+    """Put a torch module in eval mode, with a word where that changes what it computes."""
+    changed = sorted({type(m).__name__ for m in module.modules() if m.training and _moody(type(m).__name__)})
+    module.eval()
+    if changed:
+        warnings.warn(
+            f"{label} has {', '.join(changed)} and is evaluated in eval mode, without random masks and with the "
+            f"stored statistics; call self.pytorch_model.train() after super().__init__ for the other",
+            GradbridgeWarning,
+            stacklevel=4,
+        )
 
 
-class _Evaluation:
-    """One evaluation: what it was made of, and the owner's state that it left."""
-
-    __slots__ = ("inputs", "predictions", "signature", "stamp", "theta")
-
-    def __init__(self, theta: Array, inputs: list[Any], signature: Signature) -> None:
-        self.theta, self.inputs, self.signature = theta, inputs, signature
-        self.predictions: Any = None
-        self.stamp: tuple[Any, ...] = ()
-
-
-def _numpy(value: Any) -> Array:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-    return np.asarray(value)
+def _moody(name: str) -> bool:
+    return "Dropout" in name or "BatchNorm" in name
 
 
 def _gradient_of(parameter: Any) -> Any:
     return parameter.grad if parameter.grad is not None else np.zeros(tuple(parameter.shape))
-
-
-def _like(cotangent: Array, predictions: Any) -> Any:
-    """The cotangent in the form of the predictions: a tensor for a tensor."""
-    if not hasattr(predictions, "detach"):
-        return cotangent.copy()
-    import torch
-
-    return torch.tensor(cotangent, dtype=predictions.dtype, device=predictions.device)

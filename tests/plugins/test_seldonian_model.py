@@ -82,10 +82,10 @@ def test_the_engines_own_gradient_would_have_gone_elsewhere():
 
 
 def test_a_torch_model_follows_the_engines_numpy_model_on_the_fairness_problem():
-    data = diabetes()
+    data, start = diabetes(), 0.1 * onp.random.default_rng(3).normal(size=10)
     paths = []
     for model in (SeldonianModel(logistic()), BinaryLogisticRegressionModel()):
-        spec = supervised_spec(data, model, [GAP], [0.1], initial_solution=onp.zeros(10), num_iters=120)
+        spec = supervised_spec(data, model, [GAP], [0.1], initial_solution=start, num_iters=120)
         algorithm = SeldonianAlgorithm(spec)
         algorithm.run()
         paths.append(algorithm.cs_result)

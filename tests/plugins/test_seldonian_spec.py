@@ -1,0 +1,141 @@
+"""`supervised_spec` meets bad data before the engine does, and its objectives are the engine's."""
+
+import inspect
+import warnings
+
+import autograd.numpy as np
+import numpy as onp
+import pytest
+from autograd import grad
+
+pytest.importorskip("seldonian")
+torch = pytest.importorskip("torch")
+from seldonian.dataset import SupervisedDataSet, SupervisedMetaData  # noqa: E402
+from seldonian.models import objectives as engine_objectives  # noqa: E402
+from seldonian.models.models import (  # noqa: E402
+    BinaryLogisticRegressionModel,
+    MultiClassLogisticRegressionModel,
+)
+from seldonian.spec import SupervisedSpec  # noqa: E402
+from torch import nn  # noqa: E402
+
+import gradbridge as gb  # noqa: E402
+from gradbridge.errors import GradbridgeWarning, OptionError, ParamsShapeError  # noqa: E402
+from gradbridge_seldonian import SeldonianModel, objectives, supervised_spec  # noqa: E402
+from gradbridge_seldonian.spec import SpecError  # noqa: E402
+
+RNG = onp.random.default_rng(0)
+X = RNG.normal(size=(20, 2))
+GROUPS = onp.stack([X[:, 0] > 0, X[:, 0] <= 0], 1).astype(int)
+
+
+def data(labels, sub_regime, features=X, groups=GROUPS):
+    meta = SupervisedMetaData(sub_regime, ["a", "b", "f", "g", "y"], ["f", "g"], ["y"], ["a", "b"])
+    return SupervisedDataSet(features, labels, groups, len(labels), meta)
+
+
+def probabilities(outputs=1):
+    torch.manual_seed(0)
+    last = nn.Sigmoid() if outputs == 1 else nn.Softmax(dim=1)
+    return SeldonianModel(nn.Sequential(nn.Linear(2, outputs), last))
+
+
+BINARY = (X[:, 1] > 0).astype(float)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "outputs", "said"),
+    [
+        (data(BINARY[:, None], "classification"), 1, r"labels must be of shape \(n,\), got \(20, 1\)"),
+        (data(BINARY[:19], "classification"), 1, "19 labels and 20 rows of features"),
+        (data(BINARY, "classification", groups=GROUPS[:7]), 1, "20 labels and 7 rows of sensitive_attrs"),
+        (data(BINARY * onp.nan, "classification"), 1, "labels must be finite numbers, got"),
+        (data(BINARY + 1, "classification"), 1, r"needs labels 0 and 1, got 1.0, 2.0"),
+        (data(BINARY, "multiclass_classification"), 2, "needs integer labels .*labels.astype"),
+        (
+            data(BINARY.astype(int) * 2, "multiclass_classification"),
+            2,
+            r"needs predictions of shape \(n, 3\)",
+        ),
+        (data(BINARY, "clustering"), 1, "sub_regime must be one of regression, .*got 'clustering'"),
+    ],
+)
+def test_data_that_does_not_fit_says_so(dataset, outputs, said):
+    with pytest.raises(SpecError, match=said):
+        supervised_spec(dataset, probabilities(outputs), ["ACC >= 0.5"], [0.1])
+
+
+def test_a_specification_needs_a_constraint():
+    with pytest.raises(SpecError, match="at least one constraint"):
+        supervised_spec(data(BINARY, "classification"), probabilities(), [], [])
+
+
+def test_an_initial_solution_of_the_wrong_length_is_met_before_the_engine_starts():
+    with pytest.raises(ParamsShapeError, match=r"params of shape \(3,\), got \(2,\)"):
+        supervised_spec(
+            data(BINARY, "classification"),
+            probabilities(),
+            ["ACC >= 0.5"],
+            [0.1],
+            initial_solution=onp.zeros(2),
+        )
+
+
+def test_an_initial_solution_function_that_fails_is_not_swallowed():
+    def fail(model, X, Y):
+        raise RuntimeError("no solution from here")
+
+    with pytest.raises(RuntimeError, match="no solution from here"):
+        supervised_spec(
+            data(BINARY, "classification"), probabilities(), ["ACC >= 0.5"], [0.1], initial_solution=fail
+        )
+
+
+def test_equal_predictions_at_the_start_are_warned_of():
+    dataset, gap = data(BINARY, "classification"), ["abs((PR | [a]) - (PR | [b])) <= 0.2"]
+    with pytest.warns(GradbridgeWarning, match="predicts the same for all 20 rows"):
+        supervised_spec(dataset, probabilities(), gap, [0.1], initial_solution=onp.zeros(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        supervised_spec(dataset, probabilities(), gap, [0.1])
+
+
+def test_specifications_share_no_hyperparameters():
+    dataset = data(BINARY, "classification")
+    one, two = (supervised_spec(dataset, probabilities(), ["ACC >= 0.5"], [0.1]) for _ in range(2))
+    one.optimization_hyperparams["num_iters"] = 3
+    one.optimization_hyperparams["lambda_init"][0] = 9.0
+    assert two.optimization_hyperparams["num_iters"] == 200
+    assert two.optimization_hyperparams["lambda_init"][0] == 0.5
+    default = inspect.signature(SupervisedSpec.__init__).parameters["optimization_hyperparams"].default
+    assert default is not one.optimization_hyperparams
+    assert default["lambda_init"] == 0.5
+
+
+def test_a_bridge_brings_its_own_dtype():
+    bridge = gb.bridge(nn.Linear(2, 1), dtype="float64")
+    assert SeldonianModel(bridge).bridge is bridge
+    with pytest.raises(OptionError, match="a Bridge is complete"):
+        SeldonianModel(bridge, dtype="float32")
+
+
+@pytest.mark.parametrize("sub_regime", ["classification", "multiclass_classification"])
+def test_the_error_rate_equals_the_engines(sub_regime):
+    if sub_regime == "classification":
+        model, theta, Y = BinaryLogisticRegressionModel(), RNG.normal(size=3), BINARY
+    else:
+        model, theta = MultiClassLogisticRegressionModel(), RNG.normal(size=(3, 4))
+        Y = RNG.integers(0, 4, size=20)
+    rates = [
+        lambda t, home=home: home.Error_Rate(model, t, X, Y, sub_regime=sub_regime)
+        for home in (objectives, engine_objectives)
+    ]
+    assert onp.isclose(rates[0](theta), rates[1](theta), rtol=1e-13)
+    onp.testing.assert_allclose(grad(rates[0])(theta), grad(rates[1])(theta), rtol=1e-11, atol=1e-14)
+
+
+def test_an_objective_means_over_rows_also_where_the_features_are_a_list():
+    model = SeldonianModel(nn.Bilinear(2, 2, 1))
+    theta, Y = model.initial_solution(), RNG.normal(size=20)
+    mean = objectives.Mean_Error(model, theta, [X, X], Y)
+    assert onp.isclose(mean, np.mean(model.predict(theta, [X, X]) - Y), rtol=1e-12)
