@@ -27,7 +27,11 @@ def run(console: Console) -> None:
     torch.set_num_threads(1)
     b = gb.bridge(torch.nn.Linear(100, 10))
     p, X = b.params, np.ones((50, 100))
-    _report(console, f"{GRAPHS:,} abandoned graphs of a torch model", lambda: _repeat(GRAPHS, lambda: make_vjp(b)(p, X)))
+    _report(
+        console,
+        f"{GRAPHS:,} abandoned graphs of a torch model",
+        lambda: _repeat(GRAPHS, lambda: make_vjp(b)(p, X)),
+    )
     gradient = grad(lambda p: b(p, X).sum())
     _report(console, f"{GRAPHS:,} gradients of it", lambda: _repeat(GRAPHS, lambda: gradient(p)))
 

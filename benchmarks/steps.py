@@ -48,7 +48,17 @@ def _table(console: Console, backend: str, make: Callable[..., Native]) -> None:
     table = Table(
         title=f"{backend}: value and gradient of a sum of squares, float32, one thread", title_justify="left"
     )
-    for heading in ("MLP", "params", "rows", "native", "through gradbridge", "ratio", "added", "forwards", "budget"):
+    for heading in (
+        "MLP",
+        "params",
+        "rows",
+        "native",
+        "through gradbridge",
+        "ratio",
+        "added",
+        "forwards",
+        "budget",
+    ):
         table.add_column(heading, justify="left" if heading in ("MLP", "budget") else "right")
     for name, (sizes, rows) in SIZES.items():
         X = np.random.default_rng(0).normal(size=(rows, sizes[0])).astype(np.float32)
@@ -78,7 +88,9 @@ def _table(console: Console, backend: str, make: Callable[..., Native]) -> None:
         )
     console.print(table)
     floor = best_of_each({"floor": lambda: _empty_program(np.ones(3))}, 0.3)["floor"]
-    console.print(f"autograd itself needs {readable(floor)} for such a program with an empty primitive in it\n")
+    console.print(
+        f"autograd itself needs {readable(floor)} for such a program with an empty primitive in it\n"
+    )
 
 
 @primitive
