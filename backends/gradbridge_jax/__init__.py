@@ -19,5 +19,6 @@ def gradbridge_backend() -> Backend:
             "equinox._module._module.Module",
             "equinox._module.Module",  # equinox < 0.12
             "gradbridge_jax.architectures.Network",
+            "keras.src.backend.jax.layer.JaxLayer",
         ),
     )

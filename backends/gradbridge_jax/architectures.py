@@ -84,7 +84,10 @@ def _layer(layer: Layer, part: dict[str, Any], x: Any) -> Any:
         return x @ part["weight"] + part["bias"]
     if layer.kind == "conv":
         axes = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, part["weight"], (1, 1), "SAME", dimension_numbers=axes) + part["bias"]
+        return (
+            jax.lax.conv_general_dilated(x, part["weight"], (1, 1), "SAME", dimension_numbers=axes)
+            + part["bias"]
+        )
     if layer.kind == "pool":
         s, (n, h, w, c) = layer.size, np.shape(x)
         cropped = x[:, : h // s * s, : w // s * s]

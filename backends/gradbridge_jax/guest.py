@@ -68,6 +68,10 @@ def adapt(model: Any, options: GuestOptions) -> ArrayAdapter:
             module, _, attribute = _MODULES[name].partition(":")
             made: ArrayAdapter = getattr(importlib.import_module(module), attribute)(model, options)
             return made
+    if any(cls.__module__.startswith("keras.") for cls in type(model).__mro__):
+        from gradbridge_jax.keras_models import KerasAdapter
+
+        return KerasAdapter(model, options)
     if callable(model):
         return FunctionAdapter(model, options)
     raise UnknownModelError(

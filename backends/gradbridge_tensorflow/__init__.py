@@ -13,5 +13,5 @@ def gradbridge_backend() -> Backend:
         install='pip install "gradbridge[tensorflow]"',
         guest="gradbridge_tensorflow.guest:adapt",
         builder="gradbridge_tensorflow.architectures:build",
-        models=("tensorflow.python.module.module.Module", "keras.src.layers.layer.Layer"),
+        models=("tensorflow.python.module.module.Module", "keras.src.backend.tensorflow.layer.TFLayer"),
     )

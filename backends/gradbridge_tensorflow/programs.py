@@ -1,7 +1,7 @@
 """Programs: a traceable function of tensors, its compiled forms, and its pullback, a program again.
 
 The parameters are a tensor per entry of the layout here, in as in out. One flat tensor, cut inside
-the graph, is copied by the cut and by the concatenation of its gradient: 0.6 ms each way with
+the graph, is copied by the cut and by the concatenation of its gradient: 0.3 ms of 8.2 ms with
 670 000 parameters.
 """
 

@@ -45,6 +45,11 @@ def adapt(model: Any, options: GuestOptions) -> TensorAdapter:
         UnknownModelError: neither a module nor callable, or a module that cannot be bridged.
     """
     refuse_unknown_options("torch", options.extra, ())
+    if any(cls.__module__.startswith("keras.") for cls in type(model).__mro__):
+        # Keras takes a second to import: it is there already when there is a model of it.
+        from gradbridge_torch.keras_models import KerasAdapter
+
+        return KerasAdapter(model, options)
     if isinstance(model, nn.Module):
         if options.params is not None:
             raise OptionError("params= belongs to functions; a torch module brings its own parameters")

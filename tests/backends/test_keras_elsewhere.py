@@ -1,0 +1,64 @@
+"""Keras models on each of Keras' own backends go to the right guest; each needs a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("keras")
+
+SCRIPT = """
+import os, numpy as np, keras, gradbridge as gb
+from autograd import grad, hessian
+import autograd.numpy as anp
+backend = os.environ["KERAS_BACKEND"]
+keras.utils.set_random_seed(0)
+model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, activation="tanh"),
+                          keras.layers.BatchNormalization(), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+assert gb.default_registry().match(model) == backend
+f = gb.bridge(model)
+X = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+w = [np.asarray(keras.ops.convert_to_numpy(v), "float64") for v in model.trainable_variables]
+assert np.allclose(f.params, np.concatenate([v.ravel() for v in w]))
+assert np.allclose(f(f.params, X), model.predict(X, verbose=0), atol=1e-5)
+
+def closed(p, x):
+    parts, start = [], 0
+    for v in w:
+        parts.append(p[start:start + v.size].reshape(v.shape)); start += v.size
+    k, b, gamma, beta, K, B = parts
+    h = np.tanh(x @ k + b) if False else anp.tanh(anp.dot(x, k) + b)
+    return anp.dot(h / np.sqrt(1 + 1e-3) * gamma + beta, K) + B
+
+loss = lambda g: lambda p: anp.sum(anp.sin(g(p, X)))
+assert np.allclose(grad(loss(f))(f.params), grad(loss(closed))(f.params), atol=1e-4)
+assert np.allclose(hessian(loss(f))(f.params), hessian(loss(closed))(f.params), atol=1e-3)
+before = [np.array(keras.ops.convert_to_numpy(v)) for v in model.variables]
+twin = f.model(2 * f.params)
+assert np.allclose(twin.predict(X, verbose=0), f(2 * f.params, X), atol=1e-4)
+assert all(np.array_equal(a, keras.ops.convert_to_numpy(b)) for a, b in zip(before, model.variables))
+others = {"torch", "jax", "tensorflow"} - {backend}
+for other in others:
+    try:
+        gb.bridge(model, backend=other)
+    except gb.errors.UnknownModelError as error:
+        assert backend in str(error)
+    except gb.errors.BackendUnavailableError:
+        pass
+    else:
+        raise AssertionError(other)
+print("fine")
+"""
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax", "tensorflow"])
+def test_a_keras_model_goes_to_the_guest_of_the_backend_that_it_runs_on(backend):
+    pytest.importorskip(backend)
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.strip().endswith("fine"), run.stderr[-2000:]
