@@ -16,6 +16,8 @@ CONSTRAINTS = "constraints.txt"
 # the [seldonian] extra and the engine itself without any.
 ENGINE = "seldonian-engine==0.8.11"
 TESTING = ["pytest", "hypothesis"]
+# Frameworks that are also tested alone, and what their tests need besides.
+ONLY: dict[str, list[str]] = {"torch": [], "jax": ["flax", "equinox"], "tensorflow": []}
 # Libraries of modules whose models are tested as guests.
 MODULES = ["flax", "equinox"]
 QUIET = {
@@ -55,7 +57,7 @@ def tests(session: nox.Session) -> None:
     install(session, "-e", ".[all]", *TESTING, *MODULES, "hatchling", engine=True)
     session.run("pytest", *session.posargs, env=QUIET)
     if not session.posargs:
-        for name in ("tests_bare", "tests_autograd18"):
+        for name in ("tests_bare", "tests_autograd18", *(f"tests_only({name})" for name in ONLY)):
             session.notify(name)
 
 
@@ -70,6 +72,14 @@ def tests_bare(session: nox.Session) -> None:
 def tests_autograd18(session: nox.Session) -> None:
     """The host with the oldest autograd that is supported."""
     install(session, "-e", ".[numeric,torch]", *TESTING, release="autograd==1.8.0")
+    session.run("pytest", "tests/core", "tests/backends", "tests/conformance", *session.posargs, env=QUIET)
+
+
+@nox.session
+@nox.parametrize("framework", [nox.param(name, id=name) for name in ONLY])
+def tests_only(session: nox.Session, framework: str) -> None:
+    """Each backend in an environment with its framework alone."""
+    install(session, "-e", f".[numeric,{framework}]", *TESTING, *ONLY[framework])
     session.run("pytest", "tests/core", "tests/backends", "tests/conformance", *session.posargs, env=QUIET)
 
 

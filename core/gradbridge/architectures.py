@@ -20,7 +20,7 @@ Images are (n, height, width, channels). An activation follows its layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,7 +193,7 @@ def cnn(
     return Architecture("cnn", tuple(layers), squeeze=classes == 1)
 
 
-ARCHITECTURES = {"linear": linear, "mlp": mlp, "cnn": cnn}
+ARCHITECTURES: dict[str, Callable[..., Architecture]] = {"linear": linear, "mlp": mlp, "cnn": cnn}
 
 
 def build(

@@ -12,12 +12,14 @@ import numpy as np
 
 from gradbridge import borders, trees
 from gradbridge.call import Call
+from gradbridge.capabilities import Capabilities, capabilities_of
 from gradbridge.errors import BackendError, OptionError
 from gradbridge.host import Host
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, GuestOptions, Signature
 from gradbridge.registry import Registry, default_registry
 from gradbridge.reuse import Memory
+from gradbridge.saving import load_params, save_params
 
 MODES = ("eval", "train")
 NOISES = ("frozen", "per_params", "per_call")
@@ -98,6 +100,40 @@ class Bridge:
         vector = np.asarray(params)
         borders.check_params(vector, self.layout, self._adapter.label)
         return self._adapter.model(np.ascontiguousarray(vector, dtype=np.float64))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What works through this bridge, what does not and why, and what it costs; prints as a table."""
+        title = f"{self._adapter.label}, differentiated by {self._host_name}"
+        remembers = self._memory is not None
+        return capabilities_of(self._adapter, title, self._mode, self._noise_kind, remembers)
+
+    def save(self, path: str | os.PathLike[str], params: Any) -> None:
+        """Write parameters to a safetensors file, with their layout.
+
+        Args:
+            path: the file.
+            params: (P,) real.
+
+        Raises:
+            ParamsShapeError: they do not fit the layout.
+        """
+        save_params(path, params, self.layout)
+
+    def load(self, path: str | os.PathLike[str], *, names: bool = True) -> Array:
+        """Read parameters that `save` wrote, for this model.
+
+        Args:
+            path: the file.
+            names: False compares shapes and order alone, not the parameters' names.
+
+        Returns:
+            (P,) float64.
+
+        Raises:
+            ParamsFileError: no such file of ours, or of another model; the first difference is named.
+        """
+        return load_params(path, self.layout, names=names)
 
     def __call__(self, params: Any, *inputs: Any, **kwargs: Any) -> Any:
         """Evaluate the model, differentiably in the host.

@@ -53,6 +53,14 @@ def check(backend: str) -> None:
     sys.exit(check_command(backend))
 
 
+@cli.command()
+def matrix() -> None:
+    """Check every backend that works here against every law, as one table."""
+    from gradbridge.testing import matrix_command
+
+    sys.exit(matrix_command())
+
+
 def main() -> None:
     """Entry point of the console script: core's commands and every plugin's."""
     registry = default_registry()

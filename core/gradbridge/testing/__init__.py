@@ -70,7 +70,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradbridge.testing.backend import BackendUnderTest, Native, NotOfferedError
 from gradbridge.testing.checks import CHECKS, LAWS, Check
-from gradbridge.testing.report import Bench, Report, Row, check_command, find, run
+from gradbridge.testing.report import Bench, Report, Row, check_command, find, matrix_command, run
 from gradbridge.testing.scenarios import SCENARIOS, Scenario
 from gradbridge.testing.subject import Flight, Point, Subject
 
@@ -95,6 +95,7 @@ __all__ = [
     "Subject",
     "check_command",
     "find",
+    "matrix_command",
     "run",
 ]
 

@@ -225,3 +225,45 @@ def _row(bench: Bench, check: Check, scenario: str) -> Row:
     except Exception as error:  # whatever a backend raises is a row of the report
         outcome, message = FAILED, f"raised {type(error).__name__}: {error}"
     return Row(check.name, check.law, scenario, outcome, message, time.perf_counter() - start)
+
+
+def matrix_command(registry: Registry | None = None) -> int:
+    """Print the matrix guest × law of every backend that works here.
+
+    Returns:
+        The exit code: 1 if a law is broken, else 0.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    registry = registry if registry is not None else default_registry()
+    console = Console()
+    table = Table(title="guest × law", title_justify="left")
+    table.add_column("law")
+    reports: dict[str, Report] = {}
+    for name, info in registry.infos().items():
+        if "guest" not in info.roles:
+            continue
+        if not info.available:
+            console.print(f"{name} is left out: {info.reason}", soft_wrap=True, markup=False)
+            continue
+        try:
+            under_test = find(name, registry)
+        except BackendUnavailableError as error:
+            console.print(f"{name} is left out: {error}", soft_wrap=True, markup=False)
+            continue
+        with console.status(f"checking {name}"):
+            reports[name] = run(under_test)
+        table.add_column(name, justify="center")
+    for law, statement in LAWS.items():
+        table.add_row(
+            f"{law}. {statement}", *[_MARKS[report.laws().get(law, "")] for report in reports.values()]
+        )
+    table.add_section()
+    for outcome in (PASSED, FAILED, SKIPPED):
+        table.add_row(f"checks {outcome}", *[str(len(report.of(outcome))) for report in reports.values()])
+    console.print(table)
+    for report in reports.values():
+        for row in report.of(FAILED):
+            console.print(f"{report.backend}: {row.check}[{row.scenario}]: {row.message}", markup=False)
+    return 0 if all(report.passed for report in reports.values()) else 1
