@@ -11,5 +11,11 @@ def gradbridge_backend() -> Backend:
         name="numpy",
         guest="gradbridge_numpy.guest:adapt",
         builder="gradbridge_numpy.architectures:build",
-        models=("gradbridge_numpy.architectures.Network",),
+        models=(
+            "gradbridge_numpy.architectures.Network",
+            "sklearn.linear_model._base.LinearRegression",
+            "sklearn.linear_model._ridge.Ridge",
+            "sklearn.linear_model._logistic.LogisticRegression",
+            "sklearn.neural_network._multilayer_perceptron.BaseMultilayerPerceptron",
+        ),
     )

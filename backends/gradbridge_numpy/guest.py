@@ -24,6 +24,7 @@ from gradbridge.errors import (
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, GuestOptions, Signature, refuse_unknown_options
 from gradbridge_numpy.architectures import Network, NetworkAdapter
+from gradbridge_numpy.estimators import EstimatorAdapter, is_estimator
 from gradbridge_numpy.rules import VJPRules
 
 OPTIONS = ("gradient", "vjp", "step", "order")
@@ -33,7 +34,7 @@ def adapt(model: Callable[..., Any], options: GuestOptions) -> Adapter:
     """Make an adapter of a callable: the guest half of backend ``numpy``.
 
     Args:
-        model: a `Network`; or a callable ``fn(*inputs)``, or ``fn(parameter tree, *inputs)`` if `options.params` is given.
+        model: a `Network`, or a fitted scikit-learn estimator of `estimators.CLASSES`; or a callable ``fn(*inputs)``, or ``fn(parameter tree, *inputs)`` if `options.params` is given.
         options: `dtype` casts what the function sees. Extra options:
             gradient: ``"numeric"`` for finite differences; None for written rules.
             vjp: a written rule for each argument in order, or one alone, as for `defvjp`.
@@ -42,6 +43,9 @@ def adapt(model: Callable[..., Any], options: GuestOptions) -> Adapter:
     Raises:
         OptionError: an unknown option, or a model that is not callable.
     """
+    if is_estimator(model):
+        refuse_unknown_options("numpy", options.extra, ())
+        return EstimatorAdapter(model, options)
     if isinstance(model, Network):
         refuse_unknown_options("numpy", options.extra, ())
         return NetworkAdapter(model, options)

@@ -1,0 +1,98 @@
+"""Fitted scikit-learn estimators whose prediction is a stack of dense layers, with its gradient by hand.
+
+Linear and logistic regressions and multilayer perceptrons. scikit-learn itself is not imported:
+the estimators are read by their fitted attributes.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+from gradbridge.architectures import Architecture, Layer
+from gradbridge.errors import UnknownModelError
+from gradbridge.protocol import Array, GuestOptions
+from gradbridge_numpy.architectures import Network, NetworkAdapter
+
+#: Qualified names of the classes that are read here.
+CLASSES = (
+    "sklearn.linear_model._base.LinearRegression",
+    "sklearn.linear_model._ridge.Ridge",
+    "sklearn.linear_model._logistic.LogisticRegression",
+    "sklearn.neural_network._multilayer_perceptron.BaseMultilayerPerceptron",
+)
+_ACTIVATIONS = {"identity": None, "logistic": "sigmoid", "tanh": "tanh", "relu": "relu", "softmax": "softmax"}
+
+
+def is_estimator(model: Any) -> bool:
+    """Whether the model is of one of `CLASSES`, by its MRO."""
+    return any(f"{cls.__module__}.{cls.__qualname__}" in CLASSES for cls in type(model).__mro__)
+
+
+class EstimatorAdapter(NetworkAdapter):
+    """What a fitted estimator predicts: values, or probabilities for a classifier.
+
+    A binary classifier gives the probability of its second class, (n,); one of k > 2 classes gives
+    (n, k), in the order of ``classes_``. The params have the intercept of each layer before its
+    coefficients, (features, outputs).
+    """
+
+    def __init__(self, estimator: Any, options: GuestOptions) -> None:
+        self._estimator = estimator
+        pairs = _coefficients(estimator)
+        layers = [
+            Layer("dense", str(i), *weight.shape, activation=name)
+            for i, ((_, weight), name) in enumerate(zip(pairs, _activations(estimator, len(pairs))))
+        ]
+        architecture = Architecture(
+            type(estimator).__name__, tuple(layers), squeeze=pairs[-1][1].shape[1] == 1
+        )
+        params = {}
+        for i, (bias, weight) in enumerate(pairs):
+            params[f"{i}.bias"], params[f"{i}.weight"] = bias, weight
+        super().__init__(Network(architecture, params), options)
+        self.label = type(estimator).__name__
+
+    def model(self, params: Array) -> Any:
+        """See `Adapter.model`: a copy of the estimator with these coefficients."""
+        twin = copy.deepcopy(self._estimator)
+        arrays = list(self.layout.unravel(params.copy()).values())
+        biases, weights = arrays[::2], arrays[1::2]
+        if hasattr(twin, "coefs_"):
+            twin.intercepts_, twin.coefs_ = biases, weights
+        else:
+            twin.coef_ = weights[0].T.reshape(np.shape(twin.coef_))
+            twin.intercept_ = (
+                biases[0].reshape(np.shape(twin.intercept_)) if np.shape(twin.intercept_) else biases[0][0]
+            )
+        return twin
+
+
+def _coefficients(estimator: Any) -> list[tuple[Array, Array]]:
+    """(bias (out,), weight (in, out)) of each layer, copied.
+
+    Raises:
+        UnknownModelError: the estimator is not fitted.
+    """
+    if hasattr(estimator, "coefs_"):
+        return [
+            (np.array(b, float), np.array(w, float)) for b, w in zip(estimator.intercepts_, estimator.coefs_)
+        ]
+    if not hasattr(estimator, "coef_"):
+        raise UnknownModelError(
+            f"{type(estimator).__name__} is not fitted, so it has no coefficients; call fit first"
+        )
+    weight = np.atleast_2d(np.array(estimator.coef_, float)).T
+    bias = np.broadcast_to(np.array(estimator.intercept_, float), weight.shape[1]).copy()
+    return [(bias, weight)]
+
+
+def _activations(estimator: Any, count: int) -> list[str | None]:
+    if hasattr(estimator, "coefs_"):
+        hidden = _ACTIVATIONS[estimator.activation]
+        return [hidden] * (count - 1) + [_ACTIVATIONS[estimator.out_activation_]]
+    if not hasattr(estimator, "classes_"):
+        return [None]
+    return ["sigmoid" if len(estimator.classes_) == 2 else "softmax"]
