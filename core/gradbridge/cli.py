@@ -6,6 +6,7 @@ import sys
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import gradbridge
@@ -20,7 +21,10 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except GradbridgeError as error:
-            Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False)
+            said = escape(str(error))  # "gradbridge[torch]" is no markup
+            Console(stderr=True).print(
+                f"[bold red]{type(error).__name__}[/]: {said}", highlight=False, soft_wrap=True
+            )
             sys.exit(1)
 
 
@@ -38,7 +42,7 @@ def backends() -> None:
     for heading in ("backend", "package", "roles", "framework", "works here"):
         table.add_column(heading, overflow="fold")
     for name, info in gradbridge.backends().items():
-        works = "[green]yes[/]" if info.available else f"[red]no[/]: {info.reason}"
+        works = "[green]yes[/]" if info.available else f"[red]no[/]: {escape(str(info.reason))}"
         version = info.version or ("needs none" if info.installed else "not installed")
         table.add_row(name, info.package, " and ".join(info.roles), version, works)
     console.print(table)
@@ -67,5 +71,5 @@ def main() -> None:
     try:
         registry.hook.gradbridge_commands(cli=cli)
     except Exception as error:  # a plugin's command must not take the others away
-        Console(stderr=True).print(f"[yellow]a plugin could not add its commands: {error}[/]")
+        Console(stderr=True).print(f"[yellow]a plugin could not add its commands: {escape(str(error))}[/]")
     cli(prog_name="gradbridge")

@@ -198,6 +198,20 @@ def test_the_command_line_lists_the_backends_with_reasons():
     assert "numpy" in run.stdout
 
 
+def test_the_line_that_installs_a_framework_is_printed_whole(monkeypatch, module):
+    from click.testing import CliRunner
+
+    from gradbridge import cli
+
+    declared = declaring(
+        name="nowhere", framework=("no_such_framework", "n"), install='pip install "a[b]"', guest="x:y"
+    )
+    found = registry(module("nowhere_cli", gradbridge_backend=declared))
+    monkeypatch.setattr(cli.gradbridge, "backends", found.infos)
+    monkeypatch.setenv("COLUMNS", "400")
+    assert 'pip install "a[b]"' in CliRunner().invoke(cli.cli, ["backends"]).output
+
+
 def test_a_mistyped_command_exits_with_an_error():
     run = subprocess.run(
         [sys.executable, "-c", "from gradbridge.cli import main; main()", "bakends"],
