@@ -119,7 +119,7 @@ class TensorAdapter(Adapter):
         if outputs and wanted:
             # The graph is kept, because the same call may be pulled back again.
             found = torch.autograd.grad(outputs, wanted, pulled, retain_graph=True, allow_unused=True)
-        if wanted and None in found:
+        if any(gradient is None for gradient in found):
             self._doubt_unused(residuals.outputs)
         gradients = iter(zip(wanted, found))
         return [
