@@ -18,8 +18,8 @@ ENGINE = "seldonian-engine==0.8.11"
 TESTING = ["pytest", "hypothesis"]
 # Frameworks that are also tested alone, and what their tests need besides.
 ONLY: dict[str, list[str]] = {"torch": [], "jax": ["flax", "equinox"], "tensorflow": []}
-# Libraries of modules whose models are tested as guests.
-MODULES = ["flax", "equinox"]
+# Libraries whose models are tested as guests; MyGrad's by the example of a third party's backend.
+MODULES = ["flax", "equinox", "mygrad"]
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",

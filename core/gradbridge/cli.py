@@ -65,6 +65,18 @@ def matrix() -> None:
     sys.exit(matrix_command())
 
 
+@cli.command("new-backend")
+@click.argument("name")
+@click.option("--folder", type=click.Path(), help="Where to write it; gradbridge-NAME if nothing is said.")
+def new_backend(name: str, folder: str | None) -> None:
+    """Write an installable package for a backend NAME, with the steps to fill in."""
+    from gradbridge.scaffold import new_backend as write
+
+    for path in write(name, folder):
+        click.echo(path)
+    click.echo(f"\nFill in the steps, then: pip install -e … && gradbridge check {name}")
+
+
 def main() -> None:
     """Entry point of the console script: core's commands and every plugin's."""
     registry = default_registry()

@@ -1,0 +1,219 @@
+"""`gradbridge new-backend NAME`: an installable package for another framework, with the steps to fill in."""
+
+from __future__ import annotations
+
+import keyword
+import os
+import pathlib
+from string import Template
+
+from gradbridge.errors import OptionError
+from gradbridge.registry import Registry, default_registry
+
+_TEMPLATES = {
+    "pyproject.toml": """\
+[build-system]
+requires = ["hatchling>=1.26"]
+build-backend = "hatchling.build"
+
+[project]
+name = "gradbridge-$name"
+version = "0.1.0"
+description = "$name as a gradbridge guest."
+readme = "README.md"
+requires-python = ">=3.11"
+dependencies = ["gradbridge"]  # and the framework
+
+# The door by which gradbridge finds this package.
+[project.entry-points.gradbridge]
+$name = "gradbridge_$name"
+
+[tool.hatch.build.targets.wheel]
+packages = ["src/gradbridge_$name"]
+""",
+    "README.md": """\
+# gradbridge-$name
+
+$name as a gradbridge guest.
+
+1. Fill in `src/gradbridge_$name/__init__.py`, then the steps in `guest.py`.
+2. Build the scenarios of the kit in `conformance.py`, as many as $name can.
+3. `pip install -e .` and `gradbridge check $name`, or `pytest`.
+""",
+    "src/gradbridge_$name/__init__.py": '''\
+"""$name as a gradbridge backend. This module imports no framework: it is loaded to list what there is."""
+
+from gradbridge.hookspecs import hookimpl
+from gradbridge.registry import Backend
+
+
+@hookimpl
+def gradbridge_backend() -> Backend:
+    """Declare the backend."""
+    return Backend(
+        name="$name",
+        framework=None,  # ("module to import", "distribution that carries it")
+        install="pip install gradbridge-$name",
+        guest="gradbridge_$name.guest:adapt",
+        models=(),  # qualified names of model classes, e.g. "$name.nn.Module": found in a model's MRO
+    )
+''',
+    "src/gradbridge_$name/guest.py": '''\
+"""$name as a guest: functions of its arrays, with or without a tree of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradbridge import trees
+from gradbridge.errors import OptionError
+from gradbridge.layout import ParameterLayout
+from gradbridge.protocol import Adapter, Array, GuestOptions, Signature, refuse_unknown_options
+
+
+def adapt(model: Any, options: GuestOptions) -> FunctionAdapter:
+    """Make an adapter of a model: the guest half.
+
+    Args:
+        model: a callable; with `options.params`, of (parameter tree, *inputs).
+        options: dtype, device, mode, and `extra` for options of your own.
+    """
+    refuse_unknown_options("$name", options.extra, ())
+    if not callable(model):
+        raise OptionError(f"backend '$name' bridges callables, got a {type(model).__name__}")
+    return FunctionAdapter(model, options)
+
+
+class FunctionAdapter(Adapter):
+    """A callable of $name arrays. The laws that each step keeps are in `gradbridge.protocol.Adapter`."""
+
+    def __init__(self, function: Callable[..., Any], options: GuestOptions) -> None:
+        self.label = getattr(function, "__name__", type(function).__name__)
+        self.layout = ParameterLayout.empty()
+        self._function = function
+        self._has_params = options.params is not None
+        self._dtype = options.dtype
+        self._present = np.empty(0)
+        if self._has_params:
+            self.layout = ParameterLayout.of_tree(options.params)
+            self._present = self.layout.ravel(options.params)
+
+    def params(self) -> Array:
+        """The model's present parameters, (P,) float64."""
+        return self._present.copy()
+
+    def model(self, params: Array) -> Any:
+        """A native model holding these parameters: the function with its first argument filled in."""
+        if not self._has_params:
+            return self._function
+        tree = self._tree(self.update(params))
+        return lambda *args, **kwargs: self._function(tree, *args, **kwargs)
+
+    def update(self, params: Array) -> list[Any]:
+        """Step 1: the flat vector → one native array per parameter, copied, in self._dtype or the layout's."""
+        raise NotImplementedError("cut params with self.layout.unravel(params), and make native arrays of the pieces")
+
+    def forward(
+        self, loaded: list[Any], inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+    ) -> tuple[Any, Any]:
+        """Step 2: outputs as NumPy arrays that the caller owns, and residuals (None if wrt is empty)."""
+        native = [self._native(leaf) for leaf in inputs]
+        args, kwargs = signature.bind(native)
+        if self._has_params:
+            args = (self._tree(loaded), *args)
+        raise NotImplementedError(
+            "call self._function(*args, **kwargs) so that $name records what `backward` needs; give the outputs as "
+            "a tree of new NumPy arrays, and keep the recorded call as the residuals, never on self"
+        )
+
+    def zero(self, residuals: Any) -> None:
+        """Step 3: clear gradients that $name adds up. Leave it out if it returns them instead."""
+
+    def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
+        """Step 4: a gradient per position; 0 is the params, (P,), i is inputs[i - 1]. Zeros for no influence.
+
+        It may be called again with other cotangents, and must give the same for the same ones.
+        """
+        raise NotImplementedError("pull the cotangents back through the recorded call")
+
+    # If $name can differentiate its gradients, implement `pullback` too; without it a second
+    # derivative raises HigherOrderError, which is honest.
+
+    def _native(self, leaf: Any) -> Any:
+        """An input leaf as the function takes it; what is no array goes through."""
+        if not isinstance(leaf, np.ndarray):
+            return leaf
+        raise NotImplementedError("make a native array with a copy of the leaf: floating ones in the dtype to compute in")
+
+    def _tree(self, pieces: list[Any]) -> Any:
+        return trees.unflatten(self.layout.structure, pieces)
+''',
+    "src/gradbridge_$name/conformance.py": '''\
+"""The scenarios of the conformance kit in $name. `gradbridge.testing` tells what each computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradbridge.testing import BackendUnderTest
+
+
+class UnderTest(BackendUnderTest):
+    """Begin with energy(), a function without parameters, then mlp(); leave out what $name cannot do."""
+
+    backend = "$name"
+    dtypes = ("float64", "float32")
+    reasons = {}  # {"dropout": "$name has no random numbers"}
+
+    def energy(self) -> Any:
+        """x, y of one shape ↦ Σ x² y."""
+        return lambda x, y: (x**2 * y).sum()
+''',
+    "tests/test_conformance.py": '''\
+"""The laws, on $name: one test per law and scenario."""
+
+from gradbridge.testing import ConformanceSuite
+
+
+class Test$title(ConformanceSuite):
+    backend = "$name"
+''',
+}
+
+
+def new_backend(
+    name: str, folder: str | os.PathLike[str] | None = None, registry: Registry | None = None
+) -> list[pathlib.Path]:
+    """Write the package ``gradbridge-NAME``.
+
+    Args:
+        name: of the backend, lower case: what users will write in ``backend=``.
+        folder: where; by default ``gradbridge-NAME`` in the working directory. Must not hold files.
+        registry: whose names are taken.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OptionError: the name is no module name or is taken, or the folder holds files.
+    """
+    if not name.isidentifier() or name != name.lower() or keyword.iskeyword(name):
+        raise OptionError(f"a backend's name is a lower-case Python name, such as 'mygrad'; got {name!r}")
+    known = registry if registry is not None else default_registry()
+    if name in known.names():
+        raise OptionError(
+            f"there is a backend {name!r} already, and a name belongs to one package; choose another"
+        )
+    root = pathlib.Path(folder if folder is not None else f"gradbridge-{name}")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise OptionError(f"{root} exists and is not empty; choose another folder")
+    written = []
+    for path, text in _TEMPLATES.items():
+        target = root / Template(path).substitute(name=name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(Template(text).substitute(name=name, title=name.title().replace("_", "")))
+        written.append(target)
+    return written

@@ -1,0 +1,45 @@
+"""The scenarios of the conformance kit in MyGrad."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import mygrad as mg
+
+from gradbridge.protocol import Array
+from gradbridge.testing import BackendUnderTest, Native
+
+
+class UnderTest(BackendUnderTest):
+    """See `gradbridge.testing.BackendUnderTest`."""
+
+    backend: ClassVar[str] = "mygrad"
+    reasons: ClassVar[dict[str, str]] = {
+        "dropout": "MyGrad has no random layers",
+        "batchnorm": "MyGrad keeps no running statistics",
+    }
+
+    def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> Any:
+        """Two layers and a tanh."""
+        params = {"w1": weight1, "b1": bias1, "w2": weight2, "b2": bias2}
+        return Native(lambda p, x: mg.tanh(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"], params=params)
+
+    def embedding(self, table: Array) -> Any:
+        """A lookup."""
+        return Native(lambda p, x: p[x], params=table)
+
+    def energy(self) -> Any:
+        """A function of tensors."""
+        return lambda x, y: (x**2 * y).sum()
+
+    def outputs(self, scale: Array) -> Any:
+        """A dict with a tuple in it."""
+        return Native(lambda p, x: {"scaled": x * p, "rest": (x**2, (p**2).sum())}, params=scale)
+
+    def tied(self, weight: Array) -> Any:
+        """One parameter, twice."""
+        return Native(lambda p, x: mg.tanh(x @ p) @ p, params=weight)
+
+    def unused(self, weight: Array, spare: Array) -> Any:
+        """A parameter and an input without influence."""
+        return Native(lambda p, x, y: mg.exp(x @ p["weight"] / 4), params={"weight": weight, "spare": spare})
