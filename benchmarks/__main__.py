@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-ALL = ("startup", "steps", "memory", "engine")
+ALL = ("startup", "steps", "jacobians", "memory", "engine")
 
 
 def main(names: list[str]) -> None:

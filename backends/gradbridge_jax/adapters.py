@@ -23,6 +23,7 @@ from gradbridge.protocol import Adapter, Array, Signature
 from gradbridge_jax.arrays import compute_device, to_array, to_guest
 from gradbridge_jax.explain import NOT_TRACEABLE, explained
 from gradbridge_jax.isolation import isolated, key_bits, key_of
+from gradbridge_jax.jacobians import RowProgram
 from gradbridge_jax.programs import Form, Program, Recent, split_output, static_key
 
 # Below this many parameters one flat argument, cut inside the program, is quicker than many (35 µs
@@ -67,6 +68,7 @@ class ArrayAdapter(Adapter):
         if self._dtypes or dtype is not None:
             self._own_wide = any(d == np.float64 for d in (*self._dtypes, dtype))
         self._programs: Recent[Program] = Recent()
+        self._row_programs: Recent[RowProgram] = Recent()
         self._derivatives: Recent[PullbackAdapter] = Recent()
 
     #: Whether it draws random numbers, so that a key must be made for each call.
@@ -185,6 +187,68 @@ class ArrayAdapter(Adapter):
             except Exception as error:
                 raise explained(error, f"the derivative of {self.label}", floating) from error
 
+    def backward_many(
+        self, residuals: _Residuals, cotangents: Sequence[Array], wrt: tuple[int, ...]
+    ) -> list[Array] | None:
+        """See `Adapter.backward_many`: ``jax.vmap`` of the VJP. None where JAX cannot batch an operation."""
+        floating = [c for c, yes in zip(cotangents, residuals.form.floating) if yes]
+        places = tuple(residuals.wrt.index(position) for position in wrt)
+        with isolated(residuals.wide, self.draws):
+            pulled: list[Any] = [np.asarray(c, d) for c, d in zip(floating, residuals.dtypes)]
+            try:
+                if self._device is not None:
+                    pulled = jax.device_put(pulled, self._device)
+                found = residuals.program.pull_many(residuals.vjp, pulled, places)
+                return [
+                    self._joined_many(gradient, (len(floating[0]),)) if position == 0 else to_array(gradient)
+                    for position, gradient in zip(wrt, found)
+                ]
+            except Exception:  # what vmap refuses, it refuses in many ways
+                return None
+
+    def row_jacobians(
+        self,
+        loaded: tuple[Array, ...],
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        rowed: tuple[bool, ...],
+    ) -> list[list[Array]] | None:
+        """See `Adapter.row_jacobians`: ``jax.vmap`` of the model's VJP. None for what is not compiled."""
+        if self.stochastic or not self.is_compiled():
+            return None
+        wide = self.is_wide(inputs)
+        arrays = [
+            to_guest(leaf, self.input_dtype(i), wide, i)
+            for i, leaf in enumerate(inputs)
+            if type(leaf) is np.ndarray
+        ]
+        constants = {i: leaf for i, leaf in enumerate(inputs) if type(leaf) is not np.ndarray}
+        statics = tuple((i, static_key(leaf)) for i, leaf in constants.items())
+        if any(static is None for _, static in statics):
+            return None
+        program = self._row_programs.get(
+            (signature.structure, wrt, rowed, statics),
+            lambda: RowProgram(self._traced, self.label, signature.structure, constants, wrt, rowed),
+        )
+        with isolated(wide, self.draws):
+            try:
+                arguments: Any = (loaded, arrays, self.state())
+                if self._device is not None:
+                    arguments = jax.device_put(arguments, self._device)
+                found, shapes = program.run(*arguments)
+                results = []
+                for shape, gradients in zip(shapes.of_row, found):
+                    mine = []
+                    for position, gradient in zip(wrt, gradients):
+                        lead = (gradient[0] if position == 0 else gradient).shape[:2]
+                        joined = self._joined_many(gradient, lead) if position == 0 else to_array(gradient)
+                        mine.append(joined.reshape(lead[0], *shape, *joined.shape[2:]))
+                    results.append(mine)
+                return results
+            except Exception:  # what vmap refuses, it refuses in many ways
+                return None
+
     def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> PullbackAdapter:
         """See `Adapter.pullback`. Its programs are kept, so that it is traced once, not in every call."""
         shared = self._derivatives.get(
@@ -268,6 +332,16 @@ class ArrayAdapter(Adapter):
             return False
         self._jit = False
         return True
+
+    def _joined_many(self, gradient: Sequence[jax.Array], lead: tuple[int, ...]) -> Array:
+        """Gradients with leading axes → (*lead, P)."""
+        flat = np.empty((*lead, self.layout.size))
+        if self._flat:
+            flat[...] = gradient[0]
+            return flat
+        for where, piece in zip(self.layout.slices, gradient):
+            flat[..., where] = np.asarray(piece).reshape(*lead, -1)
+        return flat
 
     def _flat_gradient(self, gradient: Sequence[jax.Array]) -> Array:
         # Written into the float64 vector directly: the cast is the copy.

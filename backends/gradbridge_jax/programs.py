@@ -114,6 +114,7 @@ class Program:
         self._constants, self._wrt = constants, wrt
         self._jitted = jitted
         self._pulls: dict[tuple[int, ...], Callable[..., Any]] = {}
+        self._pulls_many: dict[tuple[int, ...], Callable[..., Any]] = {}
         forward = self._forward if wrt else self._evaluate
         #: (loaded, arrays, bits, state) ↦ (floats, others, form, VJP or None, state after it)
         self.run: Callable[..., Any] = jax.jit(forward) if jitted else self._step_by_step(forward)
@@ -128,6 +129,18 @@ class Program:
                 return [gradients[place] for place in kept]
 
             known = self._pulls[kept] = jax.jit(pull) if self._jitted else pull
+        return known(vjp, cotangents)
+
+    def pull_many(self, vjp: Any, cotangents: list[Any], kept: tuple[int, ...]) -> Any:
+        """The same for cotangents with a leading axis; what `pull` returns gets one too."""
+        known = self._pulls_many.get(kept)
+        if known is None:
+
+            def pull(vjp: Any, cotangents: list[Any]) -> list[Any]:
+                (gradients,) = jax.vmap(vjp)(cotangents)
+                return [gradients[place] for place in kept]
+
+            known = self._pulls_many[kept] = jax.jit(pull) if self._jitted else pull
         return known(vjp, cotangents)
 
     def _evaluate(self, loaded: Any, arrays: list[Any], bits: Any, state: Any) -> Any:

@@ -15,6 +15,7 @@ from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, Signature
 from gradbridge_tensorflow.explain import explained
 from gradbridge_tensorflow.isolation import eagerly
+from gradbridge_tensorflow.jacobians import pulled_many, row_function
 from gradbridge_tensorflow.programs import Compiled, Program, Traced, seeds_of
 from gradbridge_tensorflow.tensors import joined, pieces_of, to_array, to_tensor
 
@@ -78,6 +79,25 @@ class ProgramAdapter(Adapter):
         """See `Adapter.backward`. Gradients are returned by TensorFlow rather than added up."""
         return eagerly(self._device, lambda: self._backward(residuals, cotangents, wrt))
 
+    def backward_many(
+        self, residuals: _Residuals, cotangents: Sequence[Array], wrt: tuple[int, ...]
+    ) -> list[Array] | None:
+        """See `Adapter.backward_many`: ``tf.vectorized_map`` of the backward half."""
+        return eagerly(self._device, lambda: self._backward_many(residuals, cotangents, wrt))
+
+    def row_jacobians(
+        self,
+        loaded: list[tf.Tensor],
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        rowed: tuple[bool, ...],
+    ) -> list[list[Array]] | None:
+        """See `Adapter.row_jacobians`: ``tf.vectorized_map`` of the model's gradient."""
+        if self.stochastic or self.generators:
+            return None
+        return eagerly(self._device, lambda: self._row_jacobians(loaded, inputs, signature, wrt, rowed))
+
     def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> PullbackAdapter:
         """See `Adapter.pullback`."""
         return PullbackAdapter(self, signature, wrt)
@@ -122,6 +142,56 @@ class ProgramAdapter(Adapter):
         except Exception as error:
             raise explained(error, f"the backward of {self.label}", pulled) from error
         return [gradients[p] for p in wrt]
+
+    def _backward_many(
+        self, residuals: _Residuals, cotangents: Sequence[Array], wrt: tuple[int, ...]
+    ) -> list[Array] | None:
+        compiled = residuals.compiled
+        pairs = [(c, dtype) for c, dtype in zip(cotangents, compiled.floating) if dtype is not None]
+        try:
+            found = pulled_many(compiled, residuals.tensors, [to_tensor(c, dtype) for c, dtype in pairs])
+        except tf.errors.OpError:
+            return None
+        if found is None:
+            return None
+        rest, lead = iter(found), (len(cotangents[0]),)
+        gradients = {p: self._many_gradient(p, rest, lead) for p in residuals.wrt}
+        return [gradients[p] for p in wrt]
+
+    def _row_jacobians(
+        self,
+        loaded: list[tf.Tensor],
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        rowed: tuple[bool, ...],
+    ) -> list[list[Array]] | None:
+        leaves = [self.input_tensor(i, leaf) for i, leaf in enumerate(inputs)]
+        state = self.state()
+        function = row_function(self._program, signature.structure, leaves, wrt, rowed, state)
+        if function is None:
+            return None
+        tensors = [leaf for leaf in leaves if isinstance(leaf, tf.Tensor)]
+        try:
+            found = function.run(*loaded, *state, *tensors)
+        except tf.errors.OpError:
+            return None
+        count = next(len(leaf) for leaf, yes in zip(inputs, rowed) if yes)
+        results = []
+        for shape, gradients in zip(function.shapes, found):
+            rest, lead = iter(gradients), (count * int(np.prod(shape)),)
+            mine = [self._many_gradient(p, rest, lead) for p in wrt]
+            results.append([a.reshape(count, *shape, *a.shape[1:]) for a in mine])
+        return results
+
+    def _many_gradient(self, position: int, tensors: Iterator[tf.Tensor], lead: tuple[int, ...]) -> Array:
+        """The next gradient of those that were found, with a leading axis."""
+        if position:
+            return to_array(next(tensors))
+        flat = np.empty((*lead, self.layout.size))
+        for where in self.layout.slices:
+            flat[:, where] = to_array(next(tensors)).reshape(*lead, -1)
+        return flat
 
     def _gradient(self, position: int, tensors: Iterator[tf.Tensor]) -> Array:
         """The next gradient of those that backward found."""

@@ -156,7 +156,12 @@ def _backward_half(
 
 
 def _subset(definition: Any, names: set[str]) -> Any:
-    """A graph definition with some of the nodes; control edges from the others are dropped."""
+    """A graph definition with some of the nodes.
+
+    Control edges from the others are dropped, and those from placeholders: these are fed, and what
+    waits for one (the derivative of a sine waits for its cotangent) would wait for the unfed one.
+    """
+    waited = names - {node.name for node in definition.node if node.op == "Placeholder"}
     part = tf.compat.v1.GraphDef()
     part.versions.CopyFrom(definition.versions)
     part.library.CopyFrom(definition.library)
@@ -164,7 +169,7 @@ def _subset(definition: Any, names: set[str]) -> Any:
         if node.name in names:
             copy = part.node.add()
             copy.CopyFrom(node)
-            kept = [n for n in node.input if not n.startswith("^") or n[1:] in names]
+            kept = [n for n in node.input if not n.startswith("^") or n[1:] in waited]
             del copy.input[:]
             copy.input.extend(kept)
             copy.attr.pop("_class", None)  # colocation with nodes that may be in the other half

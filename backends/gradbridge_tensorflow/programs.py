@@ -24,7 +24,7 @@ from gradbridge_tensorflow.partition import Halves, partition
 from gradbridge_tensorflow.tensors import carrier
 
 # One trace at a time in the process: Keras' layers keep notes on the call under way.
-_tracing = threading.RLock()
+tracing = threading.RLock()
 
 
 @dataclass
@@ -63,6 +63,7 @@ class Compiled:
         specs: the shapes of the input tensors that it was compiled for.
         source: the graph that the halves were cut from; functions that they call, the bodies of
             loops, are unregistered when it goes.
+        mapped: what was made of the halves for many cotangents at once; see `jacobians`.
     """
 
     halves: Halves
@@ -71,6 +72,7 @@ class Compiled:
     moved: int
     specs: tuple[tf.TensorShape, ...]
     source: Any
+    mapped: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -85,6 +87,7 @@ class Program:
         any_rows: whether the first compilation is for any number of rows already. A model of Keras
             is made for that. Other functions may look at the number, so theirs is left open only
             when a second one comes, as `tf.function` does.
+        row_functions: what was made of it for rows apart; see `jacobians`.
     """
 
     label: str
@@ -93,6 +96,7 @@ class Program:
     compute: Callable[[Traced], Any]
     any_rows: bool = False
     traces: int = 0
+    row_functions: dict[Any, Any] = field(default_factory=dict)
     _families: dict[Any, list[Compiled]] = field(default_factory=dict)
     _rigid: set[Any] = field(default_factory=set)
     _pullbacks: dict[Any, Program] = field(default_factory=dict)
@@ -112,7 +116,7 @@ class Program:
         for known in self._families.get(kind, ()):
             if _fits(known.specs, leaves):
                 return known
-        with _tracing:
+        with tracing:
             family = self._families.setdefault(kind, [])
             for known in family:
                 if _fits(known.specs, leaves):
@@ -123,7 +127,7 @@ class Program:
 
     def pullback(self, structure: optree.PyTreeSpec, wrt: tuple[int, ...]) -> Program:
         """The program ``(…, *leaves, *cotangents) ↦ gradients``, made once."""
-        with _tracing:
+        with tracing:
             known = self._pullbacks.get((structure, wrt))
             if known is None:
                 known = self._pullbacks[structure, wrt] = Program(
@@ -176,10 +180,10 @@ class Program:
             moving = [next(rest) for _ in state]
             mine = [next(rest) if isinstance(x, tf.Tensor) else x for x in leaves]
             given = Traced(pieces, moving, seeds, list(mine), structure)
-            watched = _watched(pieces, mine, wrt)
+            watched = at_positions(pieces, mine, wrt)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(watched)
-                outputs, tree = _leaves(self.compute(given), self.label)
+                outputs, tree = output_leaves(self.compute(given), self.label)
             crossing = [tf.cast(t, carrier(t.dtype)) for t in outputs]
             floating = tuple(t.dtype if t.dtype.is_floating else None for t in crossing)
             # A cotangent is fed to the backward half only, so it is no argument of this function.
@@ -187,7 +191,7 @@ class Program:
             gradients: list[tf.Tensor] = []
             if wrt:
                 pairs = zip((t for t in outputs if t.dtype.is_floating), cotangents)
-                gradients = _pulled(tape, list(pairs), watched, self.label)
+                gradients = pulled(tape, list(pairs), watched, self.label)
                 gradients = [tf.cast(g, carrier(g.dtype)) for g in gradients]
             found.update(
                 arguments=flat,
@@ -235,16 +239,16 @@ def _gradients(
     count = structure.num_leaves
     primals, cotangents = given.leaves[:count], given.leaves[count:]
     inner = Traced(given.pieces, list(given.state), given.seeds, list(primals), structure)
-    watched = _watched(given.pieces, primals, wrt)
+    watched = at_positions(given.pieces, primals, wrt)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(watched)
-        outputs, _ = _leaves(parent.compute(inner), parent.label)
+        outputs, _ = output_leaves(parent.compute(inner), parent.label)
     pairs = [(t, c) for t, c in zip(outputs, cotangents) if t.dtype.is_floating]
-    found = iter(_pulled(tape, pairs, watched, parent.label))
+    found = iter(pulled(tape, pairs, watched, parent.label))
     return tuple(_joined([next(found) for _ in given.pieces]) if p == 0 else next(found) for p in wrt)
 
 
-def _watched(pieces: Sequence[tf.Tensor], leaves: Sequence[Any], wrt: tuple[int, ...]) -> list[tf.Tensor]:
+def at_positions(pieces: Sequence[tf.Tensor], leaves: Sequence[Any], wrt: tuple[int, ...]) -> list[tf.Tensor]:
     """The tensors at some positions, in order; position 0 is all the pieces."""
     return [t for p in wrt for t in (pieces if p == 0 else [leaves[p - 1]])]
 
@@ -257,7 +261,7 @@ def _joined(pieces: list[tf.Tensor]) -> tf.Tensor:
     return tf.concat([tf.cast(tf.reshape(t, [-1]), dtype) for t in pieces], 0)
 
 
-def _pulled(
+def pulled(
     tape: tf.GradientTape,
     pairs: list[tuple[tf.Tensor, tf.Tensor]],
     watched: list[tf.Tensor],
@@ -281,7 +285,7 @@ def _pulled(
     return [tf.zeros_like(w) if g is None else tf.convert_to_tensor(g) for w, g in zip(watched, found)]
 
 
-def _leaves(output: Any, label: str) -> tuple[list[tf.Tensor], optree.PyTreeSpec | None]:
+def output_leaves(output: Any, label: str) -> tuple[list[tf.Tensor], optree.PyTreeSpec | None]:
     """The outputs of a model → its leaves as tensors, and their structure."""
     if isinstance(output, tf.Tensor):
         return [output], None

@@ -21,6 +21,7 @@ from gradbridge.errors import GradbridgeError, GradbridgeWarning, HigherOrderErr
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, Signature
 from gradbridge_torch.isolation import Isolation
+from gradbridge_torch.jacobians import jacobians_of_rows, pulled_many
 from gradbridge_torch.tensors import to_array, to_tensor
 
 
@@ -129,6 +130,79 @@ class TensorAdapter(Adapter):
             for position in wrt
         ]
 
+    def backward_many(
+        self, residuals: _Residuals, cotangents: Sequence[Array], wrt: tuple[int, ...]
+    ) -> list[Array] | None:
+        """See `Adapter.backward_many`: ``torch.autograd.grad`` with batched cotangents."""
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self.backward_many(residuals, cotangents, wrt)
+        wanted = [t for position in wrt for t in residuals.at(position)]
+        pairs = [
+            (output, to_tensor(cotangent, output.dtype, output.device))
+            for output, cotangent in zip(residuals.outputs, cotangents)
+            if output.requires_grad
+        ]
+        if not pairs or not wanted:
+            return None
+        found = pulled_many([o for o, _ in pairs], wanted, [c for _, c in pairs])
+        if found is None or None in found:
+            return None  # what is not used must be looked into, and `backward` does
+        gradients, many = iter(found), len(cotangents[0])
+        return [
+            self._joined_many([next(gradients) for _ in residuals.pieces], (many,))
+            if position == 0
+            else to_array(next(gradients))
+            for position in wrt
+        ]
+
+    def row_jacobians(
+        self,
+        loaded: list[torch.Tensor],
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        rowed: tuple[bool, ...],
+    ) -> list[list[Array]] | None:
+        """See `Adapter.row_jacobians`: vmap of the model's VJP. None for models that draw random numbers."""
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self.row_jacobians(loaded, inputs, signature, wrt, rowed)
+        if self.stochastic:
+            return None
+        leaves = [self.input_tensor(i, leaf) for i, leaf in enumerate(inputs)]
+        shared = [t for position in wrt for t in (loaded if position == 0 else [leaves[position - 1]])]
+        shapes: list[tuple[int, ...]] = []
+
+        def compute(tensors: list[torch.Tensor], row: list[Any]) -> list[torch.Tensor]:
+            rest, pieces = iter(tensors), loaded
+            for position in wrt:
+                if position == 0:
+                    pieces = [next(rest) for _ in loaded]
+                else:
+                    row[position - 1] = next(rest)
+            output = self.compute(pieces, row, signature)
+            found = [output] if isinstance(output, torch.Tensor) else trees.flatten(output)[0]
+            found = [leaf for leaf in found if leaf.is_floating_point()]
+            shapes[:] = [tuple(leaf.shape[1:]) for leaf in found]
+            return found
+
+        try:
+            outputs = self._isolation.run(
+                lambda: jacobians_of_rows(compute, shared, leaves, rowed), True, signature.noise
+            )
+        except Exception:  # what vmap refuses, it refuses in many ways
+            return None
+        arrays = []
+        for shape, gradients in zip(shapes, outputs):
+            rest, lead = iter(gradients), tuple(gradients[0].shape[:2])
+            found = [
+                self._joined_many([next(rest) for _ in loaded], lead) if p == 0 else to_array(next(rest))
+                for p in wrt
+            ]
+            arrays.append([a.reshape(lead[0], *shape, *a.shape[2:]) for a in found])
+        return arrays
+
     def _doubt_unused(self, outputs: list[torch.Tensor]) -> None:
         """Say once that nothing depends on what is differentiated: a model may have cut its graph."""
         if not self._noticed and not any(output.requires_grad for output in outputs):
@@ -147,6 +221,13 @@ class TensorAdapter(Adapter):
     def input_tensor(self, index: int, leaf: Any) -> Any:
         """An input leaf as the computation takes it: arrays become tensors, the rest stays."""
         return to_tensor(leaf, self._dtype, self._device) if type(leaf) is np.ndarray else leaf
+
+    def _joined_many(self, gradients: Sequence[torch.Tensor], lead: tuple[int, ...]) -> Array:
+        """Gradients with leading axes → (*lead, P)."""
+        flat = np.empty((*lead, self.layout.size))
+        for where, gradient in zip(self.layout.slices, gradients):
+            flat[..., where] = _plain(gradient).reshape(*lead, -1)
+        return flat
 
     def _flat_gradient(self, gradients: Sequence[torch.Tensor | None]) -> Array:
         # Written into the float64 vector directly: the cast is the copy.

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge import borders, trees
+from gradbridge import borders, jacobians, trees
 from gradbridge.call import Call
 from gradbridge.capabilities import Capabilities, capabilities_of
-from gradbridge.errors import BackendError, OptionError
+from gradbridge.chunks import ChunkedAdapter
+from gradbridge.errors import BackendError, NotDifferentiableError, OptionError
 from gradbridge.host import Host
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, GuestOptions, Signature
@@ -159,9 +160,135 @@ class Bridge:
         dtype = np.dtype(params.dtype)
         return self._evaluate(params, inputs, kwargs, dtype if dtype.kind == "f" else np.dtype(np.float64))
 
+    def jacobian(
+        self,
+        params: Any,
+        *inputs: Any,
+        wrt: Any = 0,
+        strategy: str = "auto",
+        max_chunk: int = jacobians.MAX_CHUNK,
+        **kwargs: Any,
+    ) -> Any:
+        """d outputs / d argument at concrete arrays, by the cheapest way that the structure allows.
+
+        ``gradbridge.trace()`` shows which way was taken: rows apart, rows at once, batched VJP,
+        batched JVP, or one backward after the other.
+
+        Args:
+            params, *inputs, **kwargs: as for a call.
+            wrt: 0 for the params, i for the i-th input array; or a tuple of such.
+            strategy: ``"auto"``; or ``"rows"``, which declares that every row of the outputs depends
+                on its own row of the inputs alone; ``"vjp"``, ``"jvp"`` (batched), ``"loop"``.
+                Left to itself it finds out, but never takes rows for independent in train mode.
+            max_chunk: bytes that the cotangents and gradients of one chunk may take; the result, and
+                what the guest keeps in between, come on top.
+
+        Returns:
+            (*output shape, *argument shape), in the dtype of `params`; a tree of them if the model
+            returns a tree (None in place of integers), and a tuple of these if `wrt` is one.
+
+        Raises:
+            NotDifferentiableError: an argument that is not floating, or that the host is
+                differentiating itself.
+            OptionError: a strategy that cannot be followed here, or a `wrt` that there is not.
+        """
+        return jacobians.jacobian(self._point(params, inputs, kwargs), wrt, strategy, max_chunk)
+
+    def row_gradients(
+        self,
+        params: Any,
+        *inputs: Any,
+        strategy: str = "auto",
+        max_chunk: int = jacobians.MAX_CHUNK,
+        **kwargs: Any,
+    ) -> Array:
+        """The gradient of each row's output with respect to the params, (n, P).
+
+        Args:
+            params, *inputs, **kwargs: as for a call; the model returns (n,) or (n, 1).
+            strategy, max_chunk: as for `jacobian`.
+
+        Raises:
+            OptionError: the model does not return one number per row.
+        """
+        return jacobians.row_gradients(self._point(params, inputs, kwargs), strategy, max_chunk)
+
+    def vjp(self, params: Any, *inputs: Any, cotangent: Any, wrt: Any = 0, **kwargs: Any) -> Any:
+        """Vector-Jacobian product vᵀJ at concrete arrays: one forward, one backward.
+
+        Args:
+            params, *inputs, **kwargs: as for a call.
+            cotangent: v, like the outputs.
+            wrt: as for `jacobian`.
+
+        Returns:
+            An array of the argument's shape; a tuple of them if `wrt` is one.
+
+        Raises:
+            CotangentMismatchError: v does not fit the outputs.
+        """
+        return jacobians.vjp(self._point(params, inputs, kwargs), cotangent, wrt)
+
+    def jvp(self, params: Any, *inputs: Any, tangent: Any, wrt: Any = 0, **kwargs: Any) -> Any:
+        """Jacobian-vector product Jt at concrete arrays, by the pullback of the pullback.
+
+        Args:
+            params, *inputs, **kwargs: as for a call.
+            tangent: t, of the argument's shape; a tuple of them if `wrt` is one.
+            wrt: as for `jacobian`.
+
+        Returns:
+            Like the outputs.
+
+        Raises:
+            CotangentMismatchError: t does not fit the argument.
+            HigherOrderError: the guest cannot differentiate its gradient.
+        """
+        return jacobians.jvp(self._point(params, inputs, kwargs), tangent, wrt)
+
+    def ggn(
+        self, params: Any, *inputs: Any, vector: Any, wrt: Any = 0, hessian: Any = None, **kwargs: Any
+    ) -> Any:
+        """Gauss-Newton product JᵀHJv at concrete arrays, without J.
+
+        Args:
+            params, *inputs, **kwargs: as for a call.
+            vector: v, of the argument's shape; a tuple of them if `wrt` is one.
+            wrt: as for `jacobian`.
+            hessian: H, that of a loss in the outputs: an array of output shape + output shape, or a
+                function that applies it. Left out it is the identity: the loss is half a sum of squares.
+
+        Returns:
+            An array of the argument's shape; a tuple of them if `wrt` is one.
+
+        Raises:
+            HigherOrderError: the guest cannot differentiate its gradient.
+        """
+        return jacobians.ggn(self._point(params, inputs, kwargs), vector, wrt, hessian)
+
+    def _point(self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> jacobians.Point:
+        if not self._host.is_traced(params):
+            params = np.asarray(params)
+        borders.check_params(params, self._adapter.layout, self._adapter.label)
+        dtype = np.dtype(params.dtype) if params.dtype.kind == "f" else np.dtype(np.float64)
+        call, leaves = self._call(inputs, kwargs, dtype if self._adapter.layout.size else None)
+        if any(map(self._host.is_traced, (params, *leaves))):
+            raise NotDifferentiableError(
+                f"a Jacobian, or a product with it, of {self._adapter.label} was asked for at values that "
+                f"{self._host_name} is differentiating; it is computed outside of the host's graph: call the "
+                f"bridge itself there, and let {self._host_name} differentiate that"
+            )
+        return jacobians.Point(call, params, leaves, self._mode == "eval")
+
     def _evaluate(
         self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any], dtype: np.dtype[Any] | None
     ) -> Any:
+        call, leaves = self._call(inputs, kwargs, dtype)
+        return self._host.apply(call, params, leaves)
+
+    def _call(
+        self, inputs: Sequence[Any], kwargs: dict[str, Any], dtype: np.dtype[Any] | None
+    ) -> tuple[Call, list[Any]]:
         host, label = self._host, self._adapter.label
         if not kwargs and all(type(leaf) is np.ndarray for leaf in inputs):
             leaves, structure = list(inputs), Signature.flat(len(inputs)).structure
@@ -177,7 +304,7 @@ class Bridge:
         call = Call(
             self._adapter, signature, dtype, self._registry, self._draw, self._check_finite, self._memory
         )
-        return host.apply(call, params, leaves)
+        return call, leaves
 
     def _noise_source(self) -> Callable[[Array], int] | None:
         if self._mode == "eval" or self._noise_kind == "frozen":
@@ -220,6 +347,7 @@ def bridge(
     noise: str = "frozen",
     check_finite: bool = False,
     reuse: int = 0,
+    rows_per_chunk: int | None = None,
     registry: Registry | None = None,
     **options: Any,
 ) -> Bridge:
@@ -247,6 +375,9 @@ def bridge(
         reuse: how many evaluations to remember, so that the same params and inputs, compared byte
             for byte, cost one forward however often they are asked for. 0 remembers none. For
             models that draw no random numbers. Memory: inputs and residuals of so many calls.
+        rows_per_chunk: compute long inputs in chunks of so many rows (their first axis), in bounded
+            memory, for one more forward per gradient. For models whose rows are independent of each
+            other, in eval mode; the first long call makes sure.
         registry: the plugins to choose from; by default all that are installed.
         **options: options of the backend.
 
@@ -269,6 +400,13 @@ def bridge(
         name = find_backend(model, backend, registry)
         guest = GuestOptions(params=params, dtype=dtype, device=device, mode=mode, extra=options)
         adapter = registry.guest(name)(model, guest)
+    if rows_per_chunk is not None:
+        if mode == "train":
+            raise OptionError(
+                f"rows_per_chunk={rows_per_chunk} was asked for with mode='train', where rows share masks and batch "
+                f"statistics; leave it out or use mode='eval'"
+            )
+        adapter = ChunkedAdapter(adapter, rows_per_chunk)
     return Bridge(
         adapter,
         host,

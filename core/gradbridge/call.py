@@ -26,7 +26,8 @@ class Step:
 
     Attributes:
         name: ``update``, ``forward``, ``zero`` or ``backward``.
-        bridge: label of the model, e.g. ``Net`` (``gradient of Net`` for a derivative of it).
+        bridge: label of the model, e.g. ``Net`` (``gradient of Net`` for a derivative of it; in a
+            Jacobian ``Net, rows apart``, ``rows at once``, ``batched VJP`` or ``batched JVP``).
         shapes: of the params (update), the inputs (forward), or the cotangents (backward).
         seconds: wall time that the guest took.
     """
@@ -55,6 +56,7 @@ class Call:
         "_structure",
         "adapter",
         "dtype",
+        "guest_dtypes",
         "signature",
         "wrt",
     )
@@ -82,6 +84,13 @@ class Call:
         self._shapes: dict[int, tuple[int, ...]] = {}
         self._structure: optree.PyTreeSpec | None = None
         self._outputs: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...] = ()
+        #: Of the output leaves as the guest returned them.
+        self.guest_dtypes: tuple[np.dtype[Any], ...] = ()
+
+    @property
+    def outputs(self) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]:
+        """(shape, dtype in the host) of each output leaf, after `run`."""
+        return self._outputs
 
     def run(self, params: Any, inputs: Sequence[Any]) -> list[Array]:
         """Steps update and forward, at concrete arrays.
@@ -111,6 +120,7 @@ class Call:
             leaves, self._structure = trees.flatten(outputs)
         arrays = borders.outputs_to_host(leaves, self.dtype, adapter.label)
         self._outputs = tuple((a.shape, a.dtype) for a in arrays)
+        self.guest_dtypes = tuple(leaf.dtype for leaf in leaves)
         return arrays
 
     def _forward(self, vector: Array, inputs: Sequence[Any], wrt: tuple[int, ...]) -> tuple[Any, Any]:
@@ -153,7 +163,7 @@ class Call:
             A gradient per position in the host's dtype, new arrays.
         """
         adapter = self.adapter
-        self._refuse_flat_outputs()
+        self.refuse_flat_outputs()
         arrays = borders.cotangents_to_guest(cotangents, self._outputs, adapter.label)
         if not any(map(np.any, arrays)):
             # Linear in the cotangents, so the guest need not be asked: what autograd's jacobian
@@ -168,13 +178,48 @@ class Call:
             gradients = adapter.backward(self._residuals, arrays, wrt)
         return [g.astype(self.dtype, copy=False) for g in gradients]
 
+    def pull_many(self, cotangents: Sequence[Array], wrt: tuple[int, ...], how: str) -> list[Array] | None:
+        """Many cotangents at once: `Adapter.backward_many`, and the zero before it.
+
+        Args:
+            cotangents: one per output leaf, each with one leading axis.
+            wrt: positions to pull back to.
+            how: what observers are told of it.
+
+        Returns:
+            A gradient per position with the leading axis, or None where the guest cannot.
+        """
+        adapter = self.adapter
+        adapter.zero(self._residuals)
+        if not self._registry.observed:
+            return adapter.backward_many(self._residuals, cotangents, wrt)
+        found: list[Array] | None = self._observe_some(
+            how, cotangents, adapter.backward_many, self._residuals, cotangents, wrt
+        )
+        return found
+
+    def row_jacobians(
+        self, params: Array, inputs: Sequence[Any], wrt: tuple[int, ...], rowed: tuple[bool, ...]
+    ) -> list[list[Array]] | None:
+        """`Adapter.row_jacobians` at these inputs, which may be some rows of the call's."""
+        adapter = self.adapter
+        loaded = adapter.update(np.ascontiguousarray(params, dtype=np.float64))
+        arguments = (loaded, inputs, self.signature.replayed(), wrt, rowed)
+        if not self._registry.observed:
+            return adapter.row_jacobians(*arguments)
+        arrays = [x for x in inputs if isinstance(x, np.ndarray)]
+        found: list[list[Array]] | None = self._observe_some(
+            "rows apart", arrays, adapter.row_jacobians, *arguments
+        )
+        return found
+
     def differentiated(self, wrt: tuple[int, ...]) -> Call:
         """A call of the pullback: ``(params, *inputs, *cotangents) ↦ gradients``, for the host to lift.
 
         Raises:
             HigherOrderError: the guest cannot differentiate its derivative.
         """
-        self._refuse_flat_outputs()
+        self.refuse_flat_outputs()
         signature = self.signature.replayed()
         count = signature.count + len(self._outputs)
         adapter = self.adapter.pullback(signature, wrt)
@@ -184,7 +229,12 @@ class Call:
         """One array of zeros per output leaf."""
         return [np.zeros(shape, self.dtype) for shape, _ in self._outputs]
 
-    def _refuse_flat_outputs(self) -> None:
+    def refuse_flat_outputs(self) -> None:
+        """Raise if no output is floating.
+
+        Raises:
+            NotDifferentiableError
+        """
         if all(dtype.kind != "f" for _, dtype in self._outputs):
             dtypes = ", ".join(str(dtype) for _, dtype in self._outputs)
             raise NotDifferentiableError(
@@ -197,4 +247,14 @@ class Call:
         result = step(*args)
         seconds = time.perf_counter() - start
         self._registry.tell(Step(name, self.adapter.label, tuple(shapes), seconds))
+        return result
+
+    def _observe_some(self, how: str, arrays: Sequence[Array], step: Callable[..., Any], *args: Any) -> Any:
+        """As a backward, if the guest made it."""
+        start = time.perf_counter()
+        result = step(*args)
+        if result is not None:
+            shapes = tuple(a.shape for a in arrays)
+            label = f"{self.adapter.label}, {how}"
+            self._registry.tell(Step("backward", label, shapes, time.perf_counter() - start))
         return result

@@ -71,6 +71,12 @@ def capabilities_of(adapter: Adapter, title: str, mode: str, noise: str, reuse: 
         "gradient wrt integer inputs": Capability(False, "an index or a mask has no derivative; it raises"),
         "derivatives of derivatives": higher,
         "forward mode (JVP)": Capability(higher.works, twice),
+        "Jacobians": Capability(
+            True,
+            "by structure, in bounded memory; rows apart only if declared"
+            if mode == "train"
+            else "by structure, in bounded memory; gradbridge.trace() shows the strategy",
+        ),
         "complex numbers": Capability(
             False, "frameworks differ in the sign of the imaginary part; they are refused"
         ),

@@ -190,6 +190,51 @@ class Adapter(ABC):
             Griewank & Walther (2008), Evaluating Derivatives, ch. 3.
         """
 
+    def backward_many(
+        self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]
+    ) -> list[Array] | None:
+        """Step 4 for many cotangents at once; a guest that can do it in one computation should.
+
+        Law 1: equal to `backward` of each.
+
+        Args:
+            residuals: as for `backward`.
+            cotangents: one per output leaf, shape (many, *output shape), floating.
+            wrt: as for `backward`.
+
+        Returns:
+            One array per position, shape (many, *argument shape). None where the guest cannot, as
+            here; `backward` is then called for each.
+        """
+        return None
+
+    def row_jacobians(
+        self,
+        loaded: Any,
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        rowed: tuple[bool, ...],
+    ) -> list[list[Array]] | None:
+        """Jacobians of each row as if it were alone, with respect to arguments that all rows share.
+
+        Whether the rows are independent in truth is not asked here; the caller compares the result
+        with what `backward` gives. No state moves.
+
+        Args:
+            loaded: what `update` returned.
+            inputs: as for `forward`; the first axis of some of them are the rows.
+            signature: as for `forward`.
+            wrt: positions of shared arguments: 0, and inputs without rows.
+            rowed: for each input leaf, whether its first axis are the rows.
+
+        Returns:
+            For each floating output leaf, in order, one array per position: (rows, *shape of the
+            output for one row, *argument shape), the params' being (layout.size,). None where the
+            guest cannot, as here.
+        """
+        return None
+
     def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
         """The VJP of this adapter, as an adapter.
 

@@ -1,0 +1,153 @@
+"""Long inputs in chunks of rows: the same results, no more than a chunk at a time, and wrong models noticed."""
+
+import autograd.numpy as anp
+import numpy as np
+import pytest
+from autograd import grad, hessian, jacobian
+
+import gradbridge as gb
+from gradbridge.errors import OptionError, OutputError
+
+DRAW = np.random.default_rng(0)
+X, Y = DRAW.normal(size=(23, 3)), DRAW.normal(size=23)
+P = np.array([0.5, -1.0, 2.0])
+
+
+def bridges(function, rows=5):
+    """The same function whole and in chunks."""
+    options = {"params": P, "backend": "autograd"}
+    return gb.bridge(function, **options), gb.bridge(function, rows_per_chunk=rows, **options)
+
+
+def waves(p, x, y):
+    return {"wave": anp.sin(anp.dot(x, p)) * y, "both": x * y[:, None]}
+
+
+def loss(f):
+    return lambda p, x, y: anp.sum(f(p, x, y)["wave"] ** 2) + anp.sum(anp.exp(f(p, x, y)["both"]))
+
+
+def test_values_and_gradients_are_the_same():
+    whole, chunked = bridges(waves)
+    np.testing.assert_array_equal(whole(P, X, Y)["both"], chunked(P, X, Y)["both"])
+    np.testing.assert_allclose(whole(P, X, Y)["wave"], chunked(P, X, Y)["wave"], rtol=1e-14)
+    for position in range(3):
+        expected = grad(loss(whole), position)(P, X, Y)
+        np.testing.assert_allclose(grad(loss(chunked), position)(P, X, Y), expected, rtol=1e-12)
+
+
+def test_higher_orders_are_the_same():
+    whole, chunked = bridges(waves)
+    np.testing.assert_allclose(hessian(loss(chunked))(P, X, Y), hessian(loss(whole))(P, X, Y), rtol=1e-12)
+    mixed = [jacobian(grad(loss(f)), 1)(P, X, Y) for f in (whole, chunked)]
+    np.testing.assert_allclose(mixed[1], mixed[0], rtol=1e-12, atol=1e-14)
+
+
+def test_as_many_rows_as_params_are_no_matter():
+    whole, chunked = bridges(waves, rows=2)
+    np.testing.assert_allclose(
+        hessian(loss(chunked))(P, X[:3], Y[:3]), hessian(loss(whole))(P, X[:3], Y[:3]), rtol=1e-12
+    )
+
+
+def test_the_model_never_sees_more_than_a_chunk_after_the_first_check():
+    seen = []
+
+    def watched(p, x, y):
+        seen.append(len(x))
+        return waves(p, x, y)
+
+    _, chunked = bridges(watched)
+    chunked(P, X, Y)
+    seen.clear()
+    grad(loss(chunked))(P, X, Y)
+    assert max(seen) == 5
+
+
+def test_jacobians_are_the_same():
+    whole, chunked = bridges(lambda p, x: anp.sin(anp.dot(x, p)))
+    for strategy in ("auto", "jvp", "loop"):
+        if strategy == "jvp":
+            with pytest.raises(OptionError):
+                chunked.jacobian(P, X, strategy=strategy)
+            continue
+        np.testing.assert_allclose(
+            chunked.jacobian(P, X, wrt=1, strategy=strategy),
+            whole.jacobian(P, X, wrt=1),
+            rtol=1e-12,
+            atol=1e-15,
+        )
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax", "tensorflow", "numpy"])
+def test_every_guest_works_in_chunks(backend):
+    if not gb.backends()[backend].available:
+        pytest.skip(f"{backend} is not installed")
+    model = gb.build("mlp", sizes=[3, 4, 1], backend=backend, seed=0)
+    whole = gb.bridge(model, backend=backend, dtype="float64")
+    chunked = gb.bridge(model, backend=backend, dtype="float64", rows_per_chunk=5)
+    p = whole.params
+    for order in (grad,) if backend == "numpy" else (grad, hessian):
+        expected, found = (order(lambda p, f=f: anp.sum(anp.exp(f(p, X))))(p) for f in (whole, chunked))
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(chunked.jacobian(p, X), jacobian(whole)(p, X), rtol=1e-10, atol=1e-14)
+
+
+def test_rows_apart_through_torch_in_chunks():
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    whole = gb.bridge(model, dtype="float64")
+    chunked = gb.bridge(model, dtype="float64", rows_per_chunk=5)
+    p = whole.params
+    np.testing.assert_allclose(chunked.jacobian(p, X, strategy="rows"), whole.jacobian(p, X), rtol=1e-12)
+    expected = hessian(lambda p: anp.sum(whole(p, X) ** 2))(p)
+    np.testing.assert_allclose(
+        hessian(lambda p: anp.sum(chunked(p, X) ** 2))(p), expected, rtol=1e-10, atol=1e-13
+    )
+
+
+def test_short_and_empty_inputs_and_changes_in_place():
+    whole, chunked = bridges(waves)
+    assert chunked(P, X[:0], Y[:0])["both"].shape == (0, 3)
+    np.testing.assert_array_equal(grad(loss(chunked))(P, X[:4], Y[:4]), grad(loss(whole))(P, X[:4], Y[:4]))
+    x = X.copy()
+    expected = grad(loss(whole))(P, X, Y)
+
+    def changing(p):
+        value = loss(chunked)(p, x, Y)
+        x[:] = 7.0
+        return value
+
+    np.testing.assert_allclose(grad(changing)(P), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p, x: anp.dot(x - anp.mean(x, 0), p),
+        lambda p, x: anp.dot(x / anp.sum(anp.exp(x), 0), p),
+        lambda p, x: anp.cumsum(anp.dot(x, p)),
+    ],
+    ids=["mean", "softmax", "cumsum"],
+)
+def test_rows_that_see_each_other_are_refused(function):
+    _, chunked = bridges(function)
+    with pytest.raises(OptionError, match="rows of .* are not independent of each other"):
+        chunked(P, X)
+
+
+def test_outputs_without_rows_are_refused():
+    _, chunked = bridges(lambda p, x: anp.sum(anp.dot(x, p)))
+    with pytest.raises(OutputError, match="a row for each row of the inputs"):
+        chunked(P, X)
+
+
+@pytest.mark.parametrize("rows", [0, -3, True, 2.5, "all"])
+def test_rows_per_chunk_is_a_number_of_rows(rows):
+    with pytest.raises(OptionError, match="rows_per_chunk must be a number of rows"):
+        bridges(waves, rows=rows)
+
+
+def test_train_mode_is_refused():
+    with pytest.raises(OptionError, match="rows share masks and batch statistics"):
+        gb.bridge(waves, params=P, backend="autograd", rows_per_chunk=5, mode="train")
