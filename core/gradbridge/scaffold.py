@@ -69,7 +69,7 @@ from typing import Any
 import numpy as np
 
 from gradbridge import trees
-from gradbridge.errors import OptionError
+from gradbridge.errors import GradbridgeError, GuestError, OptionError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, GuestOptions, Signature, refuse_unknown_options
 
@@ -124,9 +124,10 @@ class FunctionAdapter(Adapter):
         args, kwargs = signature.bind(native)
         if self._has_params:
             args = (self._tree(loaded), *args)
+        output = self._run(args, kwargs)
         raise NotImplementedError(
-            "call self._function(*args, **kwargs) so that $name records what `backward` needs; give the outputs as "
-            "a tree of new NumPy arrays, and keep the recorded call as the residuals, never on self"
+            "see to it that $name records what `backward` needs; give the outputs as a tree of new NumPy arrays, "
+            "and keep the recorded call as the residuals, never on self"
         )
 
     def zero(self, residuals: Any) -> None:
@@ -142,11 +143,23 @@ class FunctionAdapter(Adapter):
     # If $name can differentiate its gradients, implement `pullback` too; without it a second
     # derivative raises HigherOrderError, which is honest.
 
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the function; what it raises itself becomes an error of ours, with the shapes that came."""
+        try:
+            return self._function(*args, **kwargs)
+        except GradbridgeError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(str(getattr(a, "shape", type(a).__name__)) for a in args)
+            raise GuestError(f"{self.label} failed on inputs {shapes}: {type(error).__name__}: {error}") from error
+
     def _native(self, leaf: Any) -> Any:
         """An input leaf as the function takes it; what is no array goes through."""
         if not isinstance(leaf, np.ndarray):
             return leaf
-        raise NotImplementedError("make a native array with a copy of the leaf: floating ones in the dtype to compute in")
+        # A copy, because the caller may change its array; contiguous and of this machine's byte order.
+        own = np.array(leaf, dtype=leaf.dtype.newbyteorder("="), order="C")
+        raise NotImplementedError("make a native array of `own`: a floating one in self._dtype, if that is given")
 
     def _tree(self, pieces: list[Any]) -> Any:
         return trees.unflatten(self.layout.structure, pieces)

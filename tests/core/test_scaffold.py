@@ -25,8 +25,8 @@ class Array:
 """
 
 FILLED = {
-    'raise NotImplementedError("make a native array with a copy of the leaf: floating ones in the dtype to compute in")':
-        'return onearray.Array(np.array(leaf, dtype=self._dtype if leaf.dtype.kind == "f" else None))',
+    'raise NotImplementedError("make a native array of `own`: a floating one in self._dtype, if that is given")':
+        'return onearray.Array(own.astype(self._dtype) if own.dtype.kind == "f" and self._dtype else own)',
     'raise NotImplementedError("cut params with self.layout.unravel(params), and make native arrays of the pieces")':
         "return []",
     'raise NotImplementedError("pull the cotangents back through the recorded call")': """output, native = residuals
@@ -60,14 +60,11 @@ def test_the_package_fills_in_and_then_passes_the_kit(tmp_path, monkeypatch, reg
     for before, after in FILLED.items():
         assert before in text
         text = text.replace(before, after, 1)
-    start = text.index('        raise NotImplementedError(\n            "call self._function')
+    start = text.index('        raise NotImplementedError(\n            "see to it')
     end = text.index("    def zero")
     text = (
         text[:start]
-        + (
-            "        output = self._function(*args, **kwargs)\n"
-            "        return np.array(output.data), ((output, native) if wrt else None)\n\n"
-        )
+        + ("        return np.array(output.data), ((output, native) if wrt else None)\n\n")
         + text[end:]
     )
     guest.write_text(text)
