@@ -18,8 +18,8 @@ ENGINE = "seldonian-engine==0.8.11"
 TESTING = ["pytest", "hypothesis"]
 # Frameworks that are also tested alone, and what their tests need besides.
 ONLY: dict[str, list[str]] = {"torch": [], "jax": ["flax", "equinox"], "tensorflow": []}
-# Libraries whose models are tested as guests; MyGrad's by the example of a third party's backend.
-MODULES = ["flax", "equinox", "mygrad"]
+# Libraries whose models are tested as guests; the last two by the examples of third parties' backends.
+MODULES = ["flax", "equinox", "mygrad", "tinygrad"]
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",

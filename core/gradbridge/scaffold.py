@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import os
 import pathlib
+import re
 from string import Template
 
 from gradbridge.errors import OptionError
 from gradbridge.registry import Registry, default_registry
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 _TEMPLATES = {
     "pyproject.toml": """\
@@ -22,7 +26,7 @@ version = "0.1.0"
 description = "$name as a gradbridge guest."
 readme = "README.md"
 requires-python = ">=3.11"
-dependencies = ["gradbridge"]  # and the framework
+dependencies = ["gradbridge", "$name"]  # the framework as its distribution is called
 
 # The door by which gradbridge finds this package.
 [project.entry-points.gradbridge]
@@ -36,9 +40,10 @@ packages = ["src/gradbridge_$name"]
 
 $name as a gradbridge guest.
 
-1. Fill in `src/gradbridge_$name/__init__.py`, then the steps in `guest.py`.
-2. Build the scenarios of the kit in `conformance.py`, as many as $name can.
-3. `pip install -e .` and `gradbridge check $name`, or `pytest`.
+1. `pip install -e .` in this folder; `gradbridge backends` then lists $name.
+2. Look over `src/gradbridge_$name/__init__.py`, and fill in the steps in `guest.py`.
+3. Build the scenarios of the kit in `conformance.py`, as many as $name can.
+4. `gradbridge check $name`, or `pytest`.
 """,
     "src/gradbridge_$name/__init__.py": '''\
 """$name as a gradbridge backend. This module imports no framework: it is loaded to list what there is."""
@@ -52,7 +57,8 @@ def gradbridge_backend() -> Backend:
     """Declare the backend."""
     return Backend(
         name="$name",
-        framework=None,  # ("module to import", "distribution that carries it")
+        # The module to import, and the distribution that carries it; None for a backend that needs none.
+        framework=("$name", "$name"),
         install="pip install gradbridge-$name",
         guest="gradbridge_$name.guest:adapt",
         models=(),  # qualified names of model classes, e.g. "$name.nn.Module": found in a model's MRO
@@ -73,15 +79,25 @@ from gradbridge.errors import GradbridgeError, GuestError, OptionError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, GuestOptions, Signature, refuse_unknown_options
 
+DTYPES = ("float64", "float32")  # what $name computes in
+
 
 def adapt(model: Any, options: GuestOptions) -> FunctionAdapter:
     """Make an adapter of a model: the guest half.
 
     Args:
         model: a callable; with `options.params`, of (parameter tree, *inputs).
-        options: dtype, device, mode, and `extra` for options of your own.
+        options: dtype, device, mode, and `extra` for options of your own. What is asked for and not done
+            is refused. `mode` matters only to models with random numbers or moving statistics.
+
+    Raises:
+        OptionError: an option that it does not have.
     """
     refuse_unknown_options("$name", options.extra, ())
+    if options.dtype is not None and options.dtype not in DTYPES:
+        raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
+    if options.device is not None:  # or keep it, if $name has devices
+        raise OptionError(f"backend '$name' has no device, got {options.device!r}")
     if not callable(model):
         raise OptionError(f"backend '$name' bridges callables, got a {type(model).__name__}")
     return FunctionAdapter(model, options)
@@ -113,8 +129,13 @@ class FunctionAdapter(Adapter):
         return lambda *args, **kwargs: self._function(tree, *args, **kwargs)
 
     def update(self, params: Array) -> list[Any]:
-        """Step 1: the flat vector → one native array per parameter, copied, in self._dtype or the layout's."""
-        raise NotImplementedError("cut params with self.layout.unravel(params), and make native arrays of the pieces")
+        """Step 1: the flat vector → one native array per parameter, copied, in self._dtype or the layout's.
+
+        `model` and `forward` put them into the user's tree; whatever else you return, change them too.
+        """
+        raise NotImplementedError(
+            "cut params with self.layout.unravel(params), and make native arrays of the pieces"
+        )
 
     def forward(
         self, loaded: list[Any], inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
@@ -134,14 +155,16 @@ class FunctionAdapter(Adapter):
         """Step 3: clear gradients that $name adds up. Leave it out if it returns them instead."""
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
-        """Step 4: a gradient per position; 0 is the params, (P,), i is inputs[i - 1]. Zeros for no influence.
+        """Step 4: a new NumPy array per position, of that argument's shape; zeros for no influence.
 
+        Position 0 is the params: (P,), each gradient flattened in C order. Position i is inputs[i - 1].
         It may be called again with other cotangents, and must give the same for the same ones.
         """
         raise NotImplementedError("pull the cotangents back through the recorded call")
 
-    # If $name can differentiate its gradients, implement `pullback` too; without it a second
-    # derivative raises HigherOrderError, which is honest.
+    # If $name can differentiate its gradients, implement `pullback` too ("Second order" in gradbridge's
+    # docs/writing-a-backend.md). Without it a second derivative raises HigherOrderError, which is honest.
+    # If $name keeps global state, let its code take turns: these methods are called from many threads.
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function; what it raises itself becomes an error of ours, with the shapes that came."""
@@ -151,7 +174,9 @@ class FunctionAdapter(Adapter):
             raise
         except Exception as error:
             shapes = ", ".join(str(getattr(a, "shape", type(a).__name__)) for a in args)
-            raise GuestError(f"{self.label} failed on inputs {shapes}: {type(error).__name__}: {error}") from error
+            raise GuestError(
+                f"{self.label} failed on inputs {shapes}: {type(error).__name__}: {error}"
+            ) from error
 
     def _native(self, leaf: Any) -> Any:
         """An input leaf as the function takes it; what is no array goes through."""
@@ -159,7 +184,9 @@ class FunctionAdapter(Adapter):
             return leaf
         # A copy, because the caller may change its array; contiguous and of this machine's byte order.
         own = np.array(leaf, dtype=leaf.dtype.newbyteorder("="), order="C")
-        raise NotImplementedError("make a native array of `own`: a floating one in self._dtype, if that is given")
+        raise NotImplementedError(
+            "make a native array of `own`: a floating one in self._dtype, if that is given"
+        )
 
     def _tree(self, pieces: list[Any]) -> Any:
         return trees.unflatten(self.layout.structure, pieces)
@@ -169,17 +196,18 @@ class FunctionAdapter(Adapter):
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from gradbridge.testing import BackendUnderTest
+from gradbridge_$name.guest import DTYPES
 
 
 class UnderTest(BackendUnderTest):
     """Begin with energy(), a function without parameters, then mlp(); leave out what $name cannot do."""
 
-    backend = "$name"
-    dtypes = ("float64", "float32")
-    reasons = {}  # {"dropout": "$name has no random numbers"}
+    backend: ClassVar[str] = "$name"
+    dtypes: ClassVar[tuple[str, ...]] = DTYPES  # the most precise first: the laws are checked in it
+    reasons: ClassVar[dict[str, str]] = {}  # {"dropout": "$name has no random numbers"}
 
     def energy(self) -> Any:
         """x, y of one shape ↦ Σ x² y."""
@@ -203,7 +231,8 @@ def new_backend(
     """Write the package ``gradbridge-NAME``.
 
     Args:
-        name: of the backend, lower case: what users will write in ``backend=``.
+        name: of the backend: what users will write in ``backend=``. It becomes part of the names of a
+            distribution and of a package.
         folder: where; by default ``gradbridge-NAME`` in the working directory. Must not hold files.
         registry: whose names are taken.
 
@@ -211,14 +240,22 @@ def new_backend(
         The files written.
 
     Raises:
-        OptionError: the name is no module name or is taken, or the folder holds files.
+        OptionError: the name cannot be or is taken, or the folder holds files.
     """
-    if not name.isidentifier() or name != name.lower() or keyword.iskeyword(name):
-        raise OptionError(f"a backend's name is a lower-case Python name, such as 'mygrad'; got {name!r}")
+    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
+        raise OptionError(
+            f"a backend's name is lower-case letters and digits, with single underscores between them, such as "
+            f"'mygrad', and no word of Python; got {name!r}"
+        )
     known = registry if registry is not None else default_registry()
-    if name in known.names():
+    if name in known.names() or name in known.problems:
         raise OptionError(
             f"there is a backend {name!r} already, and a name belongs to one package; choose another"
+        )
+    package = f"gradbridge_{name}"
+    if importlib.util.find_spec(package) is not None:
+        raise OptionError(
+            f"a package {package} is installed already, and yours would hide it; choose another name"
         )
     root = pathlib.Path(folder if folder is not None else f"gradbridge-{name}")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -227,6 +264,7 @@ def new_backend(
     for path, text in _TEMPLATES.items():
         target = root / Template(path).substitute(name=name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(Template(text).substitute(name=name, title=name.title().replace("_", "")))
+        filled = Template(text).substitute(name=name, title=name.title().replace("_", ""))
+        target.write_text(filled, encoding="utf-8")
         written.append(target)
     return written

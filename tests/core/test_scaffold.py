@@ -1,12 +1,14 @@
 """`new-backend`: what it writes can be filled in, and then it is right."""
 
 import importlib.metadata
+import re
 import sys
 
 import pytest
 from click.testing import CliRunner
 
 from gradbridge.errors import OptionError
+from gradbridge.protocol import GuestOptions
 from gradbridge.registry import Registry
 from gradbridge.scaffold import new_backend
 from gradbridge.testing import find, run
@@ -24,19 +26,39 @@ class Array:
     def sum(self): return Array(self.data.sum(), lambda v, add: self.pull(v * np.ones_like(self.data), add))
 """
 
+# What the author of a backend puts in the place of each step that raises, by how its sentence begins.
 FILLED = {
-    'raise NotImplementedError("make a native array of `own`: a floating one in self._dtype, if that is given")':
-        'return onearray.Array(own.astype(self._dtype) if own.dtype.kind == "f" and self._dtype else own)',
-    'raise NotImplementedError("cut params with self.layout.unravel(params), and make native arrays of the pieces")':
-        "return []",
-    'raise NotImplementedError("pull the cotangents back through the recorded call")': """output, native = residuals
+    "make a native array": """
+        return onearray.Array(own.astype(self._dtype) if own.dtype.kind == "f" and self._dtype else own)
+""",
+    "cut params with": """
+        return []
+""",
+    "see to it that": """
+        return np.array(output.data), ((output, native) if wrt else None)
+""",
+    "pull the cotangents back": """
+        output, native = residuals
         found = {}
-        def add(leaf, v): found[id(leaf)] = found.get(id(leaf), 0.0) + v
+
+        def add(leaf, v):
+            found[id(leaf)] = found.get(id(leaf), 0.0) + v
+
         output.pull(cotangents[0].astype(output.data.dtype), add)
-        zeros = lambda p: np.zeros(native[p - 1].data.shape) if p else np.zeros(0)
-        return [np.array(found[id(native[p - 1])]) if p and id(native[p - 1]) in found else zeros(p) for p in wrt]""",
-    "from gradbridge import trees": "import onearray\n\nfrom gradbridge import trees",
-}  # fmt: skip
+        shapes = [native[p - 1].data.shape if p else (0,) for p in wrt]
+        leaves = [id(native[p - 1]) if p else None for p in wrt]
+        return [np.array(found.get(leaf, np.zeros(shape))) for leaf, shape in zip(leaves, shapes)]
+""",
+}
+
+
+def filled(text):
+    def body(step):
+        return next(body[1:] for begins, body in FILLED.items() if begins in step[0])
+
+    text, count = re.subn(r' {8}raise NotImplementedError\((?:".*"|\n(?: {12}.*\n)+ {8})\)\n', body, text)
+    assert count == len(FILLED)
+    return text.replace("from gradbridge import trees", "import onearray\n\nfrom gradbridge import trees", 1)
 
 
 @pytest.fixture
@@ -56,18 +78,7 @@ def test_the_package_fills_in_and_then_passes_the_kit(tmp_path, monkeypatch, reg
     new_backend("onearray", tmp_path / "package")
     source = tmp_path / "package" / "src"
     guest = source / "gradbridge_onearray" / "guest.py"
-    text = guest.read_text()
-    for before, after in FILLED.items():
-        assert before in text
-        text = text.replace(before, after, 1)
-    start = text.index('        raise NotImplementedError(\n            "see to it')
-    end = text.index("    def zero")
-    text = (
-        text[:start]
-        + ("        return np.array(output.data), ((output, native) if wrt else None)\n\n")
-        + text[end:]
-    )
-    guest.write_text(text)
+    guest.write_text(filled(guest.read_text(encoding="utf-8")), encoding="utf-8")
     (source / "onearray.py").write_text(FRAMEWORK)
     monkeypatch.syspath_prepend(source)
     report = run(find("onearray", registry()))
@@ -77,16 +88,44 @@ def test_the_package_fills_in_and_then_passes_the_kit(tmp_path, monkeypatch, reg
 
 def test_unfilled_steps_say_what_to_do(tmp_path, monkeypatch, registry):
     new_backend("onearray", tmp_path / "package")
+    (tmp_path / "package" / "src" / "onearray.py").write_text(FRAMEWORK)
     monkeypatch.syspath_prepend(tmp_path / "package" / "src")
     report = run(find("onearray", registry()), checks=["gradient_is_right"], scenarios=["energy"])
     assert not report.passed
     assert "make native arrays" in str(report) or "make a native array" in str(report)
 
 
-@pytest.mark.parametrize("name", ["My Framework", "Big", "class", "2d", "numpy"])
-def test_names_that_cannot_be_are_refused(tmp_path, name):
+def test_before_the_framework_is_there_the_backend_says_what_is_missing(tmp_path, monkeypatch, registry):
+    new_backend("onearray", tmp_path / "package")
+    monkeypatch.syspath_prepend(tmp_path / "package" / "src")
+    info = registry().infos()["onearray"]
+    assert not info.available
+    assert "needs onearray, which is not installed" in info.reason
+
+
+@pytest.mark.parametrize("option", [{"dtype": "int8"}, {"device": "cuda"}, {"extra": {"speed": 11}}])
+def test_options_that_it_does_not_have_are_refused_from_the_start(tmp_path, monkeypatch, registry, option):
+    new_backend("onearray", tmp_path / "package")
+    (tmp_path / "package" / "src" / "onearray.py").write_text(FRAMEWORK)
+    monkeypatch.syspath_prepend(tmp_path / "package" / "src")
     with pytest.raises(OptionError):
+        registry().guest("onearray")(lambda x: x, GuestOptions(**option))
+
+
+@pytest.mark.parametrize("name", ["My Framework", "Big", "class", "2d", "é", "_x", "x_", "x__y", "x-y", ""])
+def test_names_that_cannot_be_are_refused(tmp_path, name):
+    with pytest.raises(OptionError, match="lower-case letters"):
         new_backend(name, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("numpy", "there is a backend"), ("seldonian", "gradbridge_seldonian")]
+)
+def test_names_that_are_taken_are_refused(tmp_path, name, word):
+    with pytest.raises(OptionError, match=word):
+        new_backend(name, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_files_are_not_overwritten(tmp_path):
@@ -101,4 +140,8 @@ def test_the_command_writes_the_package(tmp_path):
     result = CliRunner().invoke(cli, ["new-backend", "fresh", "--folder", str(tmp_path / "f")])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "f" / "src" / "gradbridge_fresh" / "guest.py").exists()
-    compile((tmp_path / "f" / "src" / "gradbridge_fresh" / "guest.py").read_text(), "guest.py", "exec")
+    compile(
+        (tmp_path / "f" / "src" / "gradbridge_fresh" / "guest.py").read_text(encoding="utf-8"),
+        "guest.py",
+        "exec",
+    )

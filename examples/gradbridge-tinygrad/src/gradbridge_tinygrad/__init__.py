@@ -1,0 +1,16 @@
+"""tinygrad as a gradbridge backend."""
+
+from gradbridge.hookspecs import hookimpl
+from gradbridge.registry import Backend
+
+
+@hookimpl
+def gradbridge_backend() -> Backend:
+    """Declare the backend; tinygrad is imported when its guest half is."""
+    return Backend(
+        name="tinygrad",
+        framework=("tinygrad", "tinygrad"),
+        install="pip install gradbridge-tinygrad",
+        guest="gradbridge_tinygrad.guest:adapt",
+        models=(),  # tinygrad's models have no class in common, so users say backend="tinygrad"
+    )

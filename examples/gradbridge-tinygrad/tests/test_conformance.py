@@ -1,0 +1,7 @@
+"""The laws, on tinygrad."""
+
+from gradbridge.testing import ConformanceSuite
+
+
+class TestTinygrad(ConformanceSuite):
+    backend = "tinygrad"
