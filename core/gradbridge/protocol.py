@@ -235,6 +235,54 @@ class Adapter(ABC):
         """
         return None
 
+    def pushforward(
+        self,
+        loaded: Any,
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        """Push tangents of the chosen arguments to the outputs: t ↦ ∂f/∂argument · t, in one forward.
+
+        For guests with a forward mode of their own. Law 1: equal to what the pullback's pullback
+        gives, which is used in its place where this returns None. Law 9: noise comes from
+        `signature.noise`, and no state moves.
+
+        Args:
+            loaded: what `update` returned.
+            inputs, signature: as for `forward`.
+            wrt: positions that move.
+            tangents: one per position, of that argument's shape, floating; (layout.size,) for 0.
+
+        Returns:
+            One array per output leaf, of that output's shape, the sum over the positions; zeros for
+            outputs that are not floating. None where the guest cannot, as here.
+
+        Source:
+            Griewank & Walther (2008), Evaluating Derivatives, section 3.1.
+        """
+        return None
+
+    def pushforward_many(
+        self,
+        loaded: Any,
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        """`pushforward` of many tangents in one computation.
+
+        Args:
+            loaded, inputs, signature, wrt: as for `pushforward`.
+            tangents: one per position, shape (many, *argument shape), floating.
+
+        Returns:
+            One array per output leaf, shape (many, *output shape). None where the guest cannot, as here.
+        """
+        return None
+
     def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
         """The VJP of this adapter, as an adapter.
 
