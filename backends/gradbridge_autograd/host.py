@@ -91,25 +91,34 @@ def _lifted(call: Call, arguments: tuple[Any, ...]) -> list[Any]:
 def _pushforward(
     argnums: Sequence[int], tangents: Sequence[Any], ans: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """JVP rule: the pullback is linear in its cotangents, so its own pullback there is the JVP.
+    """JVP rule: the guest's own forward mode; or, where it has none, the pullback's pullback.
+
+    The pullback is linear in its cotangents, so its own pullback there is the JVP. It is an adapter
+    again, so it serves where the JVP itself is differentiated.
 
     Source: J. Townsend (2017), A new trick for calculating Jacobian-vector products.
     """
     call: Call = args[0]
     arguments = args[1:]
+    wrt = tuple(argnum - 1 for argnum in argnums)
+    outer = any(map(_is_box, arguments)) or any(map(_is_box, tangents))
+    if not outer:
+        pushed = call.push(arguments[0], arguments[1:], wrt, tangents)
+        if pushed is not None:
+            return pushed[0] if len(pushed) == 1 else tuple(pushed)
     try:
-        gradient = call.differentiated(tuple(argnum - 1 for argnum in argnums))
+        gradient = call.differentiated(wrt)
     except HigherOrderError as error:
         raise HigherOrderError(
-            f"a forward-mode derivative (JVP) of {call.adapter.label} was asked for; it is made from the derivative "
-            f"of its gradient, and {error}"
+            f"a forward-mode derivative (JVP) of {call.adapter.label} was asked for; its backend has no forward mode "
+            f"for it, so it is made from the derivative of its gradient, and {error}"
         ) from error
     zeros = call.zero_cotangents()
     first = len(arguments)
     gradient.wrt = tuple(range(first, first + len(zeros)))
     # Run for its residuals and output shapes; nothing is traced here.
     _bridged.fun(gradient, *[_unboxed(a) for a in (*arguments, *zeros)])
-    if any(map(_is_box, arguments)) or any(map(_is_box, tangents)):
+    if outer:
         pushed = _lifted(gradient.differentiated(gradient.wrt), (*arguments, *zeros, *tangents))
     else:
         pushed = gradient.pull(tangents, gradient.wrt)

@@ -119,13 +119,7 @@ class ArrayAdapter(Adapter):
         """See `Adapter.forward`."""
         wide = self.is_wide(inputs)
         bits = key_bits(self.noise(signature)) if self.draws else None
-        arrays: list[Any] = []
-        constants: dict[int, Any] = {}
-        for index, leaf in enumerate(inputs):
-            if type(leaf) is np.ndarray:
-                arrays.append(to_guest(leaf, self.input_dtype(index), wide, index))
-            else:
-                constants[index] = leaf
+        arrays, constants = self._sorted(inputs, wide)
         with isolated(wide, self.draws):
             try:
                 if self._device is not None:
@@ -218,12 +212,7 @@ class ArrayAdapter(Adapter):
         if self.stochastic or not self.is_compiled():
             return None
         wide = self.is_wide(inputs)
-        arrays = [
-            to_guest(leaf, self.input_dtype(i), wide, i)
-            for i, leaf in enumerate(inputs)
-            if type(leaf) is np.ndarray
-        ]
-        constants = {i: leaf for i, leaf in enumerate(inputs) if type(leaf) is not np.ndarray}
+        arrays, constants = self._sorted(inputs, wide)
         statics = tuple((i, static_key(leaf)) for i, leaf in constants.items())
         if any(static is None for _, static in statics):
             return None
@@ -248,6 +237,84 @@ class ArrayAdapter(Adapter):
                 return results
             except Exception:  # what vmap refuses, it refuses in many ways
                 return None
+
+    def pushforward(
+        self,
+        loaded: tuple[Array, ...],
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        """See `Adapter.pushforward`: ``jax.jvp``. None where JAX has none, as for a ``custom_vjp``."""
+        return self._pushed(loaded, inputs, signature, wrt, tangents, False)
+
+    def pushforward_many(
+        self,
+        loaded: tuple[Array, ...],
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        """See `Adapter.pushforward_many`: ``jax.vmap`` of ``jax.jvp``."""
+        return self._pushed(loaded, inputs, signature, wrt, tangents, True)
+
+    def _pushed(
+        self,
+        loaded: tuple[Array, ...],
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+        many: bool,
+    ) -> list[Array] | None:
+        wide = self.is_wide(inputs)
+        bits = key_bits(self.noise(signature)) if self.draws else None
+        arrays, constants = self._sorted(inputs, wide)
+        places = [i for i in range(len(inputs)) if i not in constants]
+        moves: list[Any] = []
+        for position, tangent in zip(wrt, tangents):
+            if position == 0:
+                moves.append(self._loaded_many(tangent) if many else self.update(tangent))
+            else:
+                moves.append(tangent.astype(arrays[places.index(position - 1)].dtype))
+        program = self._program(signature.structure, constants, wrt) if self.is_compiled() else None
+        if program is None:
+            program = self._step_by_step(signature.structure, constants, wrt)
+        if many in program.refused:
+            return None
+        with isolated(wide, self.draws):
+            try:
+                if self._device is not None:
+                    loaded, arrays, bits, moves = jax.device_put((loaded, arrays, bits, moves), self._device)
+                floats, others, form = program.push(loaded, arrays, bits, self.state(), moves, many)
+                lead = tangents[0].shape[:1] if many else ()
+                zeros = [np.zeros((*lead, *other.shape)) for other in others]
+                return form.merge([to_array(t) for t in floats], zeros)
+            except Exception:  # what has no forward mode says so in many ways
+                program.refused.add(many)
+                return None
+
+    def _sorted(self, inputs: Sequence[Any], wide: bool) -> tuple[list[Any], dict[int, Any]]:
+        """Input leaves → (arrays for the guest, {index: what is no array})."""
+        arrays: list[Any] = []
+        constants: dict[int, Any] = {}
+        for index, leaf in enumerate(inputs):
+            if type(leaf) is np.ndarray:
+                arrays.append(to_guest(leaf, self.input_dtype(index), wide, index))
+            else:
+                constants[index] = leaf
+        return arrays, constants
+
+    def _loaded_many(self, flat: Array) -> tuple[Array, ...]:
+        """(many, P) → as `update` loads them, each with the leading axis."""
+        if self._flat:
+            return (flat.astype(self._dtypes[0]),)
+        return tuple(
+            flat[:, where].astype(dtype).reshape(len(flat), *shape)
+            for where, dtype, shape in zip(self.layout.slices, self._dtypes, self.layout.shapes)
+        )
 
     def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> PullbackAdapter:
         """See `Adapter.pullback`. Its programs are kept, so that it is traced once, not in every call."""

@@ -7,6 +7,7 @@ leave a compiled function), and the pull, a second compiled function that takes 
 from __future__ import annotations
 
 import enum
+import functools
 import threading
 import types
 from collections import OrderedDict
@@ -115,6 +116,9 @@ class Program:
         self._jitted = jitted
         self._pulls: dict[tuple[int, ...], Callable[..., Any]] = {}
         self._pulls_many: dict[tuple[int, ...], Callable[..., Any]] = {}
+        self._pushes: dict[bool, Callable[..., Any]] = {}
+        #: Whether JAX refused to push one tangent, or many: it would trace in vain each time.
+        self.refused: set[bool] = set()
         forward = self._forward if wrt else self._evaluate
         #: (loaded, arrays, bits, state) ↦ (floats, others, form, VJP or None, state after it)
         self.run: Callable[..., Any] = jax.jit(forward) if jitted else self._step_by_step(forward)
@@ -143,11 +147,49 @@ class Program:
             known = self._pulls_many[kept] = jax.jit(pull) if self._jitted else pull
         return known(vjp, cotangents)
 
+    def push(
+        self, loaded: Any, arrays: list[Any], bits: Any, state: Any, tangents: list[Any], many: bool
+    ) -> Any:
+        """JVP: (tangents of the floating outputs, zeros like the others, form).
+
+        Args:
+            loaded, arrays, bits, state: as for `run`.
+            tangents: like the values at the positions `wrt`; with `many` each with a leading axis,
+                which the tangents of the outputs get, too.
+        """
+        known = self._pushes.get(many)
+        if known is None:
+            push = functools.partial(self._push, many)
+            known = self._pushes[many] = jax.jit(push) if self._jitted else self._step_by_step(push)
+        return known(loaded, arrays, bits, state, tangents)
+
+    def _push(
+        self, many: bool, loaded: Any, arrays: list[Any], bits: Any, state: Any, tangents: list[Any]
+    ) -> Any:
+        of, wanted = self._differentiable(loaded, arrays, bits, state)
+        kept: list[Any] = []
+
+        def one(tangents: list[Any]) -> list[jax.Array]:
+            _, moved, (others, form, _) = jax.jvp(of, (wanted,), (tangents,), has_aux=True)
+            kept[:] = [[jnp.zeros(other.shape) for other in others], form]
+            found: list[jax.Array] = moved
+            return found
+
+        moved = jax.vmap(one)(tangents) if many else one(tangents)
+        return moved, *kept
+
     def _evaluate(self, loaded: Any, arrays: list[Any], bits: Any, state: Any) -> Any:
         output, after = self._compute(loaded, self._leaves(arrays), self._structure, bits, state)
         return *split_output(output, self._label), None, after
 
     def _forward(self, loaded: Any, arrays: list[Any], bits: Any, state: Any) -> Any:
+        of, wanted = self._differentiable(loaded, arrays, bits, state)
+        floats, vjp, (others, form, after) = jax.vjp(of, wanted, has_aux=True)
+        return floats, others, form, vjp, after
+
+    def _differentiable(self, loaded: Any, arrays: list[Any], bits: Any, state: Any) -> tuple[Any, list[Any]]:
+        """(the values at `wrt` ↦ (floating outputs, the rest), those values)."""
+
         def of(wanted: list[Any]) -> Any:
             leaves = self._leaves(arrays)
             mine = loaded
@@ -161,9 +203,7 @@ class Program:
             return floats, (others, form, after)
 
         leaves = self._leaves(arrays)
-        wanted = [loaded if p == 0 else leaves[p - 1] for p in self._wrt]
-        floats, vjp, (others, form, after) = jax.vjp(of, wanted, has_aux=True)
-        return floats, others, form, vjp, after
+        return of, [loaded if p == 0 else leaves[p - 1] for p in self._wrt]
 
     def _leaves(self, arrays: list[Any]) -> list[Any]:
         if not self._constants:

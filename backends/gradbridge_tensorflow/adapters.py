@@ -14,6 +14,7 @@ from gradbridge import trees
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, Signature
 from gradbridge_tensorflow.explain import explained
+from gradbridge_tensorflow.forward_mode import push_function
 from gradbridge_tensorflow.isolation import eagerly
 from gradbridge_tensorflow.jacobians import pulled_many, row_function
 from gradbridge_tensorflow.programs import Compiled, Program, Traced, seeds_of
@@ -98,6 +99,34 @@ class ProgramAdapter(Adapter):
             return None
         return eagerly(self._device, lambda: self._row_jacobians(loaded, inputs, signature, wrt, rowed))
 
+    def pushforward(
+        self,
+        loaded: list[tf.Tensor],
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        """See `Adapter.pushforward`: ``tf.autodiff.ForwardAccumulator``."""
+        return eagerly(
+            self._device, lambda: self._pushed(loaded, inputs, signature, wrt, list(tangents), False)
+        )
+
+    def pushforward_many(
+        self,
+        loaded: list[tf.Tensor],
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        """See `Adapter.pushforward_many`: ``tf.vectorized_map`` of it. None for models that draw numbers."""
+        if self.stochastic or self.generators:
+            return None
+        return eagerly(
+            self._device, lambda: self._pushed(loaded, inputs, signature, wrt, list(tangents), True)
+        )
+
     def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> PullbackAdapter:
         """See `Adapter.pullback`."""
         return PullbackAdapter(self, signature, wrt)
@@ -114,7 +143,7 @@ class ProgramAdapter(Adapter):
         leaves = [self.input_tensor(i, leaf) for i, leaf in enumerate(inputs)]
         state = self.state()
         compiled = self._program.compiled(signature.structure, leaves, wrt, state)
-        seeds = [tf.constant(seeds_of(signature.noise, self.generators))] if self.generators else []
+        seeds = [tf.constant(seeds_of(self.noise(signature), self.generators))] if self.generators else []
         tensors = [leaf for leaf in leaves if isinstance(leaf, tf.Tensor)]
         try:
             results, residuals = compiled.halves.forward(*loaded, *seeds, *state, *tensors)
@@ -183,6 +212,41 @@ class ProgramAdapter(Adapter):
             mine = [self._many_gradient(p, rest, lead) for p in wrt]
             results.append([a.reshape(count, *shape, *a.shape[1:]) for a in mine])
         return results
+
+    def _pushed(
+        self,
+        loaded: list[tf.Tensor],
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: list[Array],
+        many: bool,
+    ) -> list[Array] | None:
+        leaves = [self.input_tensor(i, leaf) for i, leaf in enumerate(inputs)]
+        state = self.state()
+        push = push_function(self._program, signature.structure, leaves, wrt, state, many)
+        if push is None:
+            return None
+        seeds = [tf.constant(seeds_of(self.noise(signature), self.generators))] if self.generators else []
+        tensors = [leaf for leaf in leaves if isinstance(leaf, tf.Tensor)]
+        moves: list[tf.Tensor] = []
+        for position, tangent in zip(wrt, tangents):
+            if position:
+                moves.append(to_tensor(tangent, leaves[position - 1].dtype))
+            else:
+                lead = tangent.shape[:-1]
+                moves += [
+                    to_tensor(tangent[..., where].reshape(*lead, *shape), dtype)
+                    for where, shape, dtype in zip(self.layout.slices, self.layout.shapes, self._dtypes)
+                ]
+        try:
+            return [to_array(t) for t in push(*loaded, *seeds, *state, *tensors, *moves)]
+        except tf.errors.OpError:
+            return None
+
+    def noise(self, signature: Signature) -> int:
+        """The seed of a call's random numbers."""
+        return signature.noise
 
     def _many_gradient(self, position: int, tensors: Iterator[tf.Tensor], lead: tuple[int, ...]) -> Array:
         """The next gradient of those that were found, with a leading axis."""
@@ -256,9 +320,12 @@ class PullbackAdapter(ProgramAdapter):
     def forward(
         self, loaded: list[tf.Tensor], inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        """See `Adapter.forward`. The noise is that of the call whose derivative this is."""
-        mine = Signature(signature.structure, self._signature.noise, replay=True)
-        return super().forward(loaded, inputs, mine, wrt)
+        """See `Adapter.forward`. No state moves."""
+        return super().forward(loaded, inputs, signature.replayed(), wrt)
+
+    def noise(self, signature: Signature) -> int:
+        """That of the call whose derivative this is."""
+        return self._signature.noise
 
     def input_tensor(self, index: int, leaf: Any) -> Any:
         """Inputs as the parent takes them; cotangents keep their dtype until the outputs are known."""

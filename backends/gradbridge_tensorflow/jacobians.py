@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +34,7 @@ def pulled_many(
         residuals: that it kept.
         cotangents: of the floating outputs, (many, *output shape).
     """
-    known = _kept(compiled.mapped, "backward", lambda: _mapped_backward(compiled, residuals, cotangents))
+    known = kept(compiled.mapped, "backward", lambda: _mapped_backward(compiled, residuals, cotangents))
     return known(*residuals, *cotangents) if known is not None else None
 
 
@@ -67,24 +69,38 @@ def row_function(
         hash(kinds)
     except TypeError:
         return None
-    found: RowFunction | None = _kept(
-        program.row_functions,
-        (structure, wrt, rowed, kinds),
+    found: RowFunction | None = kept(
+        program.mapped,
+        ("rows", structure, wrt, rowed, kinds),
         lambda: _mapped_rows(program, structure, leaves, wrt, rowed, state),
     )
     return found
 
 
-def _kept(table: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+def kept(table: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
     """The entry of a key, made once; None if making it failed, which is kept as well."""
     if key not in table:
         with tracing:
             if key not in table:
                 try:
-                    table[key] = apart(make)
+                    table[key] = apart(lambda: _quietly(make))
                 except Exception:  # what cannot be mapped, TensorFlow refuses in many ways
                     table[key] = None
     return table[key]
+
+
+def _quietly(make: Callable[[], Any]) -> Any:
+    """Call it without TensorFlow's log of what it could not convert: there is another way, and it is taken."""
+    logger, here = tf.get_logger(), threading.get_ident()
+
+    def from_elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != here
+
+    logger.addFilter(from_elsewhere)
+    try:
+        return make()
+    finally:
+        logger.removeFilter(from_elsewhere)
 
 
 def _mapped_backward(

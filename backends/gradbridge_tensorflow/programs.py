@@ -87,7 +87,7 @@ class Program:
         any_rows: whether the first compilation is for any number of rows already. A model of Keras
             is made for that. Other functions may look at the number, so theirs is left open only
             when a second one comes, as `tf.function` does.
-        row_functions: what was made of it for rows apart; see `jacobians`.
+        mapped: what was made of it for rows apart, and for tangents; see `jacobians` and `forward_mode`.
     """
 
     label: str
@@ -96,7 +96,7 @@ class Program:
     compute: Callable[[Traced], Any]
     any_rows: bool = False
     traces: int = 0
-    row_functions: dict[Any, Any] = field(default_factory=dict)
+    mapped: dict[Any, Any] = field(default_factory=dict)
     _families: dict[Any, list[Compiled]] = field(default_factory=dict)
     _rigid: set[Any] = field(default_factory=set)
     _pullbacks: dict[Any, Program] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from gradbridge import trees
 from gradbridge.errors import GradbridgeError, GradbridgeWarning, HigherOrderError, OutputError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, Signature
+from gradbridge_torch.forward_mode import pushed, pushed_many
 from gradbridge_torch.isolation import Isolation
 from gradbridge_torch.jacobians import jacobians_of_rows, pulled_many
 from gradbridge_torch.tensors import to_array, to_tensor
@@ -202,6 +203,81 @@ class TensorAdapter(Adapter):
             ]
             arrays.append([a.reshape(lead[0], *shape, *a.shape[2:]) for a in found])
         return arrays
+
+    def pushforward(
+        self,
+        loaded: list[torch.Tensor],
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        """See `Adapter.pushforward`: torch's forward mode, where it agrees with its reverse mode."""
+        return self._pushed(pushed, loaded, inputs, signature, wrt, tangents)
+
+    def pushforward_many(
+        self,
+        loaded: list[torch.Tensor],
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        """See `Adapter.pushforward_many`. None for models that draw random numbers."""
+        if self.stochastic:
+            return None
+        return self._pushed(pushed_many, loaded, inputs, signature, wrt, tangents)
+
+    def _pushed(
+        self,
+        push: Callable[..., Sequence[torch.Tensor | None] | None],
+        loaded: list[torch.Tensor],
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self._pushed(push, loaded, inputs, signature, wrt, tangents)
+        lead = tangents[0].shape[: tangents[0].ndim - (1 if wrt[0] == 0 else np.ndim(inputs[wrt[0] - 1]))]
+        leaves = [self.input_tensor(i, leaf) for i, leaf in enumerate(inputs)]
+        primals, moves = [], []
+        for position, tangent in zip(wrt, tangents):
+            mine = loaded if position == 0 else [leaves[position - 1]]
+            primals += [piece.detach().requires_grad_() for piece in mine]
+            parts = self._cut(tangent) if position == 0 else [tangent]
+            moves += [to_tensor(part, p.dtype, p.device) for part, p in zip(parts, mine)]
+        outputs: list[tuple[bool, tuple[int, ...]]] = []
+
+        def compute(moved: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            rest, filled, pieces = iter(moved), list(leaves), loaded
+            for position in wrt:
+                if position == 0:
+                    pieces = [next(rest) for _ in loaded]
+                else:
+                    filled[position - 1] = next(rest)
+            output = self.compute(pieces, filled, signature)
+            found = [output] if isinstance(output, torch.Tensor) else trees.flatten(output)[0]
+            outputs[:] = [(leaf.is_floating_point(), tuple(leaf.shape)) for leaf in found]
+            return [leaf for leaf in found if leaf.is_floating_point()]
+
+        found = self._isolation.run(lambda: push(compute, primals, moves), True, signature.noise)
+        if found is None:
+            return None
+        rest = iter(found)
+        arrays = []
+        for floating, shape in outputs:
+            moved = next(rest) if floating else None
+            arrays.append(np.zeros((*lead, *shape)) if moved is None else to_array(moved))
+        return arrays
+
+    def _cut(self, flat: Array) -> list[Array]:
+        """(…, P) → one array per parameter with the same leading axes."""
+        return [
+            flat[..., where].reshape(*flat.shape[:-1], *shape)
+            for where, shape in zip(self.layout.slices, self.layout.shapes)
+        ]
 
     def _doubt_unused(self, outputs: list[torch.Tensor]) -> None:
         """Say once that nothing depends on what is differentiated: a model may have cut its graph."""

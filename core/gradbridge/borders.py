@@ -201,3 +201,28 @@ def cotangents_to_guest(
             )
         arrays.append(array if array.dtype.kind == "f" else array.astype(np.float64))
     return arrays
+
+
+def tangents_to_guest(
+    tangents: Sequence[Any], arguments: Sequence[Any], wrt: tuple[int, ...], label: str
+) -> list[Array]:
+    """Check tangents against the arguments that they move and make them floating arrays.
+
+    Args:
+        tangents: one per position.
+        arguments: the params and the inputs.
+        wrt: positions.
+
+    Raises:
+        CotangentMismatchError: a tangent has not its argument's shape, or is complex.
+    """
+    arrays = []
+    for position, tangent in zip(wrt, tangents):
+        array, shape = np.asarray(tangent), np.shape(arguments[position])
+        if array.shape != shape or array.dtype.kind not in "fiub":
+            raise CotangentMismatchError(
+                f"the tangent of argument {position} of {label} must be real and have its shape {shape}, got "
+                f"{array.shape} of dtype {array.dtype}"
+            )
+        arrays.append(array if array.dtype.kind == "f" else array.astype(np.float64))
+    return arrays

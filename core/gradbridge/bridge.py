@@ -17,6 +17,7 @@ from gradbridge.chunks import ChunkedAdapter
 from gradbridge.errors import BackendError, NotDifferentiableError, OptionError
 from gradbridge.host import Host
 from gradbridge.layout import ParameterLayout
+from gradbridge.points import Point
 from gradbridge.protocol import Adapter, Array, GuestOptions, Signature
 from gradbridge.registry import Registry, default_registry
 from gradbridge.reuse import Memory
@@ -230,7 +231,9 @@ class Bridge:
         return jacobians.vjp(self._point(params, inputs, kwargs), cotangent, wrt)
 
     def jvp(self, params: Any, *inputs: Any, tangent: Any, wrt: Any = 0, **kwargs: Any) -> Any:
-        """Jacobian-vector product Jt at concrete arrays, by the pullback of the pullback.
+        """Jacobian-vector product Jt at concrete arrays, by the guest's forward mode.
+
+        Where it has none, by the pullback of the pullback.
 
         Args:
             params, *inputs, **kwargs: as for a call.
@@ -242,7 +245,7 @@ class Bridge:
 
         Raises:
             CotangentMismatchError: t does not fit the argument.
-            HigherOrderError: the guest cannot differentiate its gradient.
+            HigherOrderError: the guest has no forward mode, and cannot differentiate its gradient.
         """
         return jacobians.jvp(self._point(params, inputs, kwargs), tangent, wrt)
 
@@ -262,11 +265,11 @@ class Bridge:
             An array of the argument's shape; a tuple of them if `wrt` is one.
 
         Raises:
-            HigherOrderError: the guest cannot differentiate its gradient.
+            HigherOrderError: the guest has no forward mode, and cannot differentiate its gradient.
         """
         return jacobians.ggn(self._point(params, inputs, kwargs), vector, wrt, hessian)
 
-    def _point(self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> jacobians.Point:
+    def _point(self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Point:
         if not self._host.is_traced(params):
             params = np.asarray(params)
         borders.check_params(params, self._adapter.layout, self._adapter.label)
@@ -278,7 +281,7 @@ class Bridge:
                 f"{self._host_name} is differentiating; it is computed outside of the host's graph: call the "
                 f"bridge itself there, and let {self._host_name} differentiate that"
             )
-        return jacobians.Point(call, params, leaves, self._mode == "eval")
+        return Point(call, params, leaves, self._mode == "eval")
 
     def _evaluate(
         self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any], dtype: np.dtype[Any] | None

@@ -26,9 +26,11 @@ class Step:
 
     Attributes:
         name: ``update``, ``forward``, ``zero`` or ``backward``.
-        bridge: label of the model, e.g. ``Net`` (``gradient of Net`` for a derivative of it; in a
-            Jacobian ``Net, rows apart``, ``rows at once``, ``batched VJP`` or ``batched JVP``).
-        shapes: of the params (update), the inputs (forward), or the cotangents (backward).
+        bridge: label of the model, e.g. ``Net`` (``gradient of Net`` for a derivative of it; ``Net, JVP``
+            for its forward mode; in a Jacobian ``Net, rows apart``, ``rows at once``, ``batched VJP`` or
+            ``batched JVP``).
+        shapes: of the params (update), the inputs (forward; a JVP's tangents), or the cotangents
+            (backward).
         seconds: wall time that the guest took.
     """
 
@@ -194,7 +196,7 @@ class Call:
         if not self._registry.observed:
             return adapter.backward_many(self._residuals, cotangents, wrt)
         found: list[Array] | None = self._observe_some(
-            how, cotangents, adapter.backward_many, self._residuals, cotangents, wrt
+            "backward", how, cotangents, adapter.backward_many, self._residuals, cotangents, wrt
         )
         return found
 
@@ -209,9 +211,56 @@ class Call:
             return adapter.row_jacobians(*arguments)
         arrays = [x for x in inputs if isinstance(x, np.ndarray)]
         found: list[list[Array]] | None = self._observe_some(
-            "rows apart", arrays, adapter.row_jacobians, *arguments
+            "backward", "rows apart", arrays, adapter.row_jacobians, *arguments
         )
         return found
+
+    def push(
+        self, params: Any, inputs: Sequence[Any], wrt: tuple[int, ...], tangents: Sequence[Any]
+    ) -> list[Array] | None:
+        """The guest's own forward mode, at concrete arrays: `Adapter.pushforward`.
+
+        Args:
+            params, inputs: as for `run`, which has been called.
+            wrt: positions that move.
+            tangents: one per position, of that argument's shape.
+
+        Returns:
+            One array per output leaf in the host's dtype, or None where the guest has no forward mode.
+        """
+        if type(self.adapter).pushforward is Adapter.pushforward:
+            return None
+        arrays = borders.tangents_to_guest(tangents, [params, *inputs], wrt, self.adapter.label)
+        return self._pushed("pushforward", "JVP", params, inputs, wrt, arrays)
+
+    def push_many(
+        self, params: Any, inputs: Sequence[Any], wrt: tuple[int, ...], tangents: Sequence[Array]
+    ) -> list[Array] | None:
+        """`push` of many tangents at once, each with one leading axis: `Adapter.pushforward_many`."""
+        if type(self.adapter).pushforward_many is Adapter.pushforward_many:
+            return None
+        return self._pushed("pushforward_many", "batched JVP", params, inputs, wrt, tangents)
+
+    def _pushed(
+        self,
+        step: str,
+        how: str,
+        params: Any,
+        inputs: Sequence[Any],
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        adapter = self.adapter
+        self.refuse_flat_outputs()
+        inputs = borders.admit_differentiated(inputs, wrt, adapter.label)
+        loaded = adapter.update(np.ascontiguousarray(params, dtype=np.float64))
+        arguments = (loaded, inputs, self.signature.replayed(), wrt, tangents)
+        method: Callable[..., list[Array] | None] = getattr(adapter, step)
+        if self._registry.observed:
+            found = self._observe_some("forward", how, tangents, method, *arguments)
+        else:
+            found = method(*arguments)
+        return None if found is None else [t.astype(self.dtype, copy=False) for t in found]
 
     def differentiated(self, wrt: tuple[int, ...]) -> Call:
         """A call of the pullback: ``(params, *inputs, *cotangents) ↦ gradients``, for the host to lift.
@@ -249,12 +298,14 @@ class Call:
         self._registry.tell(Step(name, self.adapter.label, tuple(shapes), seconds))
         return result
 
-    def _observe_some(self, how: str, arrays: Sequence[Array], step: Callable[..., Any], *args: Any) -> Any:
-        """As a backward, if the guest made it."""
+    def _observe_some(
+        self, name: str, how: str, arrays: Sequence[Array], step: Callable[..., Any], *args: Any
+    ) -> Any:
+        """As a step of that name, if the guest made it."""
         start = time.perf_counter()
         result = step(*args)
         if result is not None:
             shapes = tuple(a.shape for a in arrays)
             label = f"{self.adapter.label}, {how}"
-            self._registry.tell(Step("backward", label, shapes, time.perf_counter() - start))
+            self._registry.tell(Step(name, label, shapes, time.perf_counter() - start))
         return result

@@ -133,6 +133,33 @@ class ChunkedAdapter(Adapter):
             parts.append(found)
         return [[np.concatenate(pieces) for pieces in zip(*output)] for output in zip(*parts)]
 
+    def pushforward(
+        self,
+        loaded: Any,
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        """See `Adapter.pushforward`; chunk by chunk."""
+        count, rowed = self.rows_of(inputs)
+        if count <= self._rows:
+            return self._inner.pushforward(loaded, inputs, signature, wrt, tangents)
+        moved_rows = tuple(bool(p) and rowed[p - 1] for p in wrt)
+        parts: list[list[Array]] = []
+        for chunk in self._chunks(count):
+            found = self._inner.pushforward(
+                loaded, _cut(inputs, rowed, chunk), signature, wrt, _cut(tangents, moved_rows, chunk)
+            )
+            if found is None:
+                return None
+            parts.append(found)
+        has_rows = self.outputs_with_rows(rowed, len(parts[0]))
+        return [
+            np.concatenate(column) if yes else sum(column[1:], column[0])
+            for column, yes in zip(zip(*parts), has_rows)
+        ]
+
     def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
         """See `Adapter.pullback`: that of the inner one, in chunks of the same rows."""
         return _ChunkedPullback(self, signature, wrt)

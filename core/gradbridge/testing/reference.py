@@ -87,6 +87,72 @@ class ReferenceAdapter(Adapter):
         by_position = self.gradients(loaded, arrays, [self.cast(v) for v in cotangents], signature)
         return [np.array(by_position[position], dtype=self.dtype) for position in wrt]
 
+    def backward_many(
+        self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]
+    ) -> list[Array] | None:
+        """See `Adapter.backward_many`."""
+        each = [self.backward(residuals, list(v), wrt) for v in zip(*cotangents)]
+        return [np.stack(gradients) for gradients in zip(*each)]
+
+    def row_jacobians(
+        self,
+        loaded: Any,
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        rowed: tuple[bool, ...],
+    ) -> list[list[Array]] | None:
+        """See `Adapter.row_jacobians`."""
+        count = next(len(x) for x, yes in zip(inputs, rowed) if yes)
+        rows = []
+        for row in range(count):
+            alone = [x[row : row + 1] if yes else x for x, yes in zip(inputs, rowed)]
+            outputs, residuals = self.forward(loaded, alone, signature, wrt)
+            leaves = trees.flatten(outputs)[0]
+            rows.append([self._jacobian(residuals, leaves, i, wrt) for i in range(len(leaves))])
+        return [[np.stack(blocks) for blocks in zip(*output)] for output in zip(*rows)]
+
+    def _jacobian(self, residuals: Any, leaves: list[Array], index: int, wrt: tuple[int, ...]) -> list[Array]:
+        """Of the only row of one output: (*its shape, *argument shape) for each position."""
+        units = np.eye(leaves[index].size).reshape(-1, *leaves[index].shape)
+        many = [units if i == index else np.zeros((len(units), *y.shape)) for i, y in enumerate(leaves)]
+        found = self.backward_many(residuals, many, wrt) or []
+        return [g.reshape(*leaves[index].shape[1:], *g.shape[1:]) for g in found]
+
+    def pushforward(
+        self,
+        loaded: Any,
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        """See `Adapter.pushforward`: by the complex step."""
+        arguments = [loaded, *map(self.cast, inputs)]
+        moves = [np.zeros(a.shape) for a in arguments]
+        for position, tangent in zip(wrt, tangents):
+            moves[position] = tangent
+
+        def function(moved: Sequence[Any]) -> list[Any]:
+            return list(trees.flatten(self.value(moved[0], moved[1:], signature))[0])
+
+        return derivatives.pushforward(function, arguments, moves)
+
+    def pushforward_many(
+        self,
+        loaded: Any,
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        """See `Adapter.pushforward_many`."""
+        each = [
+            ReferenceAdapter.pushforward(self, loaded, inputs, signature, wrt, list(t))
+            for t in zip(*tangents)
+        ]
+        return [np.stack(moved) for moved in zip(*(one or [] for one in each))]
+
     def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
         """See `Adapter.pullback`."""
         return ReferencePullback(self, signature, wrt)

@@ -4,7 +4,7 @@
 backend, and raises AssertionError where the law is broken, with what was expected and what came.
 """
 
-from gradbridge.testing.checks import borders, function, honest, orders, pure, reentrant, right
+from gradbridge.testing.checks import borders, function, honest, orders, pure, reentrant, right, structure
 from gradbridge.testing.checks.catalogue import CHECKS, LAWS, Check, check
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "pure",
     "reentrant",
     "right",
+    "structure",
 ]

@@ -141,7 +141,7 @@ def train_mode_normalizes(subject: Subject) -> None:
 
 @check(9, ("batchnorm",), "train")
 def statistics_move_once(subject: Subject) -> None:
-    """BatchNorm statistics move once per forward, on no backward and no replay, and never in the user's model."""
+    """BatchNorm statistics move once per forward, on no backward, JVP or replay, and never in the user's model."""
     point = subject.point(88, rows=6)
     natives = [subject.build(subject.initial()) for _ in range(3)]
     once, replayed, twice = (subject.adapt(native, subject.precision) for native in natives)
@@ -151,6 +151,7 @@ def statistics_move_once(subject: Subject) -> None:
     flight.pull()
     with suppress(HigherOrderError):
         flight.call.differentiated(flight.call.wrt).run(point.params, (*point.inputs, *point.cotangents))
+    flight.call.push(point.params, point.inputs, (1,), [point.inputs[0]])
     for _ in range(2):
         subject.start(point, adapter=twice)
     after_one = _in_eval_mode(subject, once, point)

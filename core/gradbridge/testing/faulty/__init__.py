@@ -4,7 +4,7 @@
 the module of the same name as the check's.
 """
 
-from gradbridge.testing.faulty import borders, function, honest, orders, pure, reentrant, right
+from gradbridge.testing.faulty import borders, function, honest, orders, pure, reentrant, right, structure
 from gradbridge.testing.faulty.catalogue import FAULTS, Fault, breaks
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "pure",
     "reentrant",
     "right",
+    "structure",
 ]

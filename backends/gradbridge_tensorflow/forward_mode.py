@@ -1,0 +1,111 @@
+"""Tangents pushed to the outputs: ``tf.autodiff.ForwardAccumulator`` in graphs, compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import optree
+import tensorflow as tf
+
+from gradbridge_tensorflow.jacobians import kept
+from gradbridge_tensorflow.programs import Program, Traced, at_positions, output_leaves
+from gradbridge_tensorflow.tensors import carrier
+
+
+def push_function(
+    program: Program,
+    structure: optree.PyTreeSpec,
+    leaves: Sequence[Any],
+    wrt: tuple[int, ...],
+    state: Sequence[tf.Tensor],
+    many: bool,
+) -> Any:
+    """The JVP of a program for inputs of these shapes; None where TensorFlow has none.
+
+    Args:
+        program: the function.
+        structure: of the leaves.
+        leaves: eager tensors, and other objects, which are compiled in.
+        wrt: positions that move.
+        state: the moving variables' values.
+        many: whether the tangents have a leading axis.
+
+    Returns:
+        (pieces, seeds if it is random, state, input tensors, tangents) ↦ for each output leaf its
+        tangent, zeros for those that are not floating.
+    """
+    kinds = tuple((x.dtype, tuple(x.shape)) if isinstance(x, tf.Tensor) else x for x in leaves)
+    try:
+        hash(kinds)
+    except TypeError:
+        return None
+    return kept(
+        program.mapped,
+        ("push", many, structure, wrt, kinds),
+        lambda: _traced(program, structure, leaves, wrt, state, many),
+    )
+
+
+def _traced(
+    program: Program,
+    structure: optree.PyTreeSpec,
+    leaves: Sequence[Any],
+    wrt: tuple[int, ...],
+    state: Sequence[tf.Tensor],
+    many: bool,
+) -> Any:
+    def joint(*flat: tf.Tensor) -> list[tf.Tensor]:
+        given = iter(flat)
+        pieces = [next(given) for _ in program.pieces]
+        seeds = next(given) if program.random else None
+        standing = [next(given) for _ in state]
+        mine = [next(given) if isinstance(x, tf.Tensor) else x for x in leaves]
+        tangents = list(given)
+
+        def one(tangents: list[tf.Tensor]) -> list[tf.Tensor]:
+            # New tensors: an accumulator is told of a tensor once, and this may be traced twice.
+            primals = [tf.identity(x) if isinstance(x, tf.Tensor) else x for x in mine]
+            parts = [tf.identity(piece) for piece in pieces]
+            moving = at_positions(parts, primals, wrt)
+            traced = Traced(parts, list(standing), seeds, primals, structure)
+            with tf.autodiff.ForwardAccumulator(moving, tangents) as accumulator:
+                outputs, _ = output_leaves(program.compute(traced), program.label)
+            _refuse_custom_gradients(tf.compat.v1.get_default_graph())
+            found = []
+            for y in outputs:
+                if y.dtype.is_floating:
+                    moved = accumulator.jvp(y, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+                else:
+                    moved = tf.zeros(tf.shape(y))
+                found.append(tf.cast(moved, carrier(moved.dtype)))
+            return found
+
+        if not many:
+            return one(tangents)
+        return list(tf.vectorized_map(one, tangents, fallback_to_while_loop=False))
+
+    moved = [
+        tf.TensorSpec([None, *t.shape] if many else t.shape, t.dtype)
+        for t in at_positions(list(program.pieces), leaves, wrt)
+    ]
+    specs = [
+        *program.pieces,
+        *([tf.TensorSpec([None, 2], tf.int64)] if program.random else []),
+        *(tf.TensorSpec(s.shape, s.dtype) for s in state),
+        *(tf.TensorSpec(x.shape, x.dtype) for x in leaves if isinstance(x, tf.Tensor)),
+        *moved,
+    ]
+    return tf.function(joint, input_signature=specs, autograph=False).get_concrete_function()
+
+
+def _refuse_custom_gradients(graph: Any) -> None:
+    """Raise if some operation has a gradient of its own: an accumulator does not ask it.
+
+    It pushes tangents through what the operation computes, so that a JVP would not be the transposed
+    of the VJP.
+    """
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+    if any("_gradient_op_type" in node.attr for node in nodes):
+        raise NotImplementedError("a custom gradient has no forward mode")

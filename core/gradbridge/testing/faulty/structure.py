@@ -1,0 +1,88 @@
+"""Faults of what a guest may do in one computation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gradbridge.protocol import Array, Signature
+from gradbridge.testing.faulty.catalogue import breaks
+from gradbridge.testing.reference import ReferenceAdapter
+
+
+@breaks("many_cotangents")
+class _FirstOfMany(ReferenceAdapter):
+    """Answers all cotangents with what belongs to the first, as a map over the wrong axis does."""
+
+    def backward_many(
+        self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]
+    ) -> list[Array] | None:
+        return super().backward_many(residuals, [np.broadcast_to(c[:1], c.shape) for c in cotangents], wrt)
+
+
+@breaks("rows_apart")
+class _MixedRows(ReferenceAdapter):
+    """Spreads what the rows have in common evenly over them."""
+
+    def row_jacobians(
+        self,
+        loaded: Any,
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        rowed: tuple[bool, ...],
+    ) -> list[list[Array]] | None:
+        found = super().row_jacobians(loaded, inputs, signature, wrt, rowed) or []
+        return [[np.broadcast_to(g.mean(0), g.shape).copy() for g in output] for output in found]
+
+
+@breaks("forward_mode")
+class _HeldArguments(ReferenceAdapter):
+    """Pushes the tangent of the first argument alone; the others are held."""
+
+    def pushforward(
+        self,
+        loaded: Any,
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        first, *rest = tangents
+        held = [first, *(np.zeros_like(t) for t in rest)]
+        return super().pushforward(loaded, inputs, signature, wrt, held)
+
+
+@breaks("forward_mode_many")
+class _Summed(ReferenceAdapter):
+    """Adds the tangents up, and answers each with the sum."""
+
+    def pushforward_many(
+        self,
+        loaded: Any,
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        summed = [np.broadcast_to(t.sum(0), t.shape) for t in tangents]
+        return super().pushforward_many(loaded, inputs, signature, wrt, summed)
+
+
+@breaks("forward_mode_mask", "dropout")
+class _AnotherMask(ReferenceAdapter):
+    """Draws a new mask for the tangent."""
+
+    def pushforward(
+        self,
+        loaded: Any,
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        another = replace(signature, noise=signature.noise + 1)
+        return super().pushforward(loaded, inputs, another, wrt, tangents)
