@@ -28,6 +28,7 @@ from gradbridge.errors import (
 )
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, GuestOptions, Signature, refuse_unknown_options
+from gradbridge.signatures import argument_names
 from gradbridge_autograd.traces import Recording
 
 _DTYPES = ("float64", "float32", "float16")
@@ -194,6 +195,7 @@ class FunctionAdapter(BoxAdapter):
     def __init__(self, function: Callable[..., Any], options: GuestOptions) -> None:
         self._function = function
         self._has_params = options.params is not None
+        self.argument_names = argument_names(function, skip=int(self._has_params))
         dtype = np.dtype(options.dtype) if options.dtype is not None else None
         label = getattr(function, "__name__", type(function).__name__)
         layout = ParameterLayout.of_tree(options.params) if self._has_params else ParameterLayout.empty()

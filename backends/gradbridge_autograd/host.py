@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import autograd.numpy as anp
 from autograd.builtins import DictBox, SequenceBox
 from autograd.extend import Box, defjvp_argnums, defvjp_argnums, primitive
 
@@ -46,6 +47,14 @@ class AutogradHost(Host):
         if kind is DictBox:
             return {key: self.open(tree[key]) for key in tree}
         return tree
+
+    def constant(self, value: Any) -> Any:
+        """The value in the innermost box."""
+        return _unboxed(value)
+
+    def join(self, pieces: Sequence[Any]) -> Any:
+        """By `autograd.numpy`, so that boxes stay boxes."""
+        return anp.concatenate([anp.ravel(piece) for piece in pieces])
 
     def apply(self, call: Call, params: Any, inputs: Sequence[Any]) -> Any:
         """Run the call as a node of autograd's graph."""

@@ -14,6 +14,7 @@ import optree
 
 from gradbridge.errors import GradbridgeWarning, OptionError
 from gradbridge.protocol import Array, GuestOptions
+from gradbridge.signatures import argument_names
 from gradbridge_jax.adapters import ArrayAdapter
 from gradbridge_jax.arrays import cast_floating, compute_device, floating_dtype, own_device
 from gradbridge_jax.guest import by_rows
@@ -40,6 +41,7 @@ class EquinoxAdapter(ArrayAdapter):
             )
         dtype = floating_dtype(options.dtype)
         self._module = module  # immutable
+        self.argument_names = argument_names(module)
         self._train = options.mode == "train"
         self._vmap = bool(options.extra.get("vmap"))
         self._key: str | None = options.extra.get("key") or _key_argument(module, self._train)

@@ -12,6 +12,7 @@ from flax import linen
 
 from gradbridge.errors import OptionError
 from gradbridge.protocol import Array, GuestOptions
+from gradbridge.signatures import argument_names
 from gradbridge_jax.adapters import ArrayAdapter
 from gradbridge_jax.arrays import cast_floating, compute_device, floating_dtype, own_device
 from gradbridge_jax.guest import refuse_options
@@ -43,6 +44,7 @@ class LinenAdapter(ArrayAdapter):
         dtype = floating_dtype(options.dtype)
         self._module = module if dtype is None else _with_dtype(module, dtype)
         self._train = options.mode == "train"
+        self.argument_names = argument_names(module.__call__)
         self._collections = {name: tree for name, tree in variables.items() if name != "params"}
         with isolated(True, False):
             self._tree = tree = ParameterTree(variables["params"], dtype, f"the variables of {label}")

@@ -15,6 +15,7 @@ from flax import nnx
 from gradbridge.errors import GradbridgeWarning, NotDifferentiableError, OptionError, UnknownModelError
 from gradbridge.layout import ParameterLayout, dtype_name
 from gradbridge.protocol import Array, GuestOptions
+from gradbridge.signatures import argument_names
 from gradbridge_jax.adapters import ArrayAdapter
 from gradbridge_jax.arrays import cast_floating, compute_device, floating_dtype, own_device
 from gradbridge_jax.guest import refuse_options
@@ -36,6 +37,7 @@ class NNXAdapter(ArrayAdapter):
         refuse_options(options, ("vmap",), "is for Equinox modules and functions; NNX modules take batches")
         refuse_options(options, ("state",), "belongs to Equinox modules; an NNX module holds its own")
         self._module = module  # the user's own: read, never written to
+        self.argument_names = argument_names(module)
         self._dtype_asked = floating_dtype(options.dtype)
         self._key: str | None = options.extra.get("key")
         self._train = options.mode == "train"

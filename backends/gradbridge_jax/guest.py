@@ -14,6 +14,7 @@ import optree
 from gradbridge.errors import OptionError, UnknownModelError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions, refuse_unknown_options
+from gradbridge.signatures import argument_names
 from gradbridge_jax.adapters import ArrayAdapter
 from gradbridge_jax.arrays import compute_device, floating_dtype, own_device
 from gradbridge_jax.isolation import isolated
@@ -98,6 +99,7 @@ class FunctionAdapter(ArrayAdapter):
         label = getattr(function, "__name__", type(function).__name__)
         dtype, device = floating_dtype(options.dtype), compute_device(options.device)
         self._function = function
+        self.argument_names = argument_names(function, skip=int(options.params is not None))
         self._key: str | None = options.extra.get("key")
         self._vmap = bool(options.extra.get("vmap"))
         self.draws = self._key is not None

@@ -11,6 +11,7 @@ import numpy as np
 
 from gradbridge.errors import GuestError, OptionError, UnknownModelError
 from gradbridge.protocol import Array, GuestOptions
+from gradbridge.signatures import argument_names
 from gradbridge_jax.guest import FunctionAdapter
 
 
@@ -53,6 +54,7 @@ class KerasAdapter(FunctionAdapter):
         if len(set(names)) == len(names):
             self.layout = dataclasses.replace(self.layout, names=names)
         self.label = model.name
+        self.argument_names = argument_names(model.call)
 
     def params(self) -> Array:
         """See `Adapter.params`: read from the user's model as it is now."""

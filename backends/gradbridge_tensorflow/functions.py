@@ -12,6 +12,7 @@ from gradbridge import trees
 from gradbridge.errors import OptionError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions
+from gradbridge.signatures import argument_names
 from gradbridge_tensorflow.adapters import ModelAdapter
 from gradbridge_tensorflow.autographed import called
 from gradbridge_tensorflow.programs import Traced
@@ -24,6 +25,7 @@ class FunctionAdapter(ModelAdapter):
     def __init__(self, function: Callable[..., Any], options: GuestOptions) -> None:
         self._function = function
         self._has_params = options.params is not None
+        self.argument_names = argument_names(function, skip=int(self._has_params))
         dtype, device = floating_dtype(options.dtype), compute_device(options.device)
         layout, self._present, dtypes = ParameterLayout.empty(), np.empty(0), []
         if self._has_params:

@@ -15,6 +15,7 @@ from gradbridge import trees
 from gradbridge.errors import GuestError, NotDifferentiableError, UnknownModelError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions, Signature
+from gradbridge.signatures import argument_names
 from gradbridge_tensorflow.adapters import ModelAdapter
 from gradbridge_tensorflow.autographed import called
 from gradbridge_tensorflow.isolation import eagerly
@@ -37,6 +38,7 @@ class KerasAdapter(ModelAdapter):
         _refuse_unready(model)
         dtype, device = floating_dtype(options.dtype), compute_device(options.device)
         self._model = model  # the user's own: read, never written to
+        self.argument_names = argument_names(model.call)
         self._train = options.mode == "train"
         self._own = list(model.trainable_variables)
         others = [v for v in model.non_trainable_variables if not _is_seed(v)]

@@ -13,6 +13,7 @@ import tensorflow as tf
 from gradbridge.errors import GuestError, NotDifferentiableError, UnknownModelError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions
+from gradbridge.signatures import argument_names
 from gradbridge_tensorflow.adapters import ModelAdapter
 from gradbridge_tensorflow.autographed import called
 from gradbridge_tensorflow.isolation import eagerly
@@ -33,6 +34,7 @@ class ModuleAdapter(ModelAdapter):
         _refuse_unready(module)
         dtype, device = floating_dtype(options.dtype), compute_device(options.device)
         self._module = module  # the user's own: read, never written to
+        self.argument_names = argument_names(_body(module))
         self._computed_in = options.dtype
         self._own = list(module.trainable_variables)
         self._template, own, others = _duplicated(module, dtype)

@@ -22,6 +22,7 @@ from gradbridge.errors import (
 )
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions, Signature, refuse_unknown_options
+from gradbridge.signatures import argument_names
 from gradbridge_torch.adapters import TensorAdapter
 from gradbridge_torch.explain import explained
 from gradbridge_torch.isolation import Isolation
@@ -76,6 +77,7 @@ class ModuleAdapter(TensorAdapter):
                     f"real and imaginary parts as two real parameters"
                 )
         self._module = module  # the user's own: read, never written to
+        self.argument_names = argument_names(module.forward)
         self._named = named
         self._options = options
         self._train = options.mode == "train"
@@ -183,6 +185,7 @@ class FunctionAdapter(TensorAdapter):
     def __init__(self, function: Callable[..., Any], options: GuestOptions) -> None:
         self._function = function
         self._has_params = options.params is not None
+        self.argument_names = argument_names(function, skip=int(self._has_params))
         dtype, device = floating_dtype(options.dtype), compute_device(options.device)
         layout, present, dtypes = ParameterLayout.empty(), np.empty(0), []
         if self._has_params:

@@ -12,9 +12,10 @@ import numpy as np
 
 from gradbridge import borders, jacobians, trees
 from gradbridge.call import Call
-from gradbridge.capabilities import Capabilities, capabilities_of
+from gradbridge.capabilities import Capabilities, Told, capabilities_of
 from gradbridge.chunks import ChunkedAdapter
-from gradbridge.errors import BackendError, NotDifferentiableError, OptionError
+from gradbridge.errors import BackendError, LayoutError, NotDifferentiableError, OptionError
+from gradbridge.held import Held
 from gradbridge.host import Host
 from gradbridge.layout import ParameterLayout
 from gradbridge.points import Point
@@ -38,6 +39,8 @@ class Bridge:
         noise: ``"frozen"``, ``"per_params"`` or ``"per_call"``.
         check_finite: refuse params with NaN or infinity, naming the first.
         reuse: how many evaluations to remember; see `gradbridge.reuse`.
+        nondiff: positions and names of inputs that are held constant.
+        first_input: the position of the first one; 0 where there are no params before it.
         registry: where host halves come from.
     """
 
@@ -51,6 +54,8 @@ class Bridge:
         noise: str = "frozen",
         check_finite: bool = False,
         reuse: int = 0,
+        nondiff: Any = (),
+        first_input: int = 1,
         registry: Registry | None = None,
     ) -> None:
         _one_of("mode", mode, MODES)
@@ -64,6 +69,10 @@ class Bridge:
         self._mode, self._seed, self._noise_kind = mode, int(seed) % 2**63, noise
         self._check_finite = check_finite
         self._memory = _memory(reuse, adapter, mode)
+        self._latest = ""  # how the latest Jacobian was computed
+        self._held: Held | None = None
+        if nondiff != ():
+            self._held = Held(nondiff, adapter.argument_names, first_input, adapter.label)
         self._calls = itertools.count()
         self._draw = self._noise_source()
 
@@ -107,8 +116,10 @@ class Bridge:
     def capabilities(self) -> Capabilities:
         """What works through this bridge, what does not and why, and what it costs; prints as a table."""
         title = f"{self._adapter.label}, differentiated by {self._host_name}"
-        remembers = self._memory is not None
-        return capabilities_of(self._adapter, title, self._mode, self._noise_kind, remembers)
+        told = Told(
+            self._mode, self._noise_kind, self._memory is not None, self._latest, str(self._held or "")
+        )
+        return capabilities_of(self._adapter, title, told)
 
     def save(self, path: str | os.PathLike[str], params: Any) -> None:
         """Write parameters to a safetensors file, with their layout.
@@ -141,7 +152,8 @@ class Bridge:
         """Evaluate the model, differentiably in the host.
 
         Args:
-            params: (P,) real; float64 for preference.
+            params: (P,) real; float64 for preference. Or the arrays by their names in the layout, or
+                in the tree that a function's `params=` was: then a gradient is such a tree, too.
             *inputs: arrays, or pytrees of arrays, as the model takes them. Floating ones can be
                 differentiated; integers, booleans and other objects pass through untouched.
             **kwargs: keyword arguments of the model, likewise.
@@ -151,12 +163,11 @@ class Bridge:
             of `params`.
 
         Raises:
-            ParamsShapeError, ParamsDtypeError, NonFiniteParamsError, InputError, OutputError,
-            GuestError
+            ParamsShapeError, ParamsDtypeError, NonFiniteParamsError, LayoutError, InputError,
+            OutputError, GuestError
         """
-        host = self._host
-        if not (type(params) is np.ndarray or host.is_traced(params)):
-            params = np.asarray(params)
+        if type(params) is not np.ndarray:
+            params = self._vector(params)
         borders.check_params(params, self._adapter.layout, self._adapter.label)
         dtype = np.dtype(params.dtype)
         return self._evaluate(params, inputs, kwargs, dtype if dtype.kind == "f" else np.dtype(np.float64))
@@ -193,7 +204,10 @@ class Bridge:
                 differentiating itself.
             OptionError: a strategy that cannot be followed here, or a `wrt` that there is not.
         """
-        return jacobians.jacobian(self._point(params, inputs, kwargs), wrt, strategy, max_chunk)
+        point = self._point(params, inputs, kwargs)
+        found = jacobians.jacobian(point, wrt, strategy, max_chunk)
+        self._latest = point.taken[-1] if point.taken else self._latest
+        return found
 
     def row_gradients(
         self,
@@ -212,7 +226,10 @@ class Bridge:
         Raises:
             OptionError: the model does not return one number per row.
         """
-        return jacobians.row_gradients(self._point(params, inputs, kwargs), strategy, max_chunk)
+        point = self._point(params, inputs, kwargs)
+        found = jacobians.row_gradients(point, strategy, max_chunk)
+        self._latest = point.taken[-1] if point.taken else self._latest
+        return found
 
     def vjp(self, params: Any, *inputs: Any, cotangent: Any, wrt: Any = 0, **kwargs: Any) -> Any:
         """Vector-Jacobian product vᵀJ at concrete arrays: one forward, one backward.
@@ -270,8 +287,7 @@ class Bridge:
         return jacobians.ggn(self._point(params, inputs, kwargs), vector, wrt, hessian)
 
     def _point(self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Point:
-        if not self._host.is_traced(params):
-            params = np.asarray(params)
+        params = self._vector(params)
         borders.check_params(params, self._adapter.layout, self._adapter.label)
         dtype = np.dtype(params.dtype) if params.dtype.kind == "f" else np.dtype(np.float64)
         call, leaves = self._call(inputs, kwargs, dtype if self._adapter.layout.size else None)
@@ -281,7 +297,25 @@ class Bridge:
                 f"{self._host_name} is differentiating; it is computed outside of the host's graph: call the "
                 f"bridge itself there, and let {self._host_name} differentiate that"
             )
-        return Point(call, params, leaves, self._mode == "eval")
+        held = self._held.leaves(call.signature.structure) if self._held is not None else frozenset()
+        return Point(call, params, leaves, self._mode == "eval", held)
+
+    def _vector(self, params: Any) -> Any:
+        """Params as the user gave them, a vector or a tree of arrays → a vector, traced if they are."""
+        host = self._host
+        params = host.open(params)
+        if host.is_traced(params) or isinstance(params, np.ndarray):
+            return params
+        if not trees.is_container(params) or (type(params) in (list, tuple) and _only_numbers(list(params))):
+            return np.asarray(params)
+        layout = self._adapter.layout
+        pieces = layout.arrays(params)
+        if not any(map(host.is_traced, pieces)):
+            return layout.ravel(params)
+        for name, shape, piece in zip(layout.names, layout.shapes, pieces):
+            if np.shape(piece) != shape:
+                raise LayoutError(f"expected shape {shape} for parameter {name!r}, got {np.shape(piece)}")
+        return host.join(pieces)
 
     def _evaluate(
         self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any], dtype: np.dtype[Any] | None
@@ -293,6 +327,8 @@ class Bridge:
         self, inputs: Sequence[Any], kwargs: dict[str, Any], dtype: np.dtype[Any] | None
     ) -> tuple[Call, list[Any]]:
         host, label = self._host, self._adapter.label
+        if self._held is not None:
+            inputs, kwargs = self._held.hold(inputs, kwargs, host)
         if not kwargs and all(type(leaf) is np.ndarray for leaf in inputs):
             leaves, structure = list(inputs), Signature.flat(len(inputs)).structure
         else:
@@ -351,6 +387,7 @@ def bridge(
     check_finite: bool = False,
     reuse: int = 0,
     rows_per_chunk: int | None = None,
+    nondiff: Any = (),
     registry: Registry | None = None,
     **options: Any,
 ) -> Bridge:
@@ -381,6 +418,9 @@ def bridge(
         rows_per_chunk: compute long inputs in chunks of so many rows (their first axis), in bounded
             memory, for one more forward per gradient. For models whose rows are independent of each
             other, in eval mode; the first long call makes sure.
+        nondiff: inputs that are held constant, by position (1 is the first after the params) or by
+            the model's name for them, e.g. ``(2, "mask")``. What the host differentiates does not
+            reach the model through them, so a gradient has exact zeros there.
         registry: the plugins to choose from; by default all that are installed.
         **options: options of the backend.
 
@@ -418,6 +458,7 @@ def bridge(
         noise=noise,
         check_finite=check_finite,
         reuse=reuse,
+        nondiff=nondiff,
         registry=registry,
     )
 

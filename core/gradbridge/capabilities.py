@@ -51,47 +51,108 @@ class Capabilities(Mapping[str, Capability]):
     __repr__ = __str__
 
 
-def capabilities_of(adapter: Adapter, title: str, mode: str, noise: str, reuse: bool) -> Capabilities:
+@dataclass(frozen=True)
+class Told:
+    """What a bridge tells of itself.
+
+    Attributes:
+        mode: ``"eval"`` or ``"train"``.
+        noise: kind of noise in train mode.
+        remembers: whether it reuses evaluations.
+        latest: how its latest Jacobian was computed, "" before the first.
+        held: the arguments that are declared non-differentiable.
+    """
+
+    mode: str = "eval"
+    noise: str = "frozen"
+    remembers: bool = False
+    latest: str = ""
+    held: str = ""
+
+
+def capabilities_of(adapter: Adapter, title: str, told: Told) -> Capabilities:
     """Ask an adapter what it can do.
 
     Args:
         adapter: the guest model.
         title: first line of the table.
-        mode, noise: of the bridge.
-        reuse: whether the bridge remembers evaluations.
+        told: of the bridge.
     """
-    size = adapter.layout.size
+    size, train = adapter.layout.size, told.mode == "train"
+    how = f"; {adapter.gradient_note}" if adapter.gradient_note else ""
     higher = _higher_order(adapter)
-    twice = "by the pullback of the pullback: about three gradients" if higher else higher.note
     rows = {
         "gradient wrt params": Capability(
-            size > 0, f"{size} params" if size else "the model has no parameters"
+            size > 0, f"{size} params{how}" if size else "the model has no parameters"
         ),
-        "gradient wrt floating inputs": Capability(True, "with the params in one backward"),
+        "gradient wrt floating inputs": Capability(True, f"with the params in one backward{how}"),
         "gradient wrt integer inputs": Capability(False, "an index or a mask has no derivative; it raises"),
+        **({"gradient wrt " + told.held: Capability(False, "declared nondiff")} if told.held else {}),
         "derivatives of derivatives": higher,
-        "forward mode (JVP)": Capability(higher.works, twice),
-        "Jacobians": Capability(
-            True,
-            "by structure, in bounded memory; rows apart only if declared"
-            if mode == "train"
-            else "by structure, in bounded memory; gradbridge.trace() shows the strategy",
-        ),
+        "forward mode (JVP)": _forward_mode(adapter, higher),
+        **_jacobians(adapter, higher, train),
+        "latest Jacobian": Capability(bool(told.latest), told.latest or "none yet"),
         "complex numbers": Capability(
             False, "frameworks differ in the sign of the imaginary part; they are refused"
         ),
         "several threads": Capability(True, "any number of calls in flight"),
     }
-    if mode == "train":
+    if train:
         rows["train mode"] = Capability(
-            True, f"noise {noise!r}; statistics reach you through f.model(params)"
+            True, f"noise {told.noise!r}; statistics reach you through f.model(params)"
         )
         rows["reuse of evaluations"] = Capability(False, "in train mode an evaluation is not just its result")
     else:
         rows["train mode"] = Capability(False, "the bridge was made with mode='eval'")
-        note = "on: f.memory counts" if reuse else "off: make the bridge with reuse=N"
+        note = "on: f.memory counts" if told.remembers else "off: make the bridge with reuse=N"
         rows["reuse of evaluations"] = Capability(not adapter.stochastic, note)
     return Capabilities(title, rows)
+
+
+def _forward_mode(adapter: Adapter, higher: Capability) -> Capability:
+    if _offers(adapter, "pushforward"):
+        rest = "; for what it refuses, the pullback of the pullback" if higher else ""
+        return Capability(True, f"the guest's own, one forward{rest}")
+    return Capability(
+        higher.works, "by the pullback of the pullback: about three gradients" if higher else higher.note
+    )
+
+
+def _jacobians(adapter: Adapter, higher: Capability, train: bool) -> dict[str, Capability]:
+    """A row for each strategy; which one is taken depends on the shapes of a call."""
+    draws = adapter.stochastic
+    forward = _offers(adapter, "pushforward_many") and not draws
+    rows = _offers(adapter, "row_jacobians") and not draws
+    batched = _offers(adapter, "backward_many")
+    apart = "where each row of the outputs depends on its own row of the inputs"
+    if train:
+        apart += ": declare it with strategy='rows'"
+    return {
+        "Jacobian, rows apart": Capability(
+            rows, f"{apart}; the cost of one row" if rows else "its backend does not compute rows apart"
+        ),
+        "Jacobian, batched VJP": Capability(
+            batched,
+            "all outputs in one backward, in chunks"
+            if batched
+            else "its backend pulls one cotangent at a time",
+        ),
+        "Jacobian, batched JVP": Capability(
+            forward or higher.works,
+            "all numbers of the arguments in one forward"
+            if forward
+            else "by the pullback of the pullback"
+            if higher
+            else "no forward mode for many tangents",
+        ),
+        "Jacobian, loop": Capability(True, "one backward per output, in bounded memory"),
+    }
+
+
+def _offers(adapter: Adapter, method: str) -> bool:
+    """Whether an adapter, or the one that it hands chunks to, has a computation of its own for it."""
+    kind = type(getattr(adapter, "inner", adapter))
+    return getattr(kind, method) is not getattr(Adapter, method)
 
 
 def _higher_order(adapter: Adapter) -> Capability:

@@ -36,8 +36,19 @@ class ChunkedAdapter(Adapter):
         if isinstance(rows, bool) or not isinstance(rows, (int, np.integer)) or rows < 1:
             raise OptionError(f"rows_per_chunk must be a number of rows, 1 or more, got {rows!r}")
         self.label, self.layout = inner.label, inner.layout
+        self.argument_names = inner.argument_names
         self._inner, self._rows = inner, int(rows)
         self._checked = False
+
+    @property
+    def inner(self) -> Adapter:
+        """What it hands the chunks to."""
+        return self._inner
+
+    @property
+    def gradient_note(self) -> str:  # type: ignore[override]
+        """As the inner one."""
+        return self._inner.gradient_note
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]

@@ -27,6 +27,14 @@ class Host(ABC):
         """Make a traced container (a list that is differentiated as a whole) a container of traced leaves."""
 
     @abstractmethod
+    def constant(self, value: Any) -> Any:
+        """What a leaf holds, traced or not, as a value that the host does not follow."""
+
+    @abstractmethod
+    def join(self, pieces: Sequence[Any]) -> Any:
+        """Arrays, some of them traced, raveled and laid one after the other: one traced vector."""
+
+    @abstractmethod
     def apply(self, call: Call, params: Any, inputs: Sequence[Any]) -> Any:
         """Evaluate the call so that the host can differentiate through it.
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import optree
 
+from gradbridge import trees
 from gradbridge.errors import LayoutError
 
 Float64Vector = npt.NDArray[np.float64]
@@ -64,8 +65,8 @@ class ParameterLayout:
     @classmethod
     def of_tree(cls, tree: Any) -> ParameterLayout:
         """The layout of a pytree of arrays; names are the paths, as in ``layers/0/w``."""
-        paths, leaves, structure = optree.tree_flatten_with_path(tree)
-        names = ["/".join(str(step) for step in path) or "params" for path in paths]
+        leaves, structure = trees.flatten(tree)
+        names = ["/".join(str(step) for step in path) or "params" for path in structure.paths()]
         shapes = [tuple(int(n) for n in np.shape(leaf)) for leaf in leaves]
         dtypes = [dtype_name(leaf) for leaf in leaves]
         return cls(tuple(names), tuple(shapes), tuple(dtypes), structure)
@@ -89,7 +90,7 @@ class ParameterLayout:
         Raises:
             LayoutError: a name is missing or unknown, or a shape is not the layout's.
         """
-        arrays = self._arrays(tree)
+        arrays = self.arrays(tree)
         flat = np.empty(self.size)
         for name, shape, where, array in zip(self.names, self.shapes, self.slices, arrays):
             value = np.asarray(array)
@@ -131,11 +132,19 @@ class ParameterLayout:
                 return f"{name}[{', '.join(str(int(i)) for i in index)}]" if shape else name
         raise IndexError(f"position {position} is outside a layout of size {self.size}")
 
-    def _arrays(self, tree: Any) -> Sequence[Any]:
+    def arrays(self, tree: Any) -> Sequence[Any]:
+        """The arrays of a tree in the layout's order, as they are: traced ones stay so.
+
+        Args:
+            tree: as for `ravel`.
+
+        Raises:
+            LayoutError: a name is missing or unknown, or the tree has another structure.
+        """
         if isinstance(tree, Mapping) and set(tree) == set(self.names):
             return [tree[name] for name in self.names]
         if self.structure is not None:
-            leaves, structure = optree.tree_flatten(tree)
+            leaves, structure = trees.flatten(tree)
             if structure == self.structure:
                 return leaves
             raise LayoutError(f"expected a tree {self.structure}, got {structure}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from gradbridge.call import Call
-from gradbridge.errors import HigherOrderError, OptionError
+from gradbridge.errors import HigherOrderError, NotDifferentiableError, OptionError
 from gradbridge.protocol import Array
 
 
@@ -22,12 +22,16 @@ class Point:
         params: (P,) real.
         leaves: the input leaves, admitted.
         steady: whether the model was bridged in eval mode.
+        held: positions of the leaves that are declared non-differentiable.
+        taken: the strategies that Jacobians were computed by here, in words.
     """
 
     call: Call
     params: Array
     leaves: list[Any]
     steady: bool
+    held: frozenset[int] = frozenset()
+    taken: list[str] = field(default_factory=list)
 
     @property
     def label(self) -> str:
@@ -49,6 +53,7 @@ class Point:
 
         Raises:
             OptionError: not one of the arguments, or one of them twice.
+            NotDifferentiableError: one that is declared non-differentiable.
         """
         wanted = wrt if isinstance(wrt, tuple) else (wrt,)
         count = len(self.leaves)
@@ -58,6 +63,11 @@ class Point:
                 raise OptionError(
                     f"wrt counts the arguments of {self.label}: 0 is its params, 1 to {count} its input arrays "
                     f"in order; got {wrt!r}"
+                )
+            if position in self.held:
+                raise NotDifferentiableError(
+                    f"a derivative with respect to argument {position} of {self.label} was asked for, and the bridge "
+                    f"was made with nondiff=, which holds it constant; leave it out of one of them"
                 )
         if len(set(wanted)) != len(wanted) or not wanted:
             raise OptionError(f"wrt names each argument once, at least one of them, got {wrt!r}")

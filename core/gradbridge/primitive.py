@@ -96,6 +96,7 @@ def primitive(
     gradient: str | None = None,
     dtype: Any = None,
     device: Any = None,
+    nondiff: Any = (),
     registry: Registry | None = None,
     **options: Any,
 ) -> Callable[[Callable[..., Any]], Primitive]: ...
@@ -108,6 +109,7 @@ def primitive(
     gradient: str | None = None,
     dtype: Any = None,
     device: Any = None,
+    nondiff: Any = (),
     registry: Registry | None = None,
     **options: Any,
 ) -> Primitive | Callable[[Callable[..., Any]], Primitive]:
@@ -134,6 +136,8 @@ def primitive(
         gradient: ``"numeric"`` for finite differences of a plain function. Approximate.
         dtype: the dtype to compute in; None keeps that of the inputs.
         device: the device to compute on.
+        nondiff: arguments that are held constant, by position (0 is the first, as in autograd's
+            `argnum`) or by name; see `bridge`.
         registry: the plugins to choose from; by default all that are installed.
         **options: options of the backend.
 
@@ -151,6 +155,6 @@ def primitive(
         known = registry if registry is not None else default_registry()
         name = backend or PLAIN
         adapter = known.guest(name)(body, GuestOptions(dtype=dtype, device=device, extra=dict(options)))
-        return Primitive(body, Bridge(adapter, host, registry=known))
+        return Primitive(body, Bridge(adapter, host, nondiff=nondiff, first_input=0, registry=known))
 
     return decorate if function is None else decorate(function)

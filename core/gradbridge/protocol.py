@@ -28,6 +28,7 @@ import optree
 
 from gradbridge.errors import HigherOrderError, OptionError
 from gradbridge.layout import ParameterLayout
+from gradbridge.signatures import ArgumentNames
 
 PROTOCOL_VERSION = 1
 
@@ -102,6 +103,12 @@ class Adapter(ABC):
 
     #: Where each parameter lies in the flat vector; size 0 for a function of arrays alone.
     layout: ParameterLayout
+
+    #: What the model calls its inputs, where that is known, so that users may name them.
+    argument_names: ArgumentNames = ArgumentNames()
+
+    #: How its gradient comes about, where that is worth telling users: ``"numeric: …"``.
+    gradient_note: str = ""
 
     #: Whether `mode="train"` makes this model random or moves state of its own.
     stochastic: bool = False

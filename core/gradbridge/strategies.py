@@ -30,6 +30,9 @@ from gradbridge.protocol import Adapter, Array
 
 STRATEGIES = ("auto", "rows", "vjp", "jvp", "loop")
 
+#: The strategies in words.
+NAMES = {"rows": "rows apart", "vjp": "batched VJP", "jvp": "JVPs", "loop": "one backward per output"}
+
 # With fewer outputs than this a row by row computation and its check do not pay.
 _FEW = 8
 
@@ -74,6 +77,7 @@ class Work:
                     f"strategy {strategy!r} was asked for the Jacobian of {self.point.label}, and "
                     f"{_WHY_NOT[strategy]}; leave strategy= out"
                 )
+            self._note(strategy)
             return found
         for candidate in self._candidates():
             try:
@@ -83,8 +87,13 @@ class Work:
                     raise
                 continue
             if found is not None:
+                self._note(candidate)
                 return found
         raise AssertionError("the loop follows always")  # pragma: no cover
+
+    def _note(self, strategy: str) -> None:
+        sizes = f"{self.total} outputs and {self.arguments} numbers of the arguments"
+        self.point.taken.append(f"{NAMES[strategy]}, for {sizes}")
 
     def assemble(self, flat: Array) -> Any:
         """A flat Jacobian → the tree of the outputs."""

@@ -36,6 +36,11 @@ def unflatten(structure: optree.PyTreeSpec, leaves: Any) -> Any:
     return optree.tree_unflatten(structure, leaves)
 
 
+def is_container(tree: Any) -> bool:
+    """Whether a value is a tree of others rather than a leaf."""
+    return type(tree) in (tuple, list, dict) or _is_container(tree) or not optree.tree_is_leaf(tree)
+
+
 def _is_container(leaf: Any) -> bool:
     return (dataclasses.is_dataclass(leaf) and not isinstance(leaf, type)) or isinstance(leaf, Mapping)
 
