@@ -138,6 +138,7 @@ class _CaughtError(Exception):
 def _engine_spec(problem: str, model: Any, natives: Callable[[str], Any]) -> Any:
     """The same problem as the engine's tutorials set it up for a class of theirs."""
     from seldonian.models import objectives
+    from seldonian.parse_tree.parse_tree import make_parse_trees_from_constraints
     from seldonian.spec import SupervisedSpec
 
     from gradbridge_seldonian import SeldonianModel
@@ -147,7 +148,13 @@ def _engine_spec(problem: str, model: Any, natives: Callable[[str], Any]) -> Any
     return SupervisedSpec(
         dataset=ours.dataset,
         model=model,
-        parse_trees=ours.parse_trees,
+        parse_trees=make_parse_trees_from_constraints(
+            [tree.constraint_str for tree in ours.parse_trees],
+            [tree.delta for tree in ours.parse_trees],
+            regime="supervised_learning",
+            sub_regime=ours.sub_regime,
+            columns=list(ours.dataset.meta.sensitive_col_names),
+        ),
         sub_regime=ours.sub_regime,
         frac_data_in_safety=ours.frac_data_in_safety,
         primary_objective=getattr(objectives, ours.primary_objective.__name__),

@@ -22,8 +22,8 @@ from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, Signature
 from gradbridge_torch.forward_mode import pushed, pushed_many
 from gradbridge_torch.isolation import Isolation
-from gradbridge_torch.jacobians import jacobians_of_rows, pulled_many
-from gradbridge_torch.tensors import to_array, to_tensor
+from gradbridge_torch.jacobians import jacobians_of_rows, pulled_back, pulled_many
+from gradbridge_torch.tensors import to_array, to_tensor, view_of
 
 
 class TensorAdapter(Adapter):
@@ -71,7 +71,7 @@ class TensorAdapter(Adapter):
             with torch.inference_mode(False):
                 return self.update(params)
         vector = to_tensor(params, self._one_dtype, self._device)
-        pieces = vector.split(self.layout.sizes) if len(self.layout) else ()
+        pieces = vector.split_with_sizes(self.layout.sizes) if self.layout.sizes else ()
         shaped = [piece.view(shape) for piece, shape in zip(pieces, self.layout.shapes)]
         if self._one_dtype is not None:
             return shaped
@@ -120,7 +120,7 @@ class TensorAdapter(Adapter):
         found: Sequence[torch.Tensor | None] = [None] * len(wanted)
         if outputs and wanted:
             # The graph is kept, because the same call may be pulled back again.
-            found = torch.autograd.grad(outputs, wanted, pulled, retain_graph=True, allow_unused=True)
+            found = pulled_back(outputs, wanted, pulled)
         if any(gradient is None for gradient in found):
             self._doubt_unused(residuals.outputs)
         gradients = iter(zip(wanted, found))
@@ -302,14 +302,14 @@ class TensorAdapter(Adapter):
         """Gradients with leading axes → (*lead, P)."""
         flat = np.empty((*lead, self.layout.size))
         for where, gradient in zip(self.layout.slices, gradients):
-            flat[..., where] = _plain(gradient).reshape(*lead, -1)
+            flat[..., where] = view_of(gradient).reshape(*lead, -1)
         return flat
 
     def _flat_gradient(self, gradients: Sequence[torch.Tensor | None]) -> Array:
         # Written into the float64 vector directly: the cast is the copy.
         flat = np.empty(self.layout.size)
         for where, gradient in zip(self.layout.slices, gradients):
-            flat[where] = 0.0 if gradient is None else _plain(gradient).reshape(-1)
+            flat[where] = 0.0 if gradient is None else view_of(gradient).reshape(-1)
         return flat
 
 
@@ -429,16 +429,6 @@ def _tracked(tensor: torch.Tensor) -> torch.Tensor:
 def _joined(pieces: list[torch.Tensor], device: torch.device | None) -> torch.Tensor:
     flat = [piece.reshape(-1) for piece in pieces]
     return torch.cat(flat) if flat else torch.zeros(0, device=device)
-
-
-def _plain(tensor: torch.Tensor) -> Array:
-    """A tensor's content as an array that may share its memory."""
-    if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
-    if tensor.dtype is torch.bfloat16:
-        tensor = tensor.float()
-    array: Array = tensor.detach().cpu().resolve_conj().resolve_neg().numpy()
-    return array
 
 
 def _dense(like: torch.Tensor, gradient: torch.Tensor | None) -> Array:

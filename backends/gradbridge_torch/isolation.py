@@ -53,8 +53,14 @@ class Isolation:
             noise: seed of the random numbers.
         """
         if _surroundings_are_plain(self._default_dtype):
-            with torch.set_grad_enabled(tracked):
+            before = torch.is_grad_enabled()
+            if before is not tracked:
+                torch.set_grad_enabled(tracked)
+            try:
                 return self._drawn(compute, noise)
+            finally:
+                if torch.is_grad_enabled() is not before:
+                    torch.set_grad_enabled(before)
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(tracked))
             for kind in ("cpu", "cuda"):

@@ -7,6 +7,24 @@ from typing import Any
 
 import torch
 
+_run_backward = getattr(getattr(torch.autograd.Variable, "_execution_engine", None), "run_backward", None)
+
+
+def pulled_back(
+    outputs: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor]
+) -> Sequence[torch.Tensor | None]:
+    """Gradients for one cotangent per output, of its shape and dtype; None where there is no influence.
+
+    ``torch.autograd.grad`` without its checks, which cost as much as the backward of a small model:
+    28 of 110 µs for 10 parameters. The border has checked.
+    """
+    if _run_backward is not None and all(type(t) is torch.Tensor for t in outputs):
+        found: Sequence[torch.Tensor | None] = _run_backward(
+            tuple(outputs), tuple(cotangents), True, False, tuple(wanted), True, accumulate_grad=False
+        )
+        return found
+    return torch.autograd.grad(outputs, wanted, cotangents, retain_graph=True, allow_unused=True)
+
 
 def pulled_many(
     outputs: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor]

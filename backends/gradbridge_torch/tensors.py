@@ -64,10 +64,12 @@ def to_tensor(array: Array, dtype: torch.dtype | None, device: torch.device | No
     """
     if array.dtype.kind == "f":
         # NumPy casts while it copies, except to bfloat16, which it does not have.
-        through = np.dtype(str(dtype).removeprefix("torch.")) if dtype in _NUMPY_FLOATING else array.dtype
-        if through.itemsize > 8:
-            through = np.dtype(np.float64)
-        tensor = torch.from_numpy(np.array(array, dtype=through.newbyteorder("="), order="C"))
+        through = _NUMPY_FLOATING.get(dtype)
+        if through is None:
+            through = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.dtype(np.float64)
+        tensor = torch.from_numpy(np.array(array, dtype=through, order="C"))
+        if (dtype is None or tensor.dtype is dtype) and (device is None or device.type == "cpu"):
+            return tensor
         return tensor.to(device=device, dtype=dtype)
     try:
         tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
@@ -78,14 +80,23 @@ def to_tensor(array: Array, dtype: torch.dtype | None, device: torch.device | No
     return tensor if device is None else tensor.to(device)
 
 
-_NUMPY_FLOATING = (torch.float64, torch.float32, torch.float16)
+_NUMPY_FLOATING: dict[torch.dtype | None, np.dtype[Any]] = {
+    torch.float64: np.dtype(np.float64),
+    torch.float32: np.dtype(np.float32),
+    torch.float16: np.dtype(np.float16),
+}
 
 
 def to_array(tensor: torch.Tensor) -> Array:
     """A new NumPy array with the tensor's content; bfloat16 widens to float32."""
-    plain = tensor.detach()
-    if plain.layout is not torch.strided:
-        plain = plain.to_dense()
-    if plain.dtype is torch.bfloat16:
-        plain = plain.float()
-    return np.array(plain.cpu().resolve_conj().resolve_neg().numpy())
+    return np.array(view_of(tensor))
+
+
+def view_of(tensor: torch.Tensor) -> Array:
+    """A tensor's content as an array that may share its memory; bfloat16 widens to float32."""
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.dtype is torch.bfloat16:
+        tensor = tensor.float()
+    array: Array = tensor.numpy(force=True)
+    return array

@@ -18,6 +18,8 @@ import numpy as np
 
 from gradbridge.protocol import Array, Signature
 
+_SMALL = 1 << 15
+
 
 class Evaluation(NamedTuple):
     """One forward that was made, with what it was made of."""
@@ -41,6 +43,7 @@ class Memory:
     def __init__(self, size: int) -> None:
         self._size = size
         self._kept: OrderedDict[int, Evaluation] = OrderedDict()
+        self._at: dict[bytes, list[int]] = {}  # keys by a mark of the params: most need no full look
         self._lock = threading.Lock()
         self._next = 0
         self.hits = 0
@@ -50,8 +53,9 @@ class Memory:
         self, params: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
     ) -> Evaluation | None:
         """The evaluation of exactly these arguments, if it is remembered and can be pulled back to `wrt`."""
+        mark = _mark(params)
         with self._lock:
-            kept = list(reversed(self._kept.items()))
+            kept = [(key, self._kept[key]) for key in reversed(self._at.get(mark, ()))]
         for key, one in kept:
             if (
                 same_content(one.params, params)
@@ -73,26 +77,36 @@ class Memory:
 
         Its params and inputs are copied: the caller may change them in place.
         """
-        own = evaluation._replace(
-            params=evaluation.params.copy(),
-            inputs=tuple(x.copy() if isinstance(x, np.ndarray) else x for x in evaluation.inputs),
-        )
+        params, inputs, *rest = evaluation
+        copies = tuple([x.copy() if isinstance(x, np.ndarray) else x for x in inputs])
+        own = Evaluation(params.copy(), copies, *rest)
         with self._lock:
             self._next += 1
             self._kept[self._next] = own
+            self._at.setdefault(_mark(params), []).append(self._next)
             while len(self._kept) > self._size:
-                self._kept.popitem(last=False)
+                key, oldest = self._kept.popitem(last=False)
+                mark = _mark(oldest.params)
+                self._at[mark].remove(key)
+                if not self._at[mark]:
+                    del self._at[mark]
 
     def forget(self) -> None:
         """Drop everything that is remembered, and the residuals with it."""
         with self._lock:
             self._kept.clear()
+            self._at.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_size": self._size}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_size"])  # type: ignore[misc]
+
+
+def _mark(params: Array) -> bytes:
+    """The first and the last few numbers, as bytes: other marks are other params, equal ones need a full look."""
+    return params[:4].tobytes() + params[-4:].tobytes()
 
 
 def same_content(ours: Any, theirs: Any) -> bool:
@@ -115,6 +129,8 @@ def _differ_at_once(a: Array, b: Array) -> bool:
 
 
 def _same_bytes(a: Array, b: Array) -> bool:
+    if a.nbytes < _SMALL:  # two copies are quicker than NumPy's comparison, up to about here
+        return a.tobytes() == b.tobytes()
     words = np.dtype(f"u{a.dtype.itemsize}") if a.dtype.itemsize in (1, 2, 4, 8) else None
     if words is None:
         return a.tobytes() == b.tobytes()

@@ -9,9 +9,11 @@ INSTALL = 'pip install "gradbridge[torch,seldonian]" && pip install --no-deps se
 try:
     from seldonian.models import objectives
     from seldonian.models.models import SupervisedModel
-    from seldonian.parse_tree.parse_tree import make_parse_trees_from_constraints
+    from seldonian.parse_tree.nodes import BaseNode
+    from seldonian.parse_tree.parse_tree import ParseTree, make_parse_trees_from_constraints
     from seldonian.seldonian_algorithm import SeldonianAlgorithm
     from seldonian.spec import SupervisedSpec
+    from seldonian.utils.stats_utils import tinv
 except ImportError as error:
     raise BackendUnavailableError(
         f"the Seldonian plugin needs seldonian-engine, which does not import here ({error}); install it with: "
@@ -20,9 +22,12 @@ except ImportError as error:
 
 __all__ = [
     "INSTALL",
+    "BaseNode",
+    "ParseTree",
     "SeldonianAlgorithm",
     "SupervisedModel",
     "SupervisedSpec",
     "make_parse_trees_from_constraints",
     "objectives",
+    "tinv",
 ]

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import autograd.numpy as np
+import numpy as onp
+from autograd.extend import Box, defjvp, defvjp, primitive
 
 # What the engine adds inside its logarithms against predictions of exactly 0 or 1.
 STABILITY = 1e-15
@@ -25,8 +27,7 @@ def Mean_Error(model: Any, theta: Any, X: Any, Y: Any, **kwargs: Any) -> Any:
 
 def binary_logistic_loss(model: Any, theta: Any, X: Any, Y: Any, **kwargs: Any) -> Any:
     """Mean logistic loss of probabilities (n,) against labels 0 and 1."""
-    p = model.predict(theta, X)
-    return np.mean(-Y * np.log(p + STABILITY) - (1.0 - Y) * np.log(1.0 - p + STABILITY))
+    return _logistic(model.predict(theta, X), Y)
 
 
 def multiclass_logistic_loss(model: Any, theta: Any, X: Any, Y: Any, **kwargs: Any) -> Any:
@@ -50,6 +51,21 @@ def confusion_matrix(model: Any, theta: Any, X: Any, Y: Any, l_i: int, l_k: int,
     mask = l_i == Y
     return np.sum(p[:, l_k][mask]) / np.sum(mask)
 
+
+@primitive
+def _logistic(p: Any, Y: Any) -> Any:
+    """One step of autograd's in place of ten: on a small model they cost more than the model does."""
+    return onp.mean(-Y * onp.log(p + STABILITY) - (1.0 - Y) * onp.log(1.0 - p + STABILITY))
+
+
+def _logistic_slope(p: Any, Y: Any) -> Any:
+    """∂ loss / ∂ p, of p's shape; differentiable again."""
+    size = onp.size(p._value if isinstance(p, Box) else p)
+    return (-Y / (p + STABILITY) + (1.0 - Y) / (1.0 - p + STABILITY)) / size
+
+
+defvjp(_logistic, lambda answer, p, Y: lambda v: v * _logistic_slope(p, Y), None)
+defjvp(_logistic, lambda t, answer, p, Y: np.sum(t * _logistic_slope(p, Y)), None)
 
 PRIMARY = {
     "regression": Mean_Squared_Error,

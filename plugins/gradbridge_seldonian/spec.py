@@ -10,7 +10,9 @@ import numpy as np
 
 from gradbridge.errors import BorderError, GradbridgeWarning
 from gradbridge_seldonian import objectives
+from gradbridge_seldonian.constraints import SweptTree
 from gradbridge_seldonian.engine import SupervisedSpec, make_parse_trees_from_constraints
+from gradbridge_seldonian.sweep import SweptObjective
 
 TRIED_ROWS = 4
 
@@ -47,6 +49,8 @@ def supervised_spec(
     - the initial solution is the model's own and is tried before it is handed over. The engine
       swallows its failure and starts from zeros of a linear model's shape;
     - the objective is vectorized. The engine's own sums rows one by one under autograd;
+    - the objective and the constraints are evaluated once in an iteration, for their values and
+      their gradients together. The engine evaluates them twice;
     - the hyperparameters are a new dict. The engine's default is one that all specs share.
 
     Args:
@@ -85,18 +89,19 @@ def supervised_spec(
         if batch_size is None
         else {"use_batches": True, "batch_size": batch_size, "n_epochs": n_epochs}
     )
+    parse_trees = make_parse_trees_from_constraints(
+        list(constraints),
+        list(deltas),
+        regime="supervised_learning",
+        sub_regime=sub_regime,
+        columns=list(dataset.meta.sensitive_col_names),
+    )
     return SupervisedSpec(
         dataset=dataset,
         model=model,
-        parse_trees=make_parse_trees_from_constraints(
-            list(constraints),
-            list(deltas),
-            regime="supervised_learning",
-            sub_regime=sub_regime,
-            columns=list(dataset.meta.sensitive_col_names),
-        ),
+        parse_trees=list(map(SweptTree.of, parse_trees)),
         sub_regime=sub_regime,
-        primary_objective=primary_objective or objectives.PRIMARY[sub_regime],
+        primary_objective=SweptObjective(primary_objective or objectives.PRIMARY[sub_regime]),
         use_builtin_primary_gradient_fn=False,
         initial_solution_fn=_Start(start),
         optimization_hyperparams={

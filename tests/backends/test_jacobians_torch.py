@@ -32,7 +32,7 @@ def close(found, truth, rtol=1e-10):
 
 
 def how(t):
-    return {step.bridge.partition(", ")[2] for step in t.steps if step.name == "backward"} - {""}
+    return {step.bridge.partition(", ")[2] for step in t.steps} - {""}
 
 
 @pytest.mark.parametrize("strategy", ["auto", "rows", "vjp", "jvp", "loop"])
@@ -77,7 +77,7 @@ def test_few_params_are_pushed_forward():
     x = np.linspace(0, 3, 100)
     with gb.trace() as t:
         J = f.jacobian(f.params, x)
-    assert how(t) == {"rows apart", "batched JVP"}  # rows were tried, and are not independent
+    assert how(t) == {"batched JVP"}
     close(J, np.column_stack([np.cumsum(np.sin(x)), np.cumsum(x * np.cos(x))]))
 
 
