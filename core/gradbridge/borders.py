@@ -33,20 +33,33 @@ _DTYPE_ADVICE = {
 }
 
 
-def check_params(params: Any, layout: ParameterLayout, label: str) -> None:
+def check_params(params: Any, layout: ParameterLayout, label: str) -> np.dtype[Any]:
     """Refuse a parameter vector that does not fit; reads only its shape and dtype.
+
+    Returns:
+        The host's dtype for this call: that of the params, float64 for integers.
 
     Raises:
         ParamsDtypeError: not a real number dtype.
         ParamsShapeError: not of shape (layout.size,).
     """
-    dtype = np.dtype(params.dtype)
+    dtype, shape = params.dtype, params.shape
+    if shape == (layout.size,) and type(dtype) is _FLOAT64:
+        return dtype  # by far the most calls
+    return _check_unusual(np.dtype(dtype), tuple(shape), layout, label)
+
+
+_FLOAT64 = type(np.dtype(np.float64))
+
+
+def _check_unusual(
+    dtype: np.dtype[Any], shape: tuple[int, ...], layout: ParameterLayout, label: str
+) -> np.dtype[Any]:
     if dtype.kind not in "fiu":
         raise ParamsDtypeError(
             f"the bridge over {label} expects real params, float64 for preference, got dtype {dtype}; "
             f"{_DTYPE_ADVICE.get(dtype.kind, 'cast them to float64')}"
         )
-    shape = tuple(params.shape)
     if shape != (layout.size,):
         if len(shape) != 1 and layout.size in (int(np.prod(shape)), 0):
             advice = "flatten them with params.reshape(-1)"
@@ -55,6 +68,7 @@ def check_params(params: Any, layout: ParameterLayout, label: str) -> None:
         raise ParamsShapeError(
             f"the bridge over {label} expects params of shape ({layout.size},), got {shape}; {advice}"
         )
+    return dtype if dtype.kind == "f" else np.dtype(np.float64)
 
 
 def check_finite(params: Array, layout: ParameterLayout, label: str) -> None:

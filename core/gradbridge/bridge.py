@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
@@ -168,9 +169,8 @@ class Bridge:
         """
         if type(params) is not np.ndarray:
             params = self._vector(params)
-        borders.check_params(params, self._adapter.layout, self._adapter.label)
-        dtype = np.dtype(params.dtype)
-        return self._evaluate(params, inputs, kwargs, dtype if dtype.kind == "f" else np.dtype(np.float64))
+        dtype = borders.check_params(params, self._adapter.layout, self._adapter.label)
+        return self._evaluate(params, inputs, kwargs, dtype)
 
     def jacobian(
         self,
@@ -288,8 +288,7 @@ class Bridge:
 
     def _point(self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Point:
         params = self._vector(params)
-        borders.check_params(params, self._adapter.layout, self._adapter.label)
-        dtype = np.dtype(params.dtype) if params.dtype.kind == "f" else np.dtype(np.float64)
+        dtype = borders.check_params(params, self._adapter.layout, self._adapter.label)
         call, leaves = self._call(inputs, kwargs, dtype if self._adapter.layout.size else None)
         if any(map(self._host.is_traced, (params, *leaves))):
             raise NotDifferentiableError(
@@ -330,16 +329,16 @@ class Bridge:
         if self._held is not None:
             inputs, kwargs = self._held.hold(inputs, kwargs, host)
         if not kwargs and all(type(leaf) is np.ndarray for leaf in inputs):
-            leaves, structure = list(inputs), Signature.flat(len(inputs)).structure
+            leaves, signature = list(inputs), _flat_signature(len(inputs), self._seed)
         else:
             leaves, structure = trees.flatten(host.open((tuple(map(_numbers, inputs)), kwargs)))
+            signature = Signature(structure, self._seed)
         for index, leaf in enumerate(leaves):
             if not host.is_traced(leaf):
                 leaves[index] = borders.admit(leaf, index + 1, label)
         if dtype is None:
             floating = (np.dtype(leaf.dtype) for leaf in leaves if borders.is_floating(leaf))
             dtype = next(floating, np.dtype(np.float64))
-        signature = Signature(structure, self._seed)
         call = Call(
             self._adapter, signature, dtype, self._registry, self._draw, self._check_finite, self._memory
         )
@@ -480,6 +479,9 @@ def find_backend(model: Any, backend: str | None, registry: Registry) -> str:
             raise
         registry.backend(named)
         return named
+
+
+_flat_signature = functools.lru_cache(maxsize=256)(Signature.flat)
 
 
 def _memory(reuse: Any, adapter: Adapter, mode: str) -> Memory | None:

@@ -149,7 +149,9 @@ class Call:
             if 0 not in wrt and self.adapter.layout.size:
                 wrt = (0, *wrt)
             outputs, residuals = self._forward(vector, inputs, wrt)
-            one = Evaluation(vector, tuple(inputs), self.signature, wrt, outputs, residuals)
+            # Copies: the caller may change its arrays in place.
+            own = tuple([x.copy() if isinstance(x, np.ndarray) else x for x in inputs])
+            one = Evaluation(vector.copy(), own, self.signature, wrt, outputs, residuals)
             if not self.adapter.stochastic:
                 memory.keep(one)
         if type(one.outputs) is np.ndarray:

@@ -75,15 +75,14 @@ class Memory:
     def keep(self, evaluation: Evaluation) -> None:
         """Remember an evaluation, forgetting the one that was not asked for longest.
 
-        Its params and inputs are copied: the caller may change them in place.
+        Args:
+            evaluation: its params and inputs are its own: the caller's may change in place.
         """
-        params, inputs, *rest = evaluation
-        copies = tuple([x.copy() if isinstance(x, np.ndarray) else x for x in inputs])
-        own = Evaluation(params.copy(), copies, *rest)
+        mark = _mark(evaluation.params)
         with self._lock:
             self._next += 1
-            self._kept[self._next] = own
-            self._at.setdefault(_mark(params), []).append(self._next)
+            self._kept[self._next] = evaluation
+            self._at.setdefault(mark, []).append(self._next)
             while len(self._kept) > self._size:
                 key, oldest = self._kept.popitem(last=False)
                 mark = _mark(oldest.params)

@@ -17,7 +17,7 @@ DOUBLE = "float64"
 
 #: Evaluations that a model remembers: an iteration of candidate selection asks for the objective
 #: and each constraint at one point, for their values and again for their gradients.
-REUSE = 16
+REUSE = 8
 
 
 class SeldonianModel(SupervisedModel):
