@@ -1,127 +1,79 @@
-"""Written gradients: the rules of `defvjp`, checked when they are written and when they are used."""
+"""Written derivatives: what `defvjp` and `defjvp` take in, checked when it is written.
+
+The rules of a function make a tree: a VJP rule is a function itself, ``(*arguments, v) ↦ gradient``,
+and has rules of its own. `gradbridge_numpy.forms` finds in it the rule for a derivative.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradbridge.errors import GradientShapeError, MissingVJPError, VJPSignatureError
+from gradbridge.errors import VJPSignatureError
 
-Maker = Callable[..., Callable[[Any], Any]]
+Maker = Callable[..., Any]
+
+# What the cotangents of each order are called in messages.
+_COTANGENTS = ("v", "u", "w")
 
 
-class VJPRules:
-    """The VJP makers of one function, by the position of its argument."""
+class Rules:
+    """The rules of one function, by the number of the argument that they are for.
 
-    def __init__(self, function: Callable[..., Any], label: str) -> None:
-        self._label = label
-        self._names = _positional_names(function)
-        self._required = _arity(function)[0]
-        self._makers: dict[int, Maker | None] = {}
+    Args:
+        label: what errors call the function.
+        names: of its arguments; None where they are not known or not limited.
+        required: how many of them have no default.
+        answer: what the first argument of a maker is called.
 
-    def define(self, makers: Sequence[Maker | None], argnums: Sequence[int] | None) -> None:
-        """Take rules in; see `CallableAdapter.defvjp`.
+    Attributes:
+        vjps: {argument: rule}; None where the argument is declared to have no influence.
+        jvps: {argument: maker}, likewise.
+    """
+
+    def __init__(
+        self, label: str, names: tuple[str, ...] | None, required: int, answer: str = "ans"
+    ) -> None:
+        self.label, self.names = label, names
+        self._required, self._answer = required, answer
+        self.vjps: dict[int, VJPRule | None] = {}
+        self.jvps: dict[int, Maker | None] = {}
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], label: str) -> Rules:
+        """No rules yet, for a function as its signature tells."""
+        return cls(label, positional_names(function), _arity(function)[0])
+
+    def define_vjps(self, makers: Sequence[Maker | None], argnums: Sequence[int] | None) -> Any:
+        """Take VJP makers in; see `CallableAdapter.defvjp`.
+
+        Returns:
+            The rule, or a tuple of them where there are several.
 
         Raises:
             VJPSignatureError: a maker has the wrong arity, or there are more than arguments.
         """
-        numbers = list(range(len(makers))) if argnums is None else list(argnums)
-        if len(numbers) != len(makers):
-            raise VJPSignatureError(
-                f"defvjp of {self._label} got {len(makers)} rules and {len(numbers)} argnums; give one each"
-            )
-        for number, maker in zip(numbers, makers):
-            if self._names is not None and not 0 <= number < len(self._names):
-                raise VJPSignatureError(
-                    f"defvjp of {self._label} got a rule for argument {number}, but {self._label} takes "
-                    f"{len(self._names)}: {', '.join(self._names) or 'none'}"
-                )
-            if maker is not None:
-                self._check(maker)
-        self._makers.update(zip(numbers, makers))
+        numbers = self._numbers("defvjp", makers, argnums)
+        for maker in makers:
+            self._check("VJP", maker, (self._answer,))
+        order = 1 if self._answer == "ans" else len(self.names or ()) - self._order_base() + 1
+        rules = [self._rule(maker, order) for maker in makers]
+        self.vjps.update(zip(numbers, rules))
+        return rules[0] if len(rules) == 1 else tuple(rules)
 
-    def pull(
-        self, argument: int, answer: Any, arguments: Sequence[Any], kwargs: dict[str, Any], cotangent: Any
-    ) -> Any:
-        """The gradient that the rule of one argument gives; None where it has no influence.
+    def define_jvps(self, makers: Sequence[Maker | None], argnums: Sequence[int] | None) -> Any:
+        """Take JVP makers in; see `CallableAdapter.defjvp`.
+
+        Returns:
+            The maker, or a tuple of them where there are several.
 
         Raises:
-            MissingVJPError: the argument has no rule.
-            VJPSignatureError: the maker did not return a function.
+            VJPSignatureError: as for `define_vjps`.
         """
-        if argument not in self._makers:
-            name = self._names[argument] if self._names and argument < len(self._names) else str(argument)
-            if self._makers:
-                state = f"it has rules for argument {', '.join(map(str, sorted(self._makers)))} only"
-            else:
-                state = "it has none"
-            raise MissingVJPError(
-                f"the gradient of {self._label} with respect to argument {argument} ({name}) was asked for, and "
-                f"{state}; write it with @{self._label}.defvjp, or make the function with "
-                f"gradient='numeric'"
-            )
-        maker = self._makers[argument]
-        if maker is None:
-            return None
-        pullback = maker(answer, *arguments, **kwargs)
-        if not callable(pullback):
-            raise VJPSignatureError(
-                f"the VJP maker {_name(maker)} of {self._label} must return a function of the cotangent, got "
-                f"{type(pullback).__name__}; return `lambda v: …`"
-            )
-        gradient = pullback(cotangent)
-        if gradient is None:
-            raise GradientShapeError(
-                f"the VJP of {self._label} for argument {argument} returned None; return the gradient, or declare "
-                f"that the argument has no influence by giving None in place of the rule"
-            )
-        return gradient
-
-    def _check(self, maker: Maker) -> None:
-        if not callable(maker):
-            raise VJPSignatureError(
-                f"defvjp of {self._label} takes functions or None, got {type(maker).__name__}"
-            )
-        names = _positional_names(maker)
-        if names is None or self._names is None:
-            return
-        expected = ("ans", *self._names)
-        if names[:2] == ("self", "ans"):
-            raise VJPSignatureError(
-                f"the VJP maker {_name(maker)} of {self._label} must take the answer first, got "
-                f"({', '.join(names)}); write ({', '.join(expected)})"
-            )
-        required, most = _arity(maker)
-        # The function may be called with fewer arguments than it has, if some have defaults.
-        if required > len(expected) or most < 1 + self._required:
-            raise VJPSignatureError(
-                f"the VJP maker {_name(maker)} of {self._label} must take {len(expected)} arguments, "
-                f"({', '.join(expected)}), got ({', '.join(names)})"
-            )
-
-
-def _name(function: Any) -> str:
-    return getattr(function, "__name__", type(function).__name__)
-
-
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
-    try:
-        return list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # a builtin or a ctypes function tells nothing about itself
-        return None
-
-
-def _positional_names(function: Callable[..., Any]) -> tuple[str, ...] | None:
-    """Names of the positional parameters; None if they are not known or not limited."""
-    parameters = _parameters(function)
-    if parameters is None or any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return None
-    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
-
-
-def _arity(function: Callable[..., Any]) -> tuple[int, int]:
-    parameters = [
-        p for p in _parameters(function) or [] if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return sum(p.default is p.empty for p in parameters), len(parameters)
+        numbers = self._numbers("defjvp", makers, argnums)
+        for maker in makers:
+            self._check("JVP", maker, ("t", self._answer))
+        self.jvps.update(zip(numbers, makers))
+        return makers[0] if len(makers) == 1 else tuple(makers)
