@@ -12,7 +12,8 @@ from benchmarks.steps import Native
 
 def make(sizes: tuple[int, ...], X: np.ndarray) -> Native:
     """A Keras MLP with tanh between its layers, and its native step on X."""
-    tf.config.threading.set_intra_op_parallelism_threads(1)
+    if tf.config.threading.get_intra_op_parallelism_threads() != 1:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(n, activation="tanh") for n in sizes[1:-1]] + [keras.layers.Dense(sizes[-1])]
     model = keras.Sequential([keras.Input((sizes[0],)), *layers])

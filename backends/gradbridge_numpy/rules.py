@@ -1,7 +1,7 @@
-"""Written derivatives: what `defvjp` and `defjvp` take in, checked when it is written.
+"""Written derivatives: what `defvjp` and `defjvp` take in, checked when they are written.
 
-The rules of a function make a tree: a VJP rule is a function itself, ``(*arguments, v) ↦ gradient``,
-and has rules of its own. `gradbridge_numpy.forms` finds in it the rule for a derivative.
+The rules of a function make a tree: a VJP rule is itself a function, ``(*arguments, v) ↦ gradient``,
+and takes rules of its own. `gradbridge_numpy.forms` finds the one that gives a derivative.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from gradbridge.errors import VJPSignatureError
 
 Maker = Callable[..., Any]
 
-# What the cotangents of each order are called in messages.
-_COTANGENTS = ("v", "u", "w")
+#: What the cotangent of each order is called in messages.
+COTANGENTS = ("v", "u", "w")
 
 
 class Rules:
@@ -26,18 +26,15 @@ class Rules:
         label: what errors call the function.
         names: of its arguments; None where they are not known or not limited.
         required: how many of them have no default.
-        answer: what the first argument of a maker is called.
+        order: 0 for a function of the user's, 1 for its VJP, and so on.
 
     Attributes:
         vjps: {argument: rule}; None where the argument is declared to have no influence.
         jvps: {argument: maker}, likewise.
     """
 
-    def __init__(
-        self, label: str, names: tuple[str, ...] | None, required: int, answer: str = "ans"
-    ) -> None:
-        self.label, self.names = label, names
-        self._required, self._answer = required, answer
+    def __init__(self, label: str, names: tuple[str, ...] | None, required: int, order: int = 0) -> None:
+        self.label, self.names, self.required, self.order = label, names, required, order
         self.vjps: dict[int, VJPRule | None] = {}
         self.jvps: dict[int, Maker | None] = {}
 
@@ -46,34 +43,190 @@ class Rules:
         """No rules yet, for a function as its signature tells."""
         return cls(label, positional_names(function), _arity(function)[0])
 
-    def define_vjps(self, makers: Sequence[Maker | None], argnums: Sequence[int] | None) -> Any:
-        """Take VJP makers in; see `CallableAdapter.defvjp`.
+    def name(self, argument: int) -> str:
+        """An argument in words: ``1 (x)``."""
+        if self.names and argument < len(self.names):
+            return f"{argument} ({self.names[argument]})"
+        return str(argument)
+
+    def defvjp(self, makers: Sequence[Maker | None], argnums: Sequence[int] | None) -> Any:
+        """Take VJP makers in.
 
         Returns:
-            The rule, or a tuple of them where there are several.
+            The rule, a tuple of them where there are several, a decorator where there is none.
 
         Raises:
             VJPSignatureError: a maker has the wrong arity, or there are more than arguments.
         """
+        if not makers:
+            return functools.partial(self._decorated, self.defvjp, argnums)
         numbers = self._numbers("defvjp", makers, argnums)
         for maker in makers:
             self._check("VJP", maker, (self._answer,))
-        order = 1 if self._answer == "ans" else len(self.names or ()) - self._order_base() + 1
-        rules = [self._rule(maker, order) for maker in makers]
+        rules = [
+            m if m is None or isinstance(m, VJPRule) else VJPRule(m, self.names, self.order) for m in makers
+        ]
         self.vjps.update(zip(numbers, rules))
         return rules[0] if len(rules) == 1 else tuple(rules)
 
-    def define_jvps(self, makers: Sequence[Maker | None], argnums: Sequence[int] | None) -> Any:
-        """Take JVP makers in; see `CallableAdapter.defjvp`.
+    def defjvp(self, makers: Sequence[Maker | None], argnums: Sequence[int] | None) -> Any:
+        """Take JVP makers in.
 
         Returns:
-            The maker, or a tuple of them where there are several.
+            The maker, a tuple of them where there are several, a decorator where there is none.
 
         Raises:
-            VJPSignatureError: as for `define_vjps`.
+            VJPSignatureError: as for `defvjp`.
         """
+        if not makers:
+            return functools.partial(self._decorated, self.defjvp, argnums)
         numbers = self._numbers("defjvp", makers, argnums)
         for maker in makers:
             self._check("JVP", maker, ("t", self._answer))
         self.jvps.update(zip(numbers, makers))
         return makers[0] if len(makers) == 1 else tuple(makers)
+
+    # -- private ------------------------------------------------------------------------------
+
+    @property
+    def _answer(self) -> str:
+        return "gradient" if self.order else "ans"
+
+    @staticmethod
+    def _decorated(define: Callable[..., Any], argnums: Sequence[int] | None, maker: Maker) -> Any:
+        return define((maker,), argnums)
+
+    def _numbers(self, what: str, makers: Sequence[Any], argnums: Sequence[int] | None) -> list[int]:
+        numbers = list(range(len(makers))) if argnums is None else list(argnums)
+        if len(numbers) != len(makers):
+            raise VJPSignatureError(
+                f"{what} of {self.label} got {len(makers)} rules and {len(numbers)} argnums; give one each"
+            )
+        for number in numbers:
+            if number < 0 or (self.names is not None and number >= len(self.names)):
+                raise VJPSignatureError(
+                    f"{what} of {self.label} got a rule for argument {number}, but {self.label} takes "
+                    + (f"{len(self.names)}: {', '.join(self.names) or 'none'}" if self.names is not None
+                       else "arguments 0, 1, 2 …")
+                )  # fmt: skip
+        return numbers
+
+    def _check(self, kind: str, maker: Any, first: tuple[str, ...]) -> None:
+        if maker is None:
+            return
+        if not callable(maker):
+            raise VJPSignatureError(
+                f"def{kind.lower()} of {self.label} takes functions or None, got {type(maker).__name__}"
+            )
+        names = positional_names(maker)
+        if names is None or self.names is None:
+            return
+        expected = (*first, *self.names)
+        asked = f"the {kind} maker {name_of(maker)} of {self.label}"
+        if names[: 1 + len(first)] == ("self", *first):
+            raise VJPSignatureError(
+                f"{asked} must take the answer first, got ({', '.join(names)}); write ({', '.join(expected)})"
+            )
+        required, most = _arity(maker)
+        # The function may be called with fewer arguments than it has, if some have defaults.
+        if required > len(expected) or most < len(first) + self.required:
+            raise VJPSignatureError(
+                f"{asked} must take {len(expected)} arguments, ({', '.join(expected)}), got ({', '.join(names)})"
+            )
+
+
+class VJPRule:
+    """A written VJP: its maker, and as a function ``(*arguments, v) ↦ gradient`` with rules of its own.
+
+    It is called as the maker that it was made from. `defvjp` gives one back for each maker; make
+    one by hand where a maker goes into ``gradbridge.bridge(…, vjp=…)`` and has rules of its own.
+
+    Args:
+        maker: ``maker(ans, *arguments)``, returns ``v ↦ gradient``.
+        names: of the arguments; by default what the maker calls them.
+        order: of the function that it is the VJP of.
+    """
+
+    def __init__(self, maker: Maker, names: tuple[str, ...] | None = None, order: int = 0) -> None:
+        self.maker = maker
+        if names is None:
+            own = positional_names(maker)
+            names = own[1:] if own else None
+        cotangent = COTANGENTS[order] if order < len(COTANGENTS) else f"u{order}"
+        known = None if names is None else (*names, cotangent)
+        #: What is written down about its own derivatives.
+        self.rules = Rules(name_of(maker), known, len(known or ()), order + 1)
+        functools.update_wrapper(self, maker, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the maker."""
+        return self.maker(*args, **kwargs)
+
+    def defvjp(self, *makers: Maker | None, argnums: Sequence[int] | None = None) -> Any:
+        """Write down the VJP of this VJP: a second derivative.
+
+        A maker is called as ``maker(gradient, *arguments, v)``, where gradient is what this rule
+        gives for v, and returns ``u ↦ uᵀ ∂gradient/∂argument``; u is like the gradient. None
+        declares that an argument has no influence on the gradient. The maker for v, the last
+        argument, can be left out: that derivative is the JVP of the function.
+
+        Args:
+            *makers: in the order of ``(*arguments, v)``; without any, a decorator is given back.
+            argnums: which arguments they are for; by default 0, 1, 2 …
+
+        Returns:
+            The rule, which takes rules of its own for the next order; a tuple where there are several.
+
+        Raises:
+            VJPSignatureError: a maker does not take (gradient, *arguments, v).
+        """
+        return self.rules.defvjp(makers, argnums)
+
+    def defjvp(self, *makers: Maker | None, argnums: Sequence[int] | None = None) -> Any:
+        """Write down the JVP of this VJP: how the gradient moves with an argument.
+
+        It is enough for second order, for second derivatives are symmetric: what
+        `gradbridge_numpy.forms` makes of it.
+
+        Args:
+            *makers: ``maker(t, gradient, *arguments, v)``, returns the tangent of the gradient, in
+                the order of the arguments; without any, a decorator is given back.
+            argnums: which arguments they are for; by default 0, 1, 2 …
+
+        Returns:
+            The maker; a tuple where there are several.
+
+        Raises:
+            VJPSignatureError: a maker does not take (t, gradient, *arguments, v).
+        """
+        return self.rules.defjvp(makers, argnums)
+
+    def __repr__(self) -> str:
+        return f"<VJPRule {self.rules.label}>"
+
+
+def name_of(function: Any) -> str:
+    """What errors call a rule."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a builtin or a ctypes function tells nothing about itself
+        return None
+
+
+def positional_names(function: Callable[..., Any]) -> tuple[str, ...] | None:
+    """Names of the positional parameters; None if they are not known or not limited."""
+    parameters = _parameters(function)
+    if parameters is None or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+
+
+def _arity(function: Callable[..., Any]) -> tuple[int, int]:
+    parameters = [
+        p for p in _parameters(function) or [] if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return sum(p.default is p.empty for p in parameters), len(parameters)
