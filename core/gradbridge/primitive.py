@@ -34,6 +34,17 @@ class Primitive:
         """The bridge underneath, with a parameter vector of length 0."""
         return self._bridge
 
+    @property
+    def gradient_error(self) -> float | None:
+        """Largest estimated error of an entry of its numeric Jacobians so far.
+
+        None before the first gradient, and for functions whose gradient is not numeric.
+        ``f.bridge.adapter.numeric`` says more, in a sentence.
+        """
+        numeric = getattr(self._bridge.adapter, "numeric", None)
+        error: float | None = getattr(numeric, "estimated_error", None)
+        return error
+
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """Evaluate the function, differentiably in the host.
 
@@ -72,16 +83,9 @@ class Primitive:
 
 
 def _defining(primitive: Primitive, define: Callable[..., Any], *rules: Any, **options: Any) -> Any:
-    """Write rules down; as a decorator give the rule back, so that its name stays bound to it."""
-    if rules:
-        define(*rules, **options)
-        return rules[0] if len(rules) == 1 else primitive
-
-    def decorate(rule: Any) -> Any:
-        define(rule, **options)
-        return rule
-
-    return decorate
+    """Write rules down; give a single one back, so that its name is bound to it and takes rules of its own."""
+    made = define(*rules, **options)
+    return primitive if len(rules) > 1 else made
 
 
 @overload
@@ -125,6 +129,9 @@ def primitive(
 
         @Q.defvjp                                   # its gradient written down
         def Q_vjp(ans, x): return lambda v: 2 * x * v
+
+        @Q_vjp.defvjp                               # for hessian: the gradient's own, by (x, v)
+        def Q_vjp_vjp(gradient, x, v): return lambda u: 2 * v * u
 
         @gradbridge.primitive(gradient="numeric")   # approximate, where nobody can write it down
         def black_box(x): ...

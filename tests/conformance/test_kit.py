@@ -102,6 +102,14 @@ def test_the_report_prints_a_table_with_reasons_and_counts():
 def test_the_report_tells_the_worst_outcome_of_each_law():
     report = run(FAULTS["third_order"].backend())
     assert report.laws() == {law: "failed" if law == 7 else "passed" for law in range(1, 10)}
+    assert report.abilities()["third order"] == "failed"
+    assert {outcome for what, outcome in report.abilities().items() if what != "third order"} == {"passed"}
+
+
+def test_the_report_tells_what_is_not_offered():
+    report = run(OnlyEnergy())
+    assert report.abilities()["random layers"] == "skipped"
+    assert report.abilities()["rows apart"] == "skipped"
 
 
 def test_the_command_exits_with_zero_where_all_holds(capsys):

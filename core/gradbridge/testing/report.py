@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gradbridge.errors import BackendUnavailableError
+from gradbridge.errors import BackendUnavailableError, GradbridgeWarning
 from gradbridge.registry import Registry, default_registry
 from gradbridge.testing.backend import BackendUnderTest, NotOfferedError
 from gradbridge.testing.checks import CHECKS, LAWS
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+#: What a backend may offer or not, and the check that tells.
+ABILITIES = {
+    "second order": "second_order",
+    "third order": "third_order",
+    "forward mode of its own": "forward_mode",
+    "many tangents at once": "forward_mode_many",
+    "many cotangents at once": "many_cotangents",
+    "rows apart": "rows_apart",
+    "random layers": "noise_is_the_calls",
+    "moving statistics": "statistics_move_once",
+}
 _MARKS = {PASSED: "[green]✓[/]", FAILED: "[bold red]✗[/]", SKIPPED: "[yellow]–[/]", "": ""}
 
 
@@ -90,13 +102,14 @@ class Report:
         return f"{self.backend}: {counts} in {sum(row.seconds for row in self.rows):.1f} s"
 
     def laws(self) -> dict[int, str]:
-        """{law: its worst outcome}, for a matrix of backends and laws; skipped only if all of it was."""
-        found: dict[int, str] = {}
-        for law in LAWS:
-            outcomes = {row.outcome for row in self.rows if row.law == law}
-            if outcomes:
-                found[law] = FAILED if FAILED in outcomes else PASSED if PASSED in outcomes else SKIPPED
-        return found
+        """{law: its worst outcome}, for a matrix of backends and laws; skipped only if all of it was, "" if not run."""
+        return {law: _worst(row for row in self.rows if row.law == law) for law in LAWS}
+
+    def abilities(self) -> dict[str, str]:
+        """{what may be offered or not: the outcome of its check, "skipped" where it is not offered}."""
+        return {
+            what: _worst(row for row in self.rows if row.check == check) for what, check in ABILITIES.items()
+        }
 
     def table(self) -> Table:
         """Checks × scenarios, for rich."""
@@ -139,6 +152,11 @@ class Report:
         with console.capture() as captured:
             console.print(self.table())
         return "\n".join([captured.get().rstrip(), *self.notes(), self.summary])
+
+
+def _worst(rows: Iterable[Row]) -> str:
+    outcomes = {row.outcome for row in rows}
+    return next((outcome for outcome in (FAILED, PASSED, SKIPPED) if outcome in outcomes), "")
 
 
 def run(
@@ -217,7 +235,9 @@ def _row(bench: Bench, check: Check, scenario: str) -> Row:
     start = time.perf_counter()
     outcome, message = PASSED, ""
     try:
-        bench.check(check.name, scenario)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GradbridgeWarning)  # what a scenario does on purpose
+            bench.check(check.name, scenario)
     except NotOfferedError as error:
         outcome, message = SKIPPED, str(error)
     except AssertionError as error:
@@ -238,7 +258,7 @@ def matrix_command(registry: Registry | None = None) -> int:
 
     registry = registry if registry is not None else default_registry()
     console = Console()
-    table = Table(title="guest × law", title_justify="left")
+    table = Table(title="guest × law, and what it offers beyond", title_justify="left")
     table.add_column("law")
     reports: dict[str, Report] = {}
     for name, info in registry.infos().items():
@@ -259,6 +279,9 @@ def matrix_command(registry: Registry | None = None) -> int:
         table.add_row(
             f"{law}. {statement}", *[_MARKS[report.laws().get(law, "")] for report in reports.values()]
         )
+    table.add_section()
+    for what in ABILITIES:
+        table.add_row(what, *[_MARKS[report.abilities()[what]] for report in reports.values()])
     table.add_section()
     for outcome in (PASSED, FAILED, SKIPPED):
         table.add_row(f"checks {outcome}", *[str(len(report.of(outcome))) for report in reports.values()])
