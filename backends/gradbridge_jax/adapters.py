@@ -24,7 +24,7 @@ from gradbridge_jax.arrays import compute_device, to_array, to_guest
 from gradbridge_jax.explain import NOT_TRACEABLE, explained
 from gradbridge_jax.isolation import isolated, key_bits, key_of
 from gradbridge_jax.jacobians import RowProgram
-from gradbridge_jax.programs import Form, Program, Recent, split_output, static_key
+from gradbridge_jax.programs import Form, Program, Recent, WayBack, split_output, static_key
 
 # Below this many parameters one flat argument, cut inside the program, is quicker than many (35 µs
 # against 69 µs for 57 of them in 4 arrays); above it the cuts cost copies (9.5 ms against 7.1 ms for 670k).
@@ -130,12 +130,12 @@ class ArrayAdapter(Adapter):
                 if program is None:
                     program = self._step_by_step(signature.structure, constants, wrt)
                 try:
-                    floats, others, form, vjp, after = program.run(*arguments)
+                    floats, others, form, way, kept, after = program.run(*arguments)
                 except NOT_TRACEABLE:
                     if not self._stop_compiling():
                         raise
                     program = self._step_by_step(signature.structure, constants, wrt)
-                    floats, others, form, vjp, after = program.run(*arguments)
+                    floats, others, form, way, kept, after = program.run(*arguments)
                 output: Any
                 if form.structure is None:
                     output = to_array((floats or others)[0])
@@ -151,7 +151,7 @@ class ArrayAdapter(Adapter):
         if not wrt:
             return output, None
         dtypes = [leaf.dtype for leaf in floats]
-        return output, _Residuals(program, vjp, form, dtypes, wrt, wide)
+        return output, _Residuals(way, kept, form, dtypes, wrt, wide)
 
     def backward(
         self, residuals: _Residuals, cotangents: Sequence[Array], wrt: tuple[int, ...]
@@ -173,7 +173,7 @@ class ArrayAdapter(Adapter):
                 if self._device is not None:
                     pulled = jax.device_put(pulled, self._device)
                 places = tuple(residuals.wrt.index(position) for position in wrt)
-                found = residuals.program.pull(residuals.vjp, pulled, places)
+                found = residuals.way.pull(residuals.kept, pulled, places)
                 return [
                     self._flat_gradient(gradient) if position == 0 else to_array(gradient)
                     for position, gradient in zip(wrt, found)
@@ -192,7 +192,7 @@ class ArrayAdapter(Adapter):
             try:
                 if self._device is not None:
                     pulled = jax.device_put(pulled, self._device)
-                found = residuals.program.pull_many(residuals.vjp, pulled, places)
+                found = residuals.way.pull(residuals.kept, pulled, places, many=True)
                 return [
                     self._joined_many(gradient, (len(floating[0]),)) if position == 0 else to_array(gradient)
                     for position, gradient in zip(wrt, found)
@@ -519,14 +519,14 @@ class PullbackAdapter(ArrayAdapter):
 
 
 class _Residuals:
-    """What one forward keeps: JAX's VJP with its arrays, and how to pull through it."""
+    """What one forward keeps: the way back, and the arrays that it needs."""
 
-    __slots__ = ("dtypes", "form", "program", "vjp", "wide", "wrt")
+    __slots__ = ("dtypes", "form", "kept", "way", "wide", "wrt")
 
     def __init__(
-        self, program: Program, vjp: Any, form: Form, dtypes: list[Any], wrt: tuple[int, ...], wide: bool
+        self, way: WayBack, kept: list[Any], form: Form, dtypes: list[Any], wrt: tuple[int, ...], wide: bool
     ) -> None:
-        self.program, self.vjp, self.form = program, vjp, form
+        self.way, self.kept, self.form = way, kept, form
         self.dtypes, self.wrt, self.wide = dtypes, wrt, wide
 
 
