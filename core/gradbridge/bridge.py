@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge import borders, jacobians, trees
+from gradbridge import borders, trees
 from gradbridge.call import Call
 from gradbridge.capabilities import Capabilities, Told, capabilities_of
 from gradbridge.chunks import ChunkedAdapter
 from gradbridge.errors import BackendError, LayoutError, NotDifferentiableError, OptionError
 from gradbridge.held import Held
 from gradbridge.host import Host
+from gradbridge.jacobians import Derivatives
 from gradbridge.layout import ParameterLayout
 from gradbridge.points import Point
 from gradbridge.protocol import Adapter, Array, GuestOptions, Signature
@@ -29,7 +30,7 @@ MODES = ("eval", "train")
 NOISES = ("frozen", "per_params", "per_call")
 
 
-class Bridge:
+class Bridge(Derivatives):
     """A guest model as a differentiable function of the host: ``f(params, *inputs)``.
 
     Args:
@@ -70,7 +71,6 @@ class Bridge:
         self._mode, self._seed, self._noise_kind = mode, int(seed) % 2**63, noise
         self._check_finite = check_finite
         self._memory = _memory(reuse, adapter, mode)
-        self._latest = ""  # how the latest Jacobian was computed
         self._held: Held | None = None
         if nondiff != ():
             self._held = Held(nondiff, adapter.argument_names, first_input, adapter.label)
@@ -171,120 +171,6 @@ class Bridge:
             params = self._vector(params)
         dtype = borders.check_params(params, self._adapter.layout, self._adapter.label)
         return self._evaluate(params, inputs, kwargs, dtype)
-
-    def jacobian(
-        self,
-        params: Any,
-        *inputs: Any,
-        wrt: Any = 0,
-        strategy: str = "auto",
-        max_chunk: int = jacobians.MAX_CHUNK,
-        **kwargs: Any,
-    ) -> Any:
-        """d outputs / d argument at concrete arrays, by the cheapest way that the structure allows.
-
-        ``gradbridge.trace()`` shows which way was taken: rows apart, rows at once, batched VJP,
-        batched JVP, or one backward after the other.
-
-        Args:
-            params, *inputs, **kwargs: as for a call.
-            wrt: 0 for the params, i for the i-th input array; or a tuple of such.
-            strategy: ``"auto"``; or ``"rows"``, which declares that every row of the outputs depends
-                on its own row of the inputs alone; ``"vjp"``, ``"jvp"`` (batched), ``"loop"``.
-                Left to itself it finds out, but never takes rows for independent in train mode.
-            max_chunk: bytes that the cotangents and gradients of one chunk may take; the result, and
-                what the guest keeps in between, come on top.
-
-        Returns:
-            (*output shape, *argument shape), in the dtype of `params`; a tree of them if the model
-            returns a tree (None in place of integers), and a tuple of these if `wrt` is one.
-
-        Raises:
-            NotDifferentiableError: an argument that is not floating, or that the host is
-                differentiating itself.
-            OptionError: a strategy that cannot be followed here, or a `wrt` that there is not.
-        """
-        point = self._point(params, inputs, kwargs)
-        found = jacobians.jacobian(point, wrt, strategy, max_chunk)
-        self._latest = point.taken[-1] if point.taken else self._latest
-        return found
-
-    def row_gradients(
-        self,
-        params: Any,
-        *inputs: Any,
-        strategy: str = "auto",
-        max_chunk: int = jacobians.MAX_CHUNK,
-        **kwargs: Any,
-    ) -> Array:
-        """The gradient of each row's output with respect to the params, (n, P).
-
-        Args:
-            params, *inputs, **kwargs: as for a call; the model returns (n,) or (n, 1).
-            strategy, max_chunk: as for `jacobian`.
-
-        Raises:
-            OptionError: the model does not return one number per row.
-        """
-        point = self._point(params, inputs, kwargs)
-        found = jacobians.row_gradients(point, strategy, max_chunk)
-        self._latest = point.taken[-1] if point.taken else self._latest
-        return found
-
-    def vjp(self, params: Any, *inputs: Any, cotangent: Any, wrt: Any = 0, **kwargs: Any) -> Any:
-        """Vector-Jacobian product vᵀJ at concrete arrays: one forward, one backward.
-
-        Args:
-            params, *inputs, **kwargs: as for a call.
-            cotangent: v, like the outputs.
-            wrt: as for `jacobian`.
-
-        Returns:
-            An array of the argument's shape; a tuple of them if `wrt` is one.
-
-        Raises:
-            CotangentMismatchError: v does not fit the outputs.
-        """
-        return jacobians.vjp(self._point(params, inputs, kwargs), cotangent, wrt)
-
-    def jvp(self, params: Any, *inputs: Any, tangent: Any, wrt: Any = 0, **kwargs: Any) -> Any:
-        """Jacobian-vector product Jt at concrete arrays, by the guest's forward mode.
-
-        Where it has none, by the pullback of the pullback.
-
-        Args:
-            params, *inputs, **kwargs: as for a call.
-            tangent: t, of the argument's shape; a tuple of them if `wrt` is one.
-            wrt: as for `jacobian`.
-
-        Returns:
-            Like the outputs.
-
-        Raises:
-            CotangentMismatchError: t does not fit the argument.
-            HigherOrderError: the guest has no forward mode, and cannot differentiate its gradient.
-        """
-        return jacobians.jvp(self._point(params, inputs, kwargs), tangent, wrt)
-
-    def ggn(
-        self, params: Any, *inputs: Any, vector: Any, wrt: Any = 0, hessian: Any = None, **kwargs: Any
-    ) -> Any:
-        """Gauss-Newton product JᵀHJv at concrete arrays, without J.
-
-        Args:
-            params, *inputs, **kwargs: as for a call.
-            vector: v, of the argument's shape; a tuple of them if `wrt` is one.
-            wrt: as for `jacobian`.
-            hessian: H, that of a loss in the outputs: an array of output shape + output shape, or a
-                function that applies it. Left out it is the identity: the loss is half a sum of squares.
-
-        Returns:
-            An array of the argument's shape; a tuple of them if `wrt` is one.
-
-        Raises:
-            HigherOrderError: the guest has no forward mode, and cannot differentiate its gradient.
-        """
-        return jacobians.ggn(self._point(params, inputs, kwargs), vector, wrt, hessian)
 
     def _point(self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Point:
         params = self._vector(params)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,134 @@ from gradbridge.strategies import STRATEGIES, Work
 
 #: Bytes that the cotangents and gradients of one chunk may take, besides the Jacobian itself.
 MAX_CHUNK = 1 << 24
+
+
+class Derivatives(ABC):
+    """Derivatives at concrete arrays, computed outside of any host's graph: the half of `Bridge` that has them."""
+
+    _latest = ""  # how the latest Jacobian was computed
+
+    @abstractmethod
+    def _point(self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Point:
+        """The arguments of a call as a point to differentiate at.
+
+        Raises:
+            NotDifferentiableError: the host is differentiating one of them.
+        """
+
+    def jacobian(
+        self,
+        params: Any,
+        *inputs: Any,
+        wrt: Any = 0,
+        strategy: str = "auto",
+        max_chunk: int = MAX_CHUNK,
+        **kwargs: Any,
+    ) -> Any:
+        """d outputs / d argument at concrete arrays, by the cheapest way that the structure allows.
+
+        ``gradbridge.trace()`` shows which way was taken: rows apart, rows at once, batched VJP,
+        batched JVP, or one backward after the other.
+
+        Args:
+            params, *inputs, **kwargs: as for a call.
+            wrt: 0 for the params, i for the i-th input array; or a tuple of such.
+            strategy: ``"auto"``; or ``"rows"``, which declares that every row of the outputs depends
+                on its own row of the inputs alone; ``"vjp"``, ``"jvp"`` (batched), ``"loop"``.
+                Left to itself it finds out, but never takes rows for independent in train mode.
+            max_chunk: bytes that the cotangents and gradients of one chunk may take; the result, and
+                what the guest keeps in between, come on top.
+
+        Returns:
+            (*output shape, *argument shape), in the dtype of `params`; a tree of them if the model
+            returns a tree (None in place of integers), and a tuple of these if `wrt` is one.
+
+        Raises:
+            NotDifferentiableError: an argument that is not floating, or that the host is
+                differentiating itself.
+            OptionError: a strategy that cannot be followed here, or a `wrt` that there is not.
+        """
+        point = self._point(params, inputs, kwargs)
+        found = jacobian(point, wrt, strategy, max_chunk)
+        self._latest = point.taken[-1] if point.taken else self._latest
+        return found
+
+    def row_gradients(
+        self,
+        params: Any,
+        *inputs: Any,
+        strategy: str = "auto",
+        max_chunk: int = MAX_CHUNK,
+        **kwargs: Any,
+    ) -> Array:
+        """The gradient of each row's output with respect to the params, (n, P).
+
+        Args:
+            params, *inputs, **kwargs: as for a call; the model returns (n,) or (n, 1).
+            strategy, max_chunk: as for `jacobian`.
+
+        Raises:
+            OptionError: the model does not return one number per row.
+        """
+        point = self._point(params, inputs, kwargs)
+        found = row_gradients(point, strategy, max_chunk)
+        self._latest = point.taken[-1] if point.taken else self._latest
+        return found
+
+    def vjp(self, params: Any, *inputs: Any, cotangent: Any, wrt: Any = 0, **kwargs: Any) -> Any:
+        """Vector-Jacobian product vᵀJ at concrete arrays: one forward, one backward.
+
+        Args:
+            params, *inputs, **kwargs: as for a call.
+            cotangent: v, like the outputs.
+            wrt: as for `jacobian`.
+
+        Returns:
+            An array of the argument's shape; a tuple of them if `wrt` is one.
+
+        Raises:
+            CotangentMismatchError: v does not fit the outputs.
+        """
+        return vjp(self._point(params, inputs, kwargs), cotangent, wrt)
+
+    def jvp(self, params: Any, *inputs: Any, tangent: Any, wrt: Any = 0, **kwargs: Any) -> Any:
+        """Jacobian-vector product Jt at concrete arrays, by the guest's forward mode.
+
+        Where it has none, by the pullback of the pullback.
+
+        Args:
+            params, *inputs, **kwargs: as for a call.
+            tangent: t, of the argument's shape; a tuple of them if `wrt` is one.
+            wrt: as for `jacobian`.
+
+        Returns:
+            Like the outputs.
+
+        Raises:
+            CotangentMismatchError: t does not fit the argument.
+            HigherOrderError: the guest has no forward mode, and cannot differentiate its gradient.
+        """
+        return jvp(self._point(params, inputs, kwargs), tangent, wrt)
+
+    def ggn(
+        self, params: Any, *inputs: Any, vector: Any, wrt: Any = 0, hessian: Any = None, **kwargs: Any
+    ) -> Any:
+        """Gauss-Newton product JᵀHJv at concrete arrays, without J.
+
+        Args:
+            params, *inputs, **kwargs: as for a call.
+            vector: v, of the argument's shape; a tuple of them if `wrt` is one.
+            wrt: as for `jacobian`.
+            hessian: H, that of a loss in the outputs: an array of output shape + output shape, or a
+                function that applies it. Left out it is the identity: the loss is half a sum of squares.
+
+        Returns:
+            An array of the argument's shape; a tuple of them if `wrt` is one.
+
+        Raises:
+            HigherOrderError: the guest has no forward mode, and cannot differentiate its gradient.
+        """
+        return ggn(self._point(params, inputs, kwargs), vector, wrt, hessian)
 
 
 def jacobian(point: Point, wrt: Any, strategy: str = "auto", max_chunk: int = MAX_CHUNK) -> Any:
