@@ -84,7 +84,10 @@ def _pullback(argnums: Sequence[int], ans: Any, args: tuple[Any, ...], kwargs: d
     outer = any(map(_is_box, arguments))
 
     def pull(g: Any) -> Any:
-        cotangents = _leaves(g)
+        # A box of a tuple boxes all of its leaves; those of integer outputs are zeros and do not move.
+        cotangents = [
+            c if dtype.kind == "f" else _unboxed(c) for c, (_, dtype) in zip(_leaves(g), call.outputs)
+        ]
         if outer or any(map(_is_box, cotangents)):
             return _lifted(call.differentiated(wrt), (*arguments, *cotangents))
         return call.pull(cotangents, wrt)

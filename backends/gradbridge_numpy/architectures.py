@@ -1,4 +1,4 @@
-"""The portable architectures in NumPy, with their gradient by hand: dense layers only."""
+"""The portable architectures in NumPy, with their derivatives by hand: dense layers only."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 from gradbridge.errors import OptionError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, GuestOptions, Signature
+from gradbridge_numpy.dense import INPUT, PARAMS, DensePoint
+from gradbridge_numpy.pullbacks import PullbackAdapter, Root
 
 if TYPE_CHECKING:
     from gradbridge.architectures import Architecture
@@ -51,8 +53,8 @@ class Network:
         return values
 
 
-class NetworkAdapter(Adapter):
-    """A `Network` with its backward pass by hand."""
+class NetworkAdapter(Root):
+    """A `Network` with its derivatives by hand, to second order."""
 
     def __init__(self, network: Network, options: GuestOptions) -> None:
         self.label = f"numpy {network.architecture.name}"
@@ -78,25 +80,40 @@ class NetworkAdapter(Adapter):
         self, loaded: dict[str, Array], inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
     ) -> tuple[Array, Any]:
         """See `Adapter.forward`."""
+        point = self.point(loaded, inputs, signature)
+        return point.answer[0].copy(), (point if wrt else None)
+
+    def backward(
+        self, residuals: DensePoint, cotangents: Sequence[Array], wrt: tuple[int, ...]
+    ) -> list[Array]:
+        """See `Adapter.backward`."""
+        gradient = residuals.gradient(cotangents[0])
+        return [gradient[position].copy() for position in wrt]
+
+    def pushforward(
+        self,
+        loaded: dict[str, Array],
+        inputs: Sequence[Any],
+        signature: Signature,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array] | None:
+        """See `Adapter.pushforward`."""
+        return [self.point(loaded, inputs, signature).pushed(dict(zip(wrt, tangents)))]
+
+    def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
+        """See `Adapter.pullback`."""
+        return PullbackAdapter(self, signature, (wrt,))
+
+    def point(self, loaded: dict[str, Array], inputs: Sequence[Any], signature: Signature) -> DensePoint:
+        """See `Root.point`."""
         (x,), _ = signature.bind([np.array(leaf, dtype=self._dtype) for leaf in inputs])
         values = self._network.values(loaded, x)
-        output = values[-1][..., 0] if self._network.architecture.squeeze else values[-1]
-        return output.copy(), ((loaded, values) if wrt else None)
+        return DensePoint(self.label, self._network.architecture, self.layout, loaded, values)
 
-    def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
-        """See `Adapter.backward`. Source: Rumelhart, Hinton & Williams (1986), eqs. 4 to 6."""
-        params, values = residuals
-        v = cotangents[0].astype(self._dtype)
-        v = v[..., None] if self._network.architecture.squeeze else v
-        gradients: dict[str, Array] = {}
-        for layer, x, y in reversed(list(zip(self._network.architecture.layers, values, values[1:]))):
-            v = _pull(layer.activation, y, v)
-            rows = v.reshape(-1, layer.outputs)
-            gradients[f"{layer.name}.bias"] = rows.sum(0)
-            gradients[f"{layer.name}.weight"] = x.reshape(-1, layer.inputs).T @ rows
-            v = v @ params[f"{layer.name}.weight"].T
-        flat = self.layout.ravel(gradients)
-        return [flat.copy() if position == 0 else v.copy() for position in wrt]
+    def places(self, signature: Signature) -> dict[int, tuple[int, ...]]:
+        """See `Root.places`."""
+        return {PARAMS: (0,), INPUT: (1,)}
 
 
 def _activate(name: str | None, z: Array) -> Array:
@@ -110,16 +127,3 @@ def _activate(name: str | None, z: Array) -> Array:
         e = np.exp(z - z.max(-1, keepdims=True, initial=-np.inf))
         return e / e.sum(-1, keepdims=True)
     return z
-
-
-def _pull(name: str | None, y: Array, v: Array) -> Array:
-    """Pull a cotangent back through an activation, from its output."""
-    if name == "tanh":
-        return v * (1.0 - y**2)
-    if name == "relu":
-        return v * (y > 0)
-    if name == "sigmoid":
-        return v * y * (1.0 - y)
-    if name == "softmax":
-        return y * (v - (v * y).sum(-1, keepdims=True))
-    return v

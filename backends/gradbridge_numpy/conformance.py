@@ -1,4 +1,7 @@
-"""The scenarios of the conformance kit as NumPy functions with their gradients written down."""
+"""The scenarios of the conformance kit as NumPy functions with their derivatives written down.
+
+Each writes its second order in another way, so that the kit checks all of them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import numpy as np
 
 from gradbridge.protocol import Array
 from gradbridge.testing import BackendUnderTest, Native
+from gradbridge_numpy.rules import VJPRule
 
 
 class UnderTest(BackendUnderTest):
@@ -20,13 +24,17 @@ class UnderTest(BackendUnderTest):
     }
 
     def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> Native:
-        """A function of a dict of parameters, with rules for it and for x."""
+        """A function of a dict of parameters: a VJP, a JVP, and the JVP of each VJP."""
+
+        def hidden(p: Any, x: Array) -> Any:
+            return np.tanh(x @ p["weight1"] + p["bias1"])
 
         def mlp(p: Any, x: Array) -> Any:
-            return np.tanh(x @ p["weight1"] + p["bias1"]) @ p["weight2"] + p["bias2"]
+            return hidden(p, x) @ p["weight2"] + p["bias2"]
 
+        @VJPRule
         def of_params(ans: Array, p: Any, x: Array) -> Any:
-            h = np.tanh(x @ p["weight1"] + p["bias1"])
+            h = hidden(p, x)
 
             def pull(v: Array) -> Any:
                 u = (v @ p["weight2"].T) * (1 - h**2)
@@ -34,16 +42,52 @@ class UnderTest(BackendUnderTest):
 
             return pull
 
+        @VJPRule
         def of_x(ans: Array, p: Any, x: Array) -> Any:
-            h = np.tanh(x @ p["weight1"] + p["bias1"])
+            h = hidden(p, x)
             return lambda v: ((v @ p["weight2"].T) * (1 - h**2)) @ p["weight1"].T
 
+        def moved(t: Any, s: Any, p: Any, x: Array) -> Any:
+            """Tangent of the hidden layer where the params move by t and x by s."""
+            return (1 - hidden(p, x) ** 2) * (s @ p["weight1"] + x @ t["weight1"] + t["bias1"])
+
+        def along(t: Any, s: Any, p: Any, x: Array, v: Array) -> Any:
+            """Tangents of both gradients."""
+            h, dh = hidden(p, x), moved(t, s, p, x)
+            u = (v @ p["weight2"].T) * (1 - h**2)
+            du = (v @ t["weight2"].T) * (1 - h**2) - 2 * (v @ p["weight2"].T) * h * dh
+            params = {
+                "weight1": s.T @ u + x.T @ du,
+                "bias1": du.sum(0),
+                "weight2": dh.T @ v,
+                "bias2": 0 * v.sum(0),
+            }
+            return params, du @ p["weight1"].T + u @ t["weight1"].T
+
+        def still(p: Any) -> Any:
+            return {name: np.zeros_like(array) for name, array in p.items()}
+
+        of_params.defjvp(
+            lambda t, gradient, p, x, v: along(t, 0 * x, p, x, v)[0],
+            lambda t, gradient, p, x, v: along(still(p), t, p, x, v)[0],
+        )
+        of_x.defjvp(
+            lambda t, gradient, p, x, v: along(t, 0 * x, p, x, v)[1],
+            lambda t, gradient, p, x, v: along(still(p), t, p, x, v)[1],
+        )
+        jvp = (
+            lambda t, ans, p, x: (
+                moved(t, 0 * x, p, x) @ p["weight2"] + hidden(p, x) @ t["weight2"] + t["bias2"]
+            ),
+            lambda t, ans, p, x: moved(still(p), t, p, x) @ p["weight2"],
+        )
         params = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
-        return Native(mlp, params=params, vjp=(of_params, of_x))
+        return Native(mlp, params=params, vjp=(of_params, of_x), jvp=jvp)
 
     def embedding(self, table: Array) -> Native:
-        """A function of one array of parameters; its gradient is a flat vector."""
+        """A function of one array of parameters; its gradient is a flat vector, and does not depend on them."""
 
+        @VJPRule
         def of_table(ans: Array, table: Array, x: Array) -> Any:
             def pull(v: Array) -> Array:
                 gradient = np.zeros_like(table)
@@ -52,52 +96,102 @@ class UnderTest(BackendUnderTest):
 
             return pull
 
+        of_table.defvjp(None)
         return Native(lambda table, x: table[x], params=table, vjp=of_table)
 
     def energy(self) -> Native:
-        """A function of two arrays."""
-        return Native(
-            lambda x, y: np.sum(x**2 * y),
-            vjp=(lambda ans, x, y: lambda v: 2 * v * x * y, lambda ans, x, y: lambda v: v * x**2),
+        """A function of two arrays, with rules to third order; the rest follows by symmetry."""
+        of_x = VJPRule(lambda ans, x, y: lambda v: 2 * v * x * y)
+        of_y = VJPRule(lambda ans, x, y: lambda v: v * x**2)
+        of_xx, _ = of_x.defvjp(
+            lambda gradient, x, y, v: lambda u: 2 * v * y * u,
+            lambda gradient, x, y, v: lambda u: 2 * v * x * u,
         )
+        of_y.defvjp(None, argnums=(1,))
+        of_xx.defvjp(None, lambda gradient, x, y, v, u: lambda w: 2 * v * u * w)
+        return Native(lambda x, y: np.sum(x**2 * y), vjp=(of_x, of_y))
 
     def outputs(self, scale: Array) -> Native:
         """A function that returns a dict with a tuple in it; its cotangent is one, too."""
+        of_scale = VJPRule(lambda ans, s, x: lambda v: (v["scaled"] * x).sum(0) + 2 * v["rest"][1] * s)
+        of_x = VJPRule(lambda ans, s, x: lambda v: v["scaled"] * s + 2 * v["rest"][0] * x)
+        of_scale.defvjp(
+            lambda gradient, s, x, v: lambda u: 2 * v["rest"][1] * u,
+            lambda gradient, s, x, v: lambda u: v["scaled"] * u,
+            lambda gradient, s, x, v: lambda u: {"scaled": x * u, "rest": (0 * x, 2 * np.sum(s * u))},
+        )
+        of_x.defvjp(
+            lambda gradient, s, x, v: lambda u: (v["scaled"] * u).sum(0),
+            lambda gradient, s, x, v: lambda u: 2 * v["rest"][0] * u,
+        )
         return Native(
             lambda s, x: {"scaled": x * s, "rest": (x**2, np.sum(s**2))},
             params=scale,
-            vjp=(
-                lambda ans, s, x: lambda v: (v["scaled"] * x).sum(0) + 2 * v["rest"][1] * s,
-                lambda ans, s, x: lambda v: v["scaled"] * s + 2 * v["rest"][0] * x,
-            ),
+            vjp=(of_scale, of_x),
         )
 
     def tied(self, weight: Array) -> Native:
-        """A parameter that is used twice: the rule adds both."""
+        """A parameter that is used twice: the rule adds both. Its gradient is a flat vector, and so is that one's tangent."""
 
+        @VJPRule
         def of_weight(ans: Array, w: Array, x: Array) -> Any:
             h = np.tanh(x @ w)
-            return lambda v: h.T @ v + x.T @ ((v @ w.T) * (1 - h**2))
+            return lambda v: (h.T @ v + x.T @ ((v @ w.T) * (1 - h**2))).ravel()
 
-        return Native(
-            lambda w, x: np.tanh(x @ w) @ w,
-            params=weight,
-            vjp=(
-                lambda ans, w, x: lambda v: of_weight(ans, w, x)(v).ravel(),
-                lambda ans, w, x: lambda v: ((v @ w.T) * (1 - np.tanh(x @ w) ** 2)) @ w.T,
-            ),
+        @VJPRule
+        def of_x(ans: Array, w: Array, x: Array) -> Any:
+            return lambda v: ((v @ w.T) * (1 - np.tanh(x @ w) ** 2)) @ w.T
+
+        def along(t: Array, s: Array, w: Array, x: Array, v: Array) -> Any:
+            """Tangents of the weight's gradient and of x's."""
+            h = np.tanh(x @ w)
+            dh = (1 - h**2) * (s @ w + x @ t)
+            u = (v @ w.T) * (1 - h**2)
+            du = (v @ t.T) * (1 - h**2) - 2 * (v @ w.T) * h * dh
+            return (dh.T @ v + s.T @ u + x.T @ du).ravel(), du @ w.T + u @ t.T
+
+        of_weight.defjvp(lambda t, gradient, w, x, v: along(t, 0 * x, w, x, v)[0])
+        # The weight's gradient moves with x as x's does with the weight; that one is left out.
+        of_x.defjvp(
+            lambda t, gradient, w, x, v: along(t, 0 * x, w, x, v)[1],
+            lambda t, gradient, w, x, v: along(0 * w, t, w, x, v)[1],
         )
+        return Native(lambda w, x: np.tanh(x @ w) @ w, params=weight, vjp=(of_weight, of_x))
 
     def unused(self, weight: Array, spare: Array) -> Native:
-        """A rule of None declares that y has no influence."""
+        """A rule of None declares that y has no influence, and so none on any derivative."""
+        of_params = VJPRule(
+            lambda ans, p, x, y: lambda v: {"weight": x.T @ (v * ans) / 4, "spare": np.zeros(4)}
+        )
+        of_x = VJPRule(lambda ans, p, x, y: lambda v: (v * ans) @ p["weight"].T / 4)
+
+        def value(p: Any, x: Array) -> Any:
+            return np.exp(x @ p["weight"] / 4)
+
+        @of_params.defvjp
+        def _(gradient: Any, p: Any, x: Array, y: Array, v: Array) -> Any:
+            def pull(u: Any) -> Any:
+                return {"weight": x.T @ (v * value(p, x) * (x @ u["weight"])) / 16, "spare": np.zeros(4)}
+
+            return pull
+
+        @of_x.defvjp(argnums=(1,))
+        def _(gradient: Any, p: Any, x: Array, y: Array, v: Array) -> Any:
+            return lambda u: (v * value(p, x) * (u @ p["weight"])) @ p["weight"].T / 16
+
+        @of_x.defvjp(argnums=(0,))
+        def _(gradient: Any, p: Any, x: Array, y: Array, v: Array) -> Any:
+            def pull(u: Array) -> Any:
+                w = v * value(p, x)
+                both = x.T @ (w * (u @ p["weight"])) / 16 + u.T @ w / 4
+                return {"weight": both, "spare": np.zeros(4)}
+
+            return pull
+
         return Native(
-            lambda p, x, y: np.exp(x @ p["weight"] / 4),
+            lambda p, x, y: value(p, x),
             params={"spare": spare, "weight": weight},
-            vjp=(
-                lambda ans, p, x, y: lambda v: {"weight": x.T @ (v * ans) / 4, "spare": np.zeros(4)},
-                lambda ans, p, x, y: lambda v: (v * ans) @ p["weight"].T / 4,
-                None,
-            ),
+            vjp=(of_params, of_x, None),
         )
 
     def state(self, model: Any) -> Any:

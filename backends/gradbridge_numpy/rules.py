@@ -27,14 +27,23 @@ class Rules:
         names: of its arguments; None where they are not known or not limited.
         required: how many of them have no default.
         order: 0 for a function of the user's, 1 for its VJP, and so on.
+        count: for a VJP, how many arguments stand before its cotangents; None if that is not known.
 
     Attributes:
         vjps: {argument: rule}; None where the argument is declared to have no influence.
         jvps: {argument: maker}, likewise.
     """
 
-    def __init__(self, label: str, names: tuple[str, ...] | None, required: int, order: int = 0) -> None:
-        self.label, self.names, self.required, self.order = label, names, required, order
+    def __init__(
+        self,
+        label: str,
+        names: tuple[str, ...] | None,
+        required: int,
+        order: int = 0,
+        count: int | None = None,
+    ) -> None:
+        self.label, self.names, self.required = label, names, required
+        self.order, self.count = order, count
         self.vjps: dict[int, VJPRule | None] = {}
         self.jvps: dict[int, Maker | None] = {}
 
@@ -61,11 +70,14 @@ class Rules:
         if not makers:
             return functools.partial(self._decorated, self.defvjp, argnums)
         numbers = self._numbers("defvjp", makers, argnums)
-        for maker in makers:
+        for number, maker in zip(numbers, makers):
             self._check("VJP", maker, (self._answer,))
-        rules = [
-            m if m is None or isinstance(m, VJPRule) else VJPRule(m, self.names, self.order) for m in makers
-        ]
+            if maker is None and self.names is not None and number >= len(self.names) - self.order:
+                raise VJPSignatureError(
+                    f"defvjp of {self.label} got None for {self.names[number]}, which says that the gradient does not "
+                    f"depend on its cotangent; leave that rule out, it follows from the others"
+                )
+        rules = [m if m is None or isinstance(m, VJPRule) else VJPRule(m, self) for m in makers]
         self.vjps.update(zip(numbers, rules))
         return rules[0] if len(rules) == 1 else tuple(rules)
 
@@ -143,19 +155,22 @@ class VJPRule:
 
     Args:
         maker: ``maker(ans, *arguments)``, returns ``v ↦ gradient``.
-        names: of the arguments; by default what the maker calls them.
-        order: of the function that it is the VJP of.
+        of: the rules that it is one of; None for a maker of a function's VJP that stands alone.
     """
 
-    def __init__(self, maker: Maker, names: tuple[str, ...] | None = None, order: int = 0) -> None:
+    def __init__(self, maker: Maker, of: Rules | None = None) -> None:
         self.maker = maker
-        if names is None:
-            own = positional_names(maker)
-            names = own[1:] if own else None
+        order = of.order if of is not None else 0
+        names, count = (of.names, of.count) if of is not None else (None, None)
+        own = positional_names(maker)
+        if order == 0 and own is not None:
+            # It may take fewer arguments than the function, if some have defaults.
+            count = len(own) - 1
+            names = (names or own[1:])[:count]
         cotangent = COTANGENTS[order] if order < len(COTANGENTS) else f"u{order}"
         known = None if names is None else (*names, cotangent)
         #: What is written down about its own derivatives.
-        self.rules = Rules(name_of(maker), known, len(known or ()), order + 1)
+        self.rules = Rules(name_of(maker), known, len(known or ()), order + 1, count)
         functools.update_wrapper(self, maker, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

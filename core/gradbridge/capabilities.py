@@ -110,7 +110,7 @@ def capabilities_of(adapter: Adapter, title: str, told: Told) -> Capabilities:
 
 
 def _forward_mode(adapter: Adapter, higher: Capability) -> Capability:
-    if _offers(adapter, "pushforward"):
+    if _offers(adapter, "pushforward") and getattr(adapter, "inner", adapter).has_forward_mode:
         rest = "; for what it refuses, the pullback of the pullback" if higher else ""
         return Capability(True, f"the guest's own, one forward{rest}")
     return Capability(
@@ -160,4 +160,7 @@ def _higher_order(adapter: Adapter) -> Capability:
         adapter.pullback(Signature.flat(1), (0,) if adapter.layout.size else (1,))
     except DerivativeError as error:
         return Capability(False, str(error))
+    refusal = getattr(adapter, "inner", adapter).second_order_refusal
+    if refusal:
+        return Capability(False, refusal)
     return Capability(True, "computed by the guest, to any order it has")

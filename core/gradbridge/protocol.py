@@ -110,6 +110,13 @@ class Adapter(ABC):
     #: How its gradient comes about, where that is worth telling users: ``"numeric: …"``.
     gradient_note: str = ""
 
+    #: Why this model has no derivative of its derivative although `pullback` returns an adapter: what
+    #: users of `capabilities` are told. "" where it has one, or `pullback` itself refuses.
+    second_order_refusal: str = ""
+
+    #: Whether `pushforward` may answer, in a class that has one.
+    has_forward_mode: bool = True
+
     #: Whether `mode="train"` makes this model random or moves state of its own.
     stochastic: bool = False
 

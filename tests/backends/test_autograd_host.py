@@ -6,7 +6,7 @@ import autograd
 import autograd.numpy as np
 import numpy as onp
 import pytest
-from autograd import elementwise_grad, grad, jacobian, make_jvp, make_vjp, value_and_grad
+from autograd import elementwise_grad, grad, hessian, jacobian, make_jvp, make_vjp, value_and_grad
 
 import gradbridge as gb
 from gradbridge.errors import CotangentMismatchError, HigherOrderError, NotDifferentiableError
@@ -102,9 +102,33 @@ def test_a_second_derivative_of_plain_code_raises_and_is_never_zero():
         autograd.hessian_vector_product(lambda x: product(x, x).sum())(onp.ones(2), onp.ones(2))
 
 
-def test_forward_mode_through_plain_code_raises():
-    with pytest.raises(HigherOrderError):
-        make_jvp(product)(1.0, 2.0)(1.0)
+def test_forward_mode_through_plain_code_is_exact_and_without_rules_it_raises():
+    assert make_jvp(product)(1.0, 2.0)(1.0)[1] == grad(product)(1.0, 2.0)
+    with pytest.raises(HigherOrderError, match="no forward mode"):
+        make_jvp(gb.primitive(lambda x: x**2))(1.0)(1.0)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax", "tensorflow", "autograd"])
+def test_second_order_beside_an_integer_output(backend):
+    if backend != "autograd":
+        pytest.importorskip(backend)
+    bodies = {
+        "torch": lambda x: {"y": x.sin(), "n": x.argmax()},
+        "autograd": lambda x: {"y": np.sin(x), "n": onp.array(1)},
+    }
+    if backend == "jax":
+        import jax.numpy as jnp
+
+        bodies["jax"] = lambda x: {"y": jnp.sin(x), "n": x.argmax()}
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        bodies["tensorflow"] = lambda x: {"y": tf.sin(x), "n": tf.argmax(x)}
+    f = gb.primitive(backend=backend)(bodies[backend])
+    x = onp.array([0.3, 0.4])
+    onp.testing.assert_allclose(
+        hessian(lambda x: np.sum(f(x)["y"]))(x), onp.diag(-onp.sin(x)), rtol=1e-13, atol=1e-15
+    )
 
 
 def test_an_outer_derivative_that_does_not_pass_through_the_bridge_is_fine():

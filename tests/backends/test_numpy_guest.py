@@ -320,12 +320,3 @@ def test_ufuncs_take_a_rule():
     f = gb.primitive(np.sin)
     f.defvjp(lambda ans, x: lambda v: v * np.cos(x))
     assert grad(f)(0.0) == 1.0
-
-
-def test_forward_mode_is_refused_in_its_own_words():
-    from autograd import make_jvp
-
-    f = gb.primitive(lambda x: x)
-    f.defvjp(lambda ans, x: lambda v: v)
-    with pytest.raises(NotImplementedError, match=r"forward-mode derivative \(JVP\) of <lambda>"):
-        make_jvp(f)(1.0)(1.0)

@@ -1,4 +1,4 @@
-"""The NumPy guest keeps the laws: written gradients, first order."""
+"""The NumPy guest keeps the laws: written gradients, of every order that is written."""
 
 from gradbridge.testing import ConformanceSuite
 

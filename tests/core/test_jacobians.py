@@ -190,14 +190,23 @@ def test_a_gradient_for_each_row():
         ).row_gradients(np.ones(3), X)
 
 
-def test_forward_products_say_why_they_cannot_be_had_from_a_written_gradient():
+def test_forward_products_come_from_a_written_gradient_too():
     f = waves_bridge()
-    with pytest.raises(HigherOrderError, match="waves"):
-        f.jvp(f.params, X, tangent=f.params)
-    with pytest.raises(HigherOrderError):
-        f.ggn(f.params, X, vector=f.params)
-    with pytest.raises(HigherOrderError):
-        f.jacobian(f.params, X, strategy="jvp")
+    J = f.jacobian(f.params, X, strategy="loop")
+    np.testing.assert_allclose(f.jvp(f.params, X, tangent=f.params), J @ f.params, rtol=1e-13)
+    np.testing.assert_allclose(f.ggn(f.params, X, vector=f.params), J.T @ (J @ f.params), rtol=1e-13)
+    np.testing.assert_allclose(f.jacobian(f.params, X, strategy="jvp"), J, rtol=1e-13)
+
+
+def test_forward_products_say_why_they_cannot_be_had():
+    f = gb.bridge(lambda p, x: p * x, params=np.ones(2), backend="numpy")
+    for product in (
+        lambda: f.jvp(f.params, np.ones(2), tangent=f.params),
+        lambda: f.ggn(f.params, np.ones(2), vector=f.params),
+        lambda: f.jacobian(f.params, np.ones(2), strategy="jvp"),
+    ):
+        with pytest.raises(HigherOrderError, match="no forward mode"):
+            product()
 
 
 def test_what_a_backend_cannot_do_is_said():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,12 +12,26 @@ from gradbridge.errors import HigherOrderError
 from gradbridge.protocol import Array
 from gradbridge.testing import derivatives
 from gradbridge.testing.backend import NotOfferedError
-from gradbridge.testing.checks.catalogue import check
+from gradbridge.testing.checks.catalogue import CheckFunction, check
 from gradbridge.testing.compare import expect_close, expect_outputs, named
 from gradbridge.testing.subject import Point, Subject
 
 
+def _refusable(check: CheckFunction) -> CheckFunction:
+    """A refusal is honest, wherever it comes, so the check is skipped with its reason."""
+
+    @functools.wraps(check)
+    def checked(subject: Subject) -> None:
+        try:
+            check(subject)
+        except HigherOrderError as error:
+            raise NotOfferedError(f"refused, as it should be: {error}") from error
+
+    return checked
+
+
 @check(7)
+@_refusable
 def gradient_again(subject: Subject) -> None:
     """The pullback's adapter computes the same gradients as backward does."""
     point = subject.point(60)
@@ -29,6 +44,7 @@ def gradient_again(subject: Subject) -> None:
 
 
 @check(7)
+@_refusable
 def second_order(subject: Subject) -> None:
     """Pulling the pullback back gives the closed-form second derivatives of all arguments and cotangents."""
     point = subject.point(61)
@@ -45,6 +61,7 @@ def second_order(subject: Subject) -> None:
 
 
 @check(7, ("mlp", "energy", "tied"))
+@_refusable
 def hessian_symmetric(subject: Subject) -> None:
     """⟨v, H w⟩ = ⟨w, H v⟩ for the Hessian H of any weighted sum of the outputs."""
     point = subject.point(63)
@@ -58,13 +75,14 @@ def hessian_symmetric(subject: Subject) -> None:
 
 
 @check(7)
+@_refusable
 def pushforward(subject: Subject) -> None:
     """The pullback of the pullback is the JVP: ⟨v, J w⟩ = ⟨Jᵀ v, w⟩, and J w is the closed form's."""
     point = subject.point(66)
     flight = subject.start(point)
     pulled = list(flight.pull().values())
     tangents = _directions(pulled, 67)
-    gradient = _refusable(flight.call, flight.call.wrt)
+    gradient = flight.call.differentiated(flight.call.wrt)
     zeros = flight.call.zero_cotangents()
     first = 1 + len(point.inputs)
     gradient.wrt = tuple(range(first, first + len(zeros)))
@@ -85,15 +103,16 @@ def pushforward(subject: Subject) -> None:
 
 
 @check(7, ("energy",))
+@_refusable
 def third_order(subject: Subject) -> None:
     """A third derivative is right too: ∂³ Σ x² y along (u, v, w) is Σ 2 (uₓ vₓ w_y + uₓ v_y wₓ + u_y vₓ wₓ)."""
     point = subject.point(68)
     ones = (np.ones(()),)
     (ux, uy), (vx, vy), (wx, wy) = (_directions(point.inputs, seed) for seed in (69, 70, 71))
     call = subject.start(point).call
-    first = _refusable(call, (1, 2))
+    first = call.differentiated((1, 2))
     first.run(point.params, (*point.inputs, *ones))
-    second = _refusable(first, (1, 2))
+    second = first.differentiated((1, 2))
     second.wrt = (1, 2)
     second.run(point.params, (*point.inputs, *ones, ux, uy))  # H u
     third = second.pull((vx, vy), (1, 2))
@@ -104,15 +123,7 @@ def third_order(subject: Subject) -> None:
 def _differentiated(subject: Subject, point: Point) -> tuple[Call, list[Array]]:
     """A call of the pullback, not run yet, and its arguments: params, inputs and cotangents."""
     call = subject.start(point).call
-    return _refusable(call, call.wrt), [point.params, *point.inputs, *point.cotangents]
-
-
-def _refusable(call: Call, wrt: tuple[int, ...]) -> Call:
-    """The call of its pullback; a refusal is honest, so the check is skipped with its reason."""
-    try:
-        return call.differentiated(wrt)
-    except HigherOrderError as error:
-        raise NotOfferedError(f"refused, as it should be: {error}") from error
+    return call.differentiated(call.wrt), [point.params, *point.inputs, *point.cotangents]
 
 
 def _floating(arrays: Sequence[Array]) -> tuple[int, ...]:
