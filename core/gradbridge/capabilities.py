@@ -138,12 +138,12 @@ def _jacobians(adapter: Adapter, higher: Capability, train: bool) -> dict[str, C
             else "its backend pulls one cotangent at a time",
         ),
         "Jacobian, batched JVP": Capability(
-            forward or higher.works,
+            forward or (higher.works and batched),
             "all numbers of the arguments in one forward"
             if forward
             else "by the pullback of the pullback"
-            if higher
-            else "no forward mode for many tangents",
+            if higher.works and batched
+            else "its backend pushes one tangent at a time; the JVPs are looped",
         ),
         "Jacobian, loop": Capability(True, "one backward per output, in bounded memory"),
     }
