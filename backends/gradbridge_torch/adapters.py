@@ -17,12 +17,19 @@ import numpy as np
 import torch
 
 from gradbridge import trees
-from gradbridge.errors import GradbridgeError, GradbridgeWarning, HigherOrderError, OutputError
+from gradbridge.errors import (
+    GradbridgeError,
+    GradbridgeWarning,
+    GuestError,
+    HigherOrderError,
+    OutputError,
+)
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, Signature
 from gradbridge_torch.forward_mode import pushed, pushed_many
 from gradbridge_torch.isolation import Isolation
 from gradbridge_torch.jacobians import jacobians_of_rows, pulled_back, pulled_many
+from gradbridge_torch.replicas import EmptiedError
 from gradbridge_torch.tensors import to_array, to_tensor, view_of
 
 
@@ -55,6 +62,8 @@ class TensorAdapter(Adapter):
         self._device = device
         self._isolation = isolation
         self._noticed = False
+        # Whether it takes gradients itself, of its parameters or inputs, so that a plain forward records, too.
+        self._differentiates = False
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
@@ -84,16 +93,22 @@ class TensorAdapter(Adapter):
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
                 return self.forward(loaded, inputs, signature, wrt)
-        pieces = [piece.detach().requires_grad_() for piece in loaded] if 0 in wrt else loaded
+        pieces = loaded
+        if 0 in wrt or self._differentiates:
+            pieces = [piece.detach().requires_grad_() for piece in loaded]
         tensors = [self.input_tensor(i, leaf) for i, leaf in enumerate(inputs)]
         for position in wrt:
             if position:
                 tensors[position - 1].requires_grad_()
-        output = self._isolation.run(
-            lambda: self.compute(pieces, list(tensors), signature), bool(wrt), signature.noise
-        )
+        try:
+            output = self._run(pieces, tensors, signature, bool(wrt) or self._differentiates)
+        except GuestError as error:
+            if wrt or self._differentiates or "does not require grad" not in str(error):
+                raise
+            self._differentiates = True  # it takes gradients in its forward
+            return self.forward(loaded, inputs, signature, wrt)
         if isinstance(output, torch.Tensor):
-            return to_array(output), (_Residuals([output], pieces, tensors) if wrt else None)
+            return to_array(output), (_Residuals([output], pieces, tensors, signature) if wrt else None)
         leaves, structure = trees.flatten(output)
         for index, leaf in enumerate(leaves):
             if not isinstance(leaf, torch.Tensor):
@@ -102,7 +117,44 @@ class TensorAdapter(Adapter):
                     f"tensor, or a tuple, list, dict or dataclass of tensors: drop the rest or make it a tensor"
                 )
         arrays = trees.unflatten(structure, [to_array(leaf) for leaf in leaves])
-        return arrays, (_Residuals(leaves, pieces, tensors) if wrt else None)
+        return arrays, (_Residuals(leaves, pieces, tensors, signature) if wrt else None)
+
+    def _run(
+        self, pieces: list[torch.Tensor], tensors: list[Any], signature: Signature, tracked: bool
+    ) -> Any:
+        """Compute the outputs; again, with replicas that are kept, if that is seen to be needed."""
+
+        def compute() -> Any:
+            return self.compute(pieces, list(tensors), signature)
+
+        try:
+            return self._isolation.run(compute, tracked, signature.noise)
+        except EmptiedError:
+            if not self.keep_replicas():
+                raise
+            return self._isolation.run(compute, tracked, signature.noise)
+
+    def keep_replicas(self) -> bool:
+        """Make later calls keep what they were computed with; False where that makes no difference."""
+        return False
+
+    def _renew(self, residuals: _Residuals) -> None:
+        """Make the call again, so that its backward finds the parameters that it computes with once more.
+
+        Raises:
+            GuestError: it gives something else than it gave.
+        """
+        self.keep_replicas()
+        output = self._run(residuals.pieces, residuals.inputs, residuals.signature.replayed(), True)
+        leaves = [output] if isinstance(output, torch.Tensor) else trees.flatten(output)[0]
+        for before, after in zip(residuals.outputs, leaves):
+            if not np.array_equal(view_of(before), view_of(after), equal_nan=before.is_floating_point()):
+                raise GuestError(
+                    f"{self.label} computes parts of its forward again in its backward (activation checkpointing), "
+                    f"and gives other outputs the second time: it changes its input or some state; leave one "
+                    f"of the two out"
+                )
+        residuals.outputs = leaves
 
     def backward(
         self, residuals: _Residuals, cotangents: Sequence[Array], wrt: tuple[int, ...]
@@ -120,7 +172,17 @@ class TensorAdapter(Adapter):
         found: Sequence[torch.Tensor | None] = [None] * len(wanted)
         if outputs and wanted:
             # The graph is kept, because the same call may be pulled back again.
-            found = pulled_back(outputs, wanted, pulled)
+            try:
+                found = pulled_back(outputs, wanted, pulled)
+            except EmptiedError:
+                if not self.keep_replicas():
+                    raise
+                self._renew(residuals)
+                return self.backward(residuals, cotangents, wrt)
+            except RuntimeError as error:
+                if isinstance(error, GradbridgeError):
+                    raise
+                raise self._backward_failed(error) from error
         if any(gradient is None for gradient in found):
             self._doubt_unused(residuals.outputs)
         gradients = iter(zip(wanted, found))
@@ -279,6 +341,15 @@ class TensorAdapter(Adapter):
             for where, shape in zip(self.layout.slices, self.layout.shapes)
         ]
 
+    def _backward_failed(self, error: RuntimeError) -> GradbridgeError:
+        first = str(error).splitlines()[0]
+        way = "look for operations in it that torch cannot differentiate"
+        if "inplace" in first:
+            way = "the model writes to what its derivative needs: write to a clone()"
+        if "use_reentrant" in first:
+            way = "call torch.utils.checkpoint.checkpoint with use_reentrant=False"
+        return GuestError(f"the derivative of {self.label} failed in torch: {first}; {way}")
+
     def _doubt_unused(self, outputs: list[torch.Tensor]) -> None:
         """Say once that nothing depends on what is differentiated: a model may have cut its graph."""
         if not self._noticed and not any(output.requires_grad for output in outputs):
@@ -367,12 +438,25 @@ class PullbackAdapter(TensorAdapter):
         try:
             yield
         except RuntimeError as error:
-            if isinstance(error, GradbridgeError):
+            if isinstance(error, (GradbridgeError, EmptiedError)):
                 raise
-            raise HigherOrderError(
-                f"a derivative of the {self.label} was asked for, and torch has none: {str(error).splitlines()[0]}; "
-                f"use first-order derivatives only, or write the model without the operation that it names"
-            ) from error
+            raise self._backward_failed(error) from error
+
+    def _backward_failed(self, error: RuntimeError) -> GradbridgeError:
+        first = str(error).splitlines()[0]
+        way = "use first-order derivatives only, or write the model without the operation that it names"
+        if "scaled_dot_product" in first:
+            way = (
+                "torch's fast attention has one derivative; call the model within "
+                "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), in a module around it"
+            )
+        return HigherOrderError(
+            f"a derivative of the {self.label} was asked for, and torch has none: {first}; {way}"
+        )
+
+    def keep_replicas(self) -> bool:
+        """As the parent."""
+        return self._parent.keep_replicas()
 
     def input_tensor(self, index: int, leaf: Any) -> Any:
         """Inputs as the parent takes them; cotangents keep their dtype until the outputs are known."""
@@ -413,10 +497,16 @@ class PullbackAdapter(TensorAdapter):
 class _Residuals:
     """What one forward keeps: its outputs with their graph, and the leaves of that graph."""
 
-    __slots__ = ("inputs", "outputs", "pieces")
+    __slots__ = ("inputs", "outputs", "pieces", "signature")
 
-    def __init__(self, outputs: list[torch.Tensor], pieces: list[torch.Tensor], inputs: list[Any]) -> None:
-        self.outputs, self.pieces, self.inputs = outputs, pieces, inputs
+    def __init__(
+        self,
+        outputs: list[torch.Tensor],
+        pieces: list[torch.Tensor],
+        inputs: list[Any],
+        signature: Signature,
+    ) -> None:
+        self.outputs, self.pieces, self.inputs, self.signature = outputs, pieces, inputs, signature
 
     def at(self, position: int) -> list[torch.Tensor]:
         return self.pieces if position == 0 else [self.inputs[position - 1]]

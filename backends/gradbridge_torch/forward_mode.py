@@ -1,7 +1,7 @@
 """torch's forward mode, where it says the same as its reverse mode.
 
-torch computes a tangent wherever numbers flow, also through a ``no_grad`` block and past a tensor's
-hooks, where a gradient is cut or changed. So the model is watched: if one of these is met there is
+torch computes a tangent wherever numbers flow: through a ``no_grad`` block, past a tensor's hooks, and
+through a gradient that the model takes, where an outer gradient is cut or changed. So the model is watched: if one of these is met there is
 no tangent to be had here, and the pullback's pullback is asked instead.
 """
 
@@ -20,7 +20,13 @@ from torch.overrides import TorchFunctionMode
 # torch has one level of forward mode for the whole process, and whoever leaves it drops all tangents.
 _turns = threading.RLock()
 
-_HOOKS = (torch.Tensor.register_hook,)
+# A hook changes gradients alone, and a gradient that is taken inside is a constant to an outer one.
+_UNLIKE = (
+    torch.Tensor.register_hook,
+    torch.Tensor.backward,
+    torch.autograd.grad,
+    torch.autograd.backward,
+)
 
 
 class _Unlike(Exception):
@@ -35,7 +41,7 @@ class _Watch(TorchFunctionMode):
         self.is_unlike = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _HOOKS or not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        if func in _UNLIKE or not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             self.is_unlike = True
         return func(*args, **(kwargs or {}))
 

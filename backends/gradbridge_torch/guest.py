@@ -100,6 +100,8 @@ class ModuleAdapter(TensorAdapter):
             Isolation(placed, self._train and _draws(module), watched=_has_own_code(module)),
         )
         self._template = template
+        # Whether it computes in its backward, too; seen when it first does.
+        self._recomputes = False
         has_buffers = any(True for _ in template.buffers())
         self._moving = self._train and has_buffers
         # A forward of the user's may write to buffers in eval mode too; then each gets its own.
@@ -131,7 +133,8 @@ class ModuleAdapter(TensorAdapter):
     def compute(self, pieces: list[torch.Tensor], inputs: list[Any], signature: Signature) -> Any:
         """Run a replica of the module that holds the pieces."""
         args, kwargs = signature.bind(inputs)
-        replica = self._pool.take()
+        kept = self._recomputes
+        replica = self._pool.new() if kept else self._pool.take()
         try:
             if self._lending:
                 self._lend_buffers(replica)
@@ -145,8 +148,14 @@ class ModuleAdapter(TensorAdapter):
         except Exception as error:
             raise explained(error, self.label, replica.module, inputs) from error
         finally:
-            replica.empty()
-            self._pool.give_back(replica)
+            if not kept:
+                replica.empty()
+                self._pool.give_back(replica)
+
+    def keep_replicas(self) -> bool:
+        """From now on every call has a replica of its own, that holds its parameters as long as its graph lives."""
+        self._recomputes = True
+        return True
 
     # -- private ------------------------------------------------------------------------------
 

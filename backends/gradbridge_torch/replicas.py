@@ -17,6 +17,21 @@ from torch import nn
 from gradbridge.errors import GuestError
 
 
+class EmptiedError(RuntimeError):
+    """A replica was computed with after its call: activation checkpointing does so, in the backward."""
+
+
+class _Emptied(torch.Tensor):
+    """Stands in a slot between calls. What computes with it is late, and would take it for the parameter."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise EmptiedError("parameters of a call that has ended were used again")
+
+
+_EMPTIED = torch.Tensor._make_subclass(_Emptied, torch.empty(0))
+
+
 class Replica:
     """One copy of the module, and where its parameters go."""
 
@@ -24,7 +39,7 @@ class Replica:
         self.module = module
         # (slot dict, key, index of the parameter); tied parameters have several slots.
         self._slots = [
-            (holder._parameters, key, names[id(value)], value)
+            (holder._parameters, key, names[id(value)])
             for holder in module.modules()
             for key, value in holder._parameters.items()
             if value is not None and id(value) in names
@@ -32,13 +47,13 @@ class Replica:
 
     def fill(self, pieces: list[torch.Tensor]) -> None:
         """Put these tensors where the parameters go."""
-        for slots, key, index, _ in self._slots:
+        for slots, key, index in self._slots:
             slots[key] = pieces[index]  # type: ignore[assignment]
 
     def empty(self) -> None:
-        """Put the placeholders back: a graph must not outlive its call by hanging in a slot."""
-        for slots, key, _, placeholder in self._slots:
-            slots[key] = placeholder
+        """Take the tensors out: a graph must not outlive its call by hanging in a slot."""
+        for slots, key, _ in self._slots:
+            slots[key] = _EMPTIED  # type: ignore[assignment]
 
 
 class ReplicaPool:
@@ -64,13 +79,14 @@ class ReplicaPool:
         try:
             return self._idle.pop()
         except IndexError:
-            return self._new()
+            return self.new()
 
     def give_back(self, replica: Replica) -> None:
         """Let the next call have it."""
         self._idle.append(replica)
 
-    def _new(self) -> Replica:
+    def new(self) -> Replica:
+        """A replica that is nobody else's, to be kept."""
         shared: list[torch.Tensor] = list(self._trainable)
         if self._share_buffers:
             shared += [*self._template.buffers(), *self._template.parameters()]

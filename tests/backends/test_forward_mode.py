@@ -165,7 +165,14 @@ def test_torch_cuts_a_tangent_where_it_cuts_a_gradient(torch):
             y.register_hook(lambda g: 10 * g)
         return torch.sin(y)
 
+    def with_a_constant_gradient(x):
+        if not x.requires_grad:
+            x = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(torch.sin(x).sum(), x, retain_graph=True)
+        return x * slope
+
     assert agrees(detached, "torch", POINT, MOVE)
+    assert not agrees(with_a_constant_gradient, "torch", POINT, MOVE)
     assert not agrees(without_grad, "torch", POINT, MOVE)
     assert not agrees(hooked, "torch", POINT, MOVE)
 
