@@ -76,6 +76,7 @@ def _traced(
             for y in outputs:
                 if y.dtype.is_floating:
                     moved = accumulator.jvp(y, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+                    moved = tf.convert_to_tensor(moved)  # some operations give slices of it
                 else:
                     moved = tf.zeros(tf.shape(y))
                 found.append(tf.cast(moved, carrier(moved.dtype)))

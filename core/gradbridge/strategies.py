@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.errors import DerivativeError, GradbridgeError, OptionError
+from gradbridge.errors import DerivativeError, GradbridgeError, GuestError, OptionError
 from gradbridge.points import Forward, Point
 from gradbridge.protocol import Adapter, Array
 
@@ -79,17 +79,30 @@ class Work:
                 )
             self._note(strategy)
             return found
-        for candidate in self._candidates():
+        candidates = self._candidates()
+        for candidate in candidates:
             try:
                 found = self._followed(candidate)
             except DerivativeError:
                 if candidate == "loop":
                     raise
                 continue
+            except GuestError as error:
+                if candidate != "loop" or "jvp" in candidates:
+                    raise
+                found = self._pushed_after(error)
+                candidate = "jvp"
             if found is not None:
                 self._note(candidate)
                 return found
         raise AssertionError("the loop follows always")  # pragma: no cover
+
+    def _pushed_after(self, error: GuestError) -> list[Array]:
+        """By tangents, where the guest cannot pull back but has a forward mode (a while loop in JAX)."""
+        try:
+            return self._by_tangents()
+        except GradbridgeError:
+            raise error from None
 
     def _note(self, strategy: str) -> None:
         sizes = f"{self.total} outputs and {self.arguments} numbers of the arguments"

@@ -9,7 +9,7 @@ from autograd import grad, make_jvp
 from autograd.differential_operators import make_jvp_reversemode
 
 import gradbridge as gb
-from gradbridge.errors import CotangentMismatchError, NotDifferentiableError
+from gradbridge.errors import CotangentMismatchError, GuestError, NotDifferentiableError
 
 X = np.random.default_rng(0).normal(size=(5, 3))
 
@@ -266,3 +266,26 @@ def test_what_cannot_be_batched_is_not_logged(caplog):
     q = gb.primitive(backend="tensorflow")(lambda x: inner(x))
     q.bridge.jacobian(np.empty(0), POINT, wrt=1, strategy="jvp")
     assert "pfor" not in caplog.text
+
+
+def test_what_jax_cannot_pull_back_it_pushes():
+    jax = pytest.importorskip("jax")
+    import jax.numpy as jnp
+
+    def iterated(x):
+        return jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, jnp.sin(s[1])), (0, x))[1]
+
+    q = gb.primitive(backend="jax")(iterated)
+    slope = np.cos(np.sin(np.sin(POINT))) * np.cos(np.sin(POINT)) * np.cos(POINT)
+    np.testing.assert_allclose(make_jvp(q)(POINT)(MOVE)[1], slope * MOVE, rtol=1e-13)
+    for strategy in ("auto", "jvp"):
+        found = q.bridge.jacobian(np.empty(0), POINT, wrt=1, strategy=strategy)
+        np.testing.assert_allclose(found, np.diag(slope), rtol=1e-13)
+    with pytest.raises(GuestError, match="while_loop"):
+        grad(lambda x: anp.sum(q(x)))(POINT)
+
+
+def test_tensorflow_operations_whose_tangents_are_slices():
+    tf = pytest.importorskip("tensorflow")
+    agrees(lambda x: tf.math.segment_sum(x, [0, 0]), "tensorflow", POINT, MOVE)
+    assert agrees(lambda x: tf.gather(x, [0, 1, 1]) ** 2, "tensorflow", POINT, MOVE)
