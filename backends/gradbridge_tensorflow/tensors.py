@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.ops import EagerTensor
 
 from gradbridge.errors import InputError, OptionError
 from gradbridge.layout import ParameterLayout
@@ -97,8 +98,10 @@ def to_tensor(array: Array, dtype: tf.DType | None) -> tf.Tensor:
 _LARGE = 1 << 16
 _ALIGNMENT = 64
 
-# A tensor of its own class takes an array as it is, if it is aligned, and copies it otherwise.
-_Tensor: Any = type(tf.constant(0.0))
+# A tensor of its own class takes an array as it is, if it is aligned, and copies it otherwise. The
+# class by its name: making a tensor to ask for its type would start TensorFlow when this is imported,
+# and nobody could set its threads or devices after that.
+_Tensor: Any = EagerTensor
 
 
 @functools.cache

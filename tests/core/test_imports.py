@@ -62,6 +62,19 @@ def test_bridging_a_torch_model_loads_torch_alone():
     assert not loaded
 
 
+def test_loading_the_tensorflow_backend_leaves_its_threads_and_devices_to_be_set():
+    pytest.importorskip("tensorflow")
+    code = (
+        "import gradbridge_tensorflow.guest, tensorflow as tf\n"
+        "tf.config.threading.set_intra_op_parallelism_threads(1)\n"
+        "tf.config.set_logical_device_configuration(\n"
+        "    tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2)\n"
+        "assert len(tf.config.list_logical_devices('CPU')) == 2"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("core/**/*.py")), ids=lambda p: p.stem)
 def test_core_knows_no_framework(path):
     for node in ast.walk(ast.parse(path.read_text())):
