@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 from gradbridge.errors import GuestError
 
@@ -46,7 +47,7 @@ def slot(like: tf.Variable, dtype: tf.DType) -> tf.Variable:
     return _Slot(value, trainable=like.trainable, name=name, shape=like.shape)
 
 
-class _Slot(type(tf.Variable(0.0))):  # type: ignore[misc]
+class _Slot(ResourceVariable):  # type: ignore[misc]
     """A resource variable that reads as a tensor of the trace under way."""
 
     def value(self) -> Any:
