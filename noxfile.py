@@ -94,7 +94,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typecheck(session: nox.Session) -> None:
     """mypy, strict on core."""
-    install(session, "-e", ".", "mypy")
+    install(session, "-e", ".", "mypy", "pytest")
     session.run("mypy")
 
 

@@ -64,6 +64,15 @@ class UnderTest(BackendUnderTest):
 
         return Native(unused, params={"weight": weight, "spare": spare})
 
+    def wave(self, scale: Array) -> Native:
+        """A function of complex arrays."""
+
+        def wave(params: Any, x: Any, z: Any) -> Any:
+            square = anp.real(z * anp.conj(z))
+            return params["scale"] * anp.exp(1j * x) * z * square, square
+
+        return Native(wave, params={"scale": scale})
+
     def state(self, model: Any) -> Any:
         """autograd's counter of open traces, its only global state."""
         return trace_stack.top

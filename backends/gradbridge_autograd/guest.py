@@ -18,6 +18,7 @@ from autograd.builtins import DictBox, SequenceBox
 from autograd.tracer import getval, isbox
 
 from gradbridge import trees
+from gradbridge.borders import INEXACT, host_dtype
 from gradbridge.errors import (
     GradbridgeError,
     GuestError,
@@ -68,6 +69,8 @@ class BoxAdapter(Adapter):
         dtype: of floating inputs in the computation; None keeps theirs.
     """
 
+    takes_complex = True
+
     def __init__(
         self, label: str, layout: ParameterLayout, dtypes: Sequence[Any], dtype: np.dtype[Any] | None
     ) -> None:
@@ -108,9 +111,9 @@ class BoxAdapter(Adapter):
         recording = Recording(function, _values(loaded, leaves, wrt))
         outputs = [np.array(output) for output in recording.outputs]
         for index, output in enumerate(outputs):
-            if output.dtype.kind not in "fiub":
+            if output.dtype.kind not in "fiubc":
                 raise OutputError(
-                    f"output {index} of {self.label} has dtype {output.dtype}; return real arrays, made with "
+                    f"output {index} of {self.label} has dtype {output.dtype}; return arrays of numbers, made with "
                     f"autograd.numpy rather than numpy"
                 )
         structure = form[0]
@@ -127,13 +130,13 @@ class BoxAdapter(Adapter):
         Raises:
             NotDifferentiableError: no output is floating.
         """
-        if all(dtype.kind != "f" for dtype in residuals.dtypes):
+        if all(dtype.kind not in INEXACT for dtype in residuals.dtypes):
             raise NotDifferentiableError(
                 f"{self.label} returned no floating array, so it has no derivative; return probabilities "
                 f"rather than a class, say"
             )
         # Copies: a rule may hand its cotangent on as it is, and the caller owns what we return.
-        pulled = [np.array(c, d) if d.kind == "f" else c for c, d in zip(cotangents, residuals.dtypes)]
+        pulled = [np.array(c, d) if d.kind in INEXACT else c for c, d in zip(cotangents, residuals.dtypes)]
         try:
             found = residuals.recording.pull(pulled)
         except Exception as error:
@@ -157,7 +160,8 @@ class BoxAdapter(Adapter):
         """A copy of an input in the dtype of the computation; what is no array stays."""
         if type(leaf) is not np.ndarray:
             return leaf
-        return np.array(leaf, self._dtype if leaf.dtype.kind == "f" else None)
+        dtype = None if self._dtype is None else host_dtype(leaf.dtype, self._dtype)
+        return np.array(leaf, dtype)
 
     def _computed(self, pieces: Sequence[Any], leaves: list[Any], structure: optree.PyTreeSpec) -> Any:
         try:
@@ -317,7 +321,7 @@ def _opened(output: Any, label: str) -> tuple[list[Any], optree.PyTreeSpec | Non
         return [output], None
     leaves, structure = trees.flatten(output)
     for index, leaf in enumerate(leaves):
-        if not (isbox(leaf) or isinstance(leaf, (np.ndarray, np.generic, float, int))):
+        if not (isbox(leaf) or isinstance(leaf, (np.ndarray, np.generic, float, int, complex))):
             raise OutputError(
                 f"output {index} of {label} is a {type(leaf).__name__}; a bridged function returns an array, or "
                 f"a tuple, list, dict or dataclass of arrays: drop the rest or make it an array"
@@ -355,4 +359,4 @@ def _plain(value: Any) -> Any:
 
 def _dense(gradient: Any, like: Array) -> Array:
     found = np.zeros(like.shape, like.dtype) if gradient is None else np.array(gradient)
-    return found if found.dtype.kind == "f" else found.astype(np.float64)
+    return found if found.dtype.kind in INEXACT else found.astype(np.float64)

@@ -14,6 +14,7 @@ import autograd.numpy as anp
 from autograd.builtins import DictBox, SequenceBox
 from autograd.extend import Box, defjvp_argnums, defvjp_argnums, primitive
 
+from gradbridge.borders import INEXACT
 from gradbridge.call import Call
 from gradbridge.errors import HigherOrderError
 from gradbridge.host import Host
@@ -86,7 +87,7 @@ def _pullback(argnums: Sequence[int], ans: Any, args: tuple[Any, ...], kwargs: d
     def pull(g: Any) -> Any:
         # A box of a tuple boxes all of its leaves; those of integer outputs are zeros and do not move.
         cotangents = [
-            c if dtype.kind == "f" else _unboxed(c) for c, (_, dtype) in zip(_leaves(g), call.outputs)
+            c if dtype.kind in INEXACT else _unboxed(c) for c, (_, dtype) in zip(_leaves(g), call.outputs)
         ]
         if outer or any(map(_is_box, cotangents)):
             return _lifted(call.differentiated(wrt), (*arguments, *cotangents))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optree
 
+from gradbridge.borders import INEXACT, real_dtype
 from gradbridge.errors import GradbridgeError, InputError, NotDifferentiableError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, Signature
@@ -70,6 +71,8 @@ class ArrayAdapter(Adapter):
         self._programs: Recent[Program] = Recent()
         self._row_programs: Recent[RowProgram] = Recent()
         self._derivatives: Recent[PullbackAdapter] = Recent()
+
+    takes_complex = True  # JAX's gradients are the protocol's: ∂/∂x - i ∂/∂y
 
     #: Whether it draws random numbers, so that a key must be made for each call.
     draws: bool = False
@@ -337,7 +340,7 @@ class ArrayAdapter(Adapter):
         """Whether to compute with 64-bit numbers in existence: if any of them is one, or nobody says."""
         if self._own_wide is not None:
             return self._own_wide
-        floating = [leaf.dtype for leaf in inputs if type(leaf) is np.ndarray and leaf.dtype.kind == "f"]
+        floating = [real_dtype(x.dtype) for x in inputs if type(x) is np.ndarray and x.dtype.kind in INEXACT]
         return not floating or any(dtype.itemsize >= 8 for dtype in floating)
 
     def is_compiled(self) -> bool:

@@ -77,7 +77,7 @@ def cast_floating(leaf: Any, dtype: np.dtype[Any] | None) -> Any:
 
 
 def to_guest(array: Array, dtype: np.dtype[Any] | None, wide: bool, index: int) -> Array:
-    """A copy of an input in the dtype that the computation sees.
+    """A copy of an input in the dtype that the computation sees: a complex one in that precision.
 
     Always a copy: JAX reads NumPy arrays where they stand, later perhaps, and the caller may change
     its own.
@@ -95,6 +95,9 @@ def to_guest(array: Array, dtype: np.dtype[Any] | None, wide: bool, index: int) 
     if kind == "f":
         through = dtype if dtype is not None else array.dtype.newbyteorder("=")
         return np.array(array, dtype=np.float64 if through.itemsize > 8 else through, order="C")
+    if kind == "c":
+        real = dtype if dtype is not None else np.dtype(f"f{array.dtype.itemsize // 2}")
+        return np.array(array, np.complex128 if wide and real.itemsize > 4 else np.complex64, order="C")
     if kind not in "iub":
         raise InputError(
             f"JAX has no arrays of dtype {array.dtype}; convert input {index} of shape {array.shape} to numbers"
@@ -114,6 +117,6 @@ def to_guest(array: Array, dtype: np.dtype[Any] | None, wide: bool, index: int) 
 def to_array(value: Any) -> Array:
     """A new NumPy array with the content; what NumPy does not have (bfloat16) widens to float32."""
     array = np.asarray(value)
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind not in "fiubc":
         return array.astype(np.float32)
     return np.array(array)

@@ -68,6 +68,16 @@ class UnderTest(BackendUnderTest):
             layer.scale, layer.bias = nnx.Param(jnp.array(scale)), nnx.Param(jnp.array(shift))
             return layer
 
+    def wave(self, scale: Array) -> Native:
+        """A function of complex arrays."""
+
+        def wave(params: Any, x: Any, z: Any) -> Any:
+            square = (z * z.conj()).real
+            phase = jax.lax.complex(jnp.cos(x), jnp.sin(x))
+            return jax.lax.complex(params["scale"] * square, 0 * square) * phase * z, square
+
+        return Native(wave, params={"scale": scale})
+
     def state(self, model: Any) -> Any:
         """Every variable and attribute of a module, and JAX's flags."""
         config: Any = jax.config  # its flags are made at run time

@@ -51,9 +51,8 @@ class NNXAdapter(ArrayAdapter):
             for name, leaf in zip(layout.names, own.params):
                 if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
                     raise NotDifferentiableError(
-                        f"parameter {name!r} of {label} is complex; frameworks disagree on the sign of the "
-                        f"imaginary part of a gradient, so complex parameters are refused: keep the real and "
-                        f"imaginary parts as two real parameters"
+                        f"parameter {name!r} of {label} is complex, and params are a real vector; keep the "
+                        f"real and imaginary parts as two real parameters, and join them with jax.lax.complex"
                     )
             twin = nnx.merge(own.graph, own.params_tree, own.state_tree)
             _set_dtype(twin, self._dtype_asked)

@@ -44,9 +44,8 @@ class ParameterTree:
         for path, leaf in zip(paths, leaves):
             if is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
                 raise NotDifferentiableError(
-                    f"parameter {path!r} of {owner} is complex; frameworks disagree on the sign of the imaginary "
-                    f"part of a gradient, so complex parameters are refused: keep the real and imaginary parts "
-                    f"as two real parameters"
+                    f"parameter {path!r} of {owner} is complex, and params are a real vector; keep the real "
+                    f"and imaginary parts as two real parameters, and join them with jax.lax.complex"
                 )
             if structure is not None and not is_inexact(leaf):
                 came = f"dtype {leaf.dtype}" if is_array(leaf) else f"type {type(leaf).__name__}"

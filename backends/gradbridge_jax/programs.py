@@ -41,7 +41,7 @@ class Form:
 
     Attributes:
         structure: of the output tree; None for one array alone.
-        floating: for each leaf, whether it is floating and has a derivative.
+        floating: for each leaf, whether it is floating or complex and has a derivative.
     """
 
     structure: optree.PyTreeSpec | None
@@ -69,7 +69,7 @@ def split_output(output: Any, label: str) -> tuple[list[Any], list[Any], Form]:
         leaves, structure = trees.flatten(output)
     arrays = []
     for index, leaf in enumerate(leaves):
-        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float)):
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
             raise OutputError(
                 f"output {index} of {label} is a {type(leaf).__name__}; a bridged model returns an array, or "
                 f"a tuple, list, dict or dataclass of arrays: drop the rest or make it an array"
@@ -77,14 +77,8 @@ def split_output(output: Any, label: str) -> tuple[list[Any], list[Any], Form]:
         arrays.append(jnp.asarray(leaf))
     for index, array in enumerate(arrays):
         if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != jnp.bool_:
-            raise OutputError(f"output {index} of {label} has dtype {array.dtype}; return real numbers")
-        if jnp.issubdtype(array.dtype, jnp.complexfloating):
-            raise OutputError(
-                f"output {index} of {label} has dtype {array.dtype}; complex outputs are not supported, because "
-                f"frameworks disagree on the sign of the imaginary part of a gradient: return the real and "
-                f"imaginary parts as two outputs"
-            )
-    floating = tuple(bool(jnp.issubdtype(array.dtype, jnp.floating)) for array in arrays)
+            raise OutputError(f"output {index} of {label} has dtype {array.dtype}; return numbers")
+    floating = tuple(bool(jnp.issubdtype(array.dtype, jnp.inexact)) for array in arrays)
     floats = [array for array, yes in zip(arrays, floating) if yes]
     others = [array for array, yes in zip(arrays, floating) if not yes]
     return floats, others, Form(structure, floating)

@@ -12,13 +12,14 @@ import numpy as np
 import optree
 
 from gradbridge import trees
+from gradbridge.borders import INEXACT
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, Signature
 from gradbridge_numpy.forms import OUTPUTS
 from gradbridge_numpy.pullbacks import Point
 from gradbridge_numpy.rules import Rules
 
-NUMBERS = (float, int, np.ndarray, np.generic)
+NUMBERS = (float, int, complex, np.ndarray, np.generic)
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,25 @@ class CalledPoint(Point):
         position = self.places[place][leaf]
         return np.shape(self.leaves[position - 1]) if position else self.params.shape
 
+    def zeros(self, place: int, leaf: int) -> Array:
+        """Zeros like one leaf of an argument or of the outputs, complex where that is."""
+        return np.zeros(
+            self.shape(place, leaf), np.complex128 if self.is_complex(place, leaf) else np.float64
+        )
+
+    def is_complex(self, place: int, leaf: int) -> bool:
+        """Whether a leaf of an argument or of the outputs is complex."""
+        return self._kind(place, leaf) == "c"
+
     def moves(self, place: int, leaf: int) -> bool:
-        """Whether a leaf has a derivative: an output that is not floating has none."""
-        return place != OUTPUTS or np.asarray(self.answer[leaf]).dtype.kind == "f"
+        """Whether a leaf has a derivative: an output that is not floating or complex has none."""
+        return place != OUTPUTS or self._kind(place, leaf) in INEXACT
+
+    def _kind(self, place: int, leaf: int) -> str:
+        if place == OUTPUTS:
+            return np.asarray(self.answer[leaf]).dtype.kind
+        position = self.places[place][leaf]
+        return np.asarray(self.leaves[position - 1]).dtype.kind if position else "f"
 
 
 def trees_map(convert: Callable[[Any], Any], tree: Any) -> Any:

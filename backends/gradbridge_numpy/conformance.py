@@ -194,6 +194,49 @@ class UnderTest(BackendUnderTest):
             vjp=(of_params, of_x, None),
         )
 
+    def wave(self, scale: Array) -> Native:
+        """A function of complex arrays: VJPs by the convention of autograd, and their JVPs."""
+
+        def phase(x: Array) -> Array:
+            return np.exp(1j * x)
+
+        def cubed(z: Array) -> Array:
+            return z * abs(z) ** 2
+
+        def moved(t: Array, z: Array) -> Array:
+            """Tangent of `cubed`."""
+            return 2 * abs(z) ** 2 * t + z**2 * np.conj(t)
+
+        def of_cube(c: Array, z: Array) -> Array:
+            """VJP of `cubed`."""
+            return 2 * abs(z) ** 2 * c + np.conj(z**2 * c)
+
+        of_scale = VJPRule(lambda ans, s, x, z: lambda v: np.real(v[0] * phase(x) * cubed(z)).sum(0))
+        of_x = VJPRule(lambda ans, s, x, z: lambda v: np.real(1j * v[0] * s * phase(x) * cubed(z)))
+        of_z = VJPRule(lambda ans, s, x, z: lambda v: of_cube(v[0] * s * phase(x), z) + 2 * v[1] * np.conj(z))
+        of_scale.defjvp(
+            None,
+            lambda t, gradient, s, x, z, v: np.real(1j * t * v[0] * phase(x) * cubed(z)).sum(0),
+            lambda t, gradient, s, x, z, v: np.real(v[0] * phase(x) * moved(t, z)).sum(0),
+        )
+        of_x.defjvp(
+            lambda t, gradient, s, x, z, v: np.real(1j * v[0] * t * phase(x) * cubed(z)),
+            lambda t, gradient, s, x, z, v: np.real(-t * v[0] * s * phase(x) * cubed(z)),
+            lambda t, gradient, s, x, z, v: np.real(1j * v[0] * s * phase(x) * moved(t, z)),
+        )
+        of_z.defjvp(
+            lambda t, gradient, s, x, z, v: of_cube(v[0] * t * phase(x), z),
+            lambda t, gradient, s, x, z, v: of_cube(1j * t * v[0] * s * phase(x), z),
+            lambda t, gradient, s, x, z, v: (
+                4 * np.real(np.conj(z) * t) * v[0] * s * phase(x)
+                + np.conj(2 * z * t * v[0] * s * phase(x))
+                + 2 * v[1] * np.conj(t)
+            ),
+        )
+        return Native(
+            lambda s, x, z: (s * phase(x) * cubed(z), abs(z) ** 2), params=scale, vjp=(of_scale, of_x, of_z)
+        )
+
     def state(self, model: Any) -> Any:
         """NumPy's global random state; functions have none of their own."""
         return str(np.random.get_state())  # noqa: NPY002

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge.borders import host_dtype
 from gradbridge.errors import GradbridgeError, GuestError, HigherOrderError, OptionError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, GuestOptions, Signature, refuse_unknown_options
@@ -151,6 +152,11 @@ class CallableAdapter(Root):
         return ""
 
     @property
+    def takes_complex(self) -> bool:  # type: ignore[override]
+        """Whether the gradient is written down: differences are taken along real numbers alone."""
+        return self._differences is None
+
+    @property
     def has_forward_mode(self) -> bool:  # type: ignore[override]
         """Whether `pushforward` answers: there is a rule of either kind, or the gradient is numeric."""
         return self._differences is not None or bool(self._rules.vjps or self._rules.jvps)
@@ -244,9 +250,7 @@ class CallableAdapter(Root):
     def _own(self, leaf: Any) -> Any:
         if type(leaf) is not np.ndarray:
             return leaf
-        if self._dtype is not None and leaf.dtype.kind == "f":
-            return leaf.astype(self._dtype)
-        return leaf.copy()
+        return leaf.copy() if self._dtype is None else leaf.astype(host_dtype(leaf.dtype, self._dtype))
 
     def _call(self, loaded: Array, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
@@ -258,7 +262,7 @@ class CallableAdapter(Root):
             raise GuestError(
                 f"{self.label} failed on inputs {shapes or '(none)'}: {type(error).__name__}: {error}"
             ) from error
-        return np.asarray(output) if isinstance(output, (float, int, np.generic)) else output
+        return np.asarray(output) if isinstance(output, (float, int, complex, np.generic)) else output
 
     def _plan(self, point: CalledPoint, *wrts: tuple[int, ...]) -> Plan:
         return planned(tuple(point.places.items()), len(point.leaves), len(point.answer), wrts)

@@ -195,7 +195,7 @@ class Plan:
                     before = found[i]
                     found[i] = part if before is None else before + part
         return [
-            np.zeros(self._shape(point, output, arguments)) if array is None else np.asarray(array)
+            self._zeros(point, output, arguments) if array is None else np.asarray(array)
             for array, output in zip(found, self.outputs)
         ]
 
@@ -212,12 +212,14 @@ class Plan:
         size = next((len(positions) for p, positions in self.slots if p == place), len(self.outputs))
         return tuple(where.get(leaf) for leaf in range(size))
 
-    def _shape(self, point: Point, output: tuple[int, int], arguments: Sequence[Any]) -> tuple[int, ...]:
+    def _zeros(self, point: Point, output: tuple[int, int], arguments: Sequence[Any]) -> Array:
         place, leaf = self.groups[output[0]][0], output[1]
         if place == OUTPUTS:
-            return np.shape(point.answer[leaf])
-        positions = next(positions for p, positions in self.slots if p == place)
-        return np.shape(arguments[positions[leaf] or 0])
+            like = np.asarray(point.answer[leaf])
+        else:
+            positions = next(positions for p, positions in self.slots if p == place)
+            like = np.asarray(arguments[positions[leaf] or 0])
+        return np.zeros(like.shape, np.complex128 if like.dtype.kind == "c" else np.float64)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -251,6 +253,7 @@ class PullbackAdapter(Adapter):
     def __init__(self, root: Root, signature: Signature, wrts: tuple[tuple[int, ...], ...]) -> None:
         self.label = "gradient of " * len(wrts) + root.label
         self.layout, self.gradient_note = root.layout, root.gradient_note
+        self.takes_complex = root.takes_complex
         self._root, self._signature, self._wrts = root, signature, wrts
 
     def params(self) -> Array:

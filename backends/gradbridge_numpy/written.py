@@ -126,7 +126,10 @@ class WrittenPoint(CalledPoint):
         fills: Sequence[Leaves | None],
         wanted: Sequence[int],
     ) -> list[Array]:
-        """The form with another place free, from one unit vector for each number of the free one."""
+        """The form with another place free, from one unit vector for each number of the free one.
+
+        A complex number has two, and F(1) - i F(i) is what pairs with a tangent t as Re(… t).
+        """
         written = choice.written
         other = choice.match[written.free]
         weights = {
@@ -134,16 +137,18 @@ class WrittenPoint(CalledPoint):
         }
         found = []
         for leaf in wanted:
-            shape = self.shape(places[free], leaf)
-            gradient = np.zeros(shape)
-            for index in np.ndindex(shape) if self.moves(places[free], leaf) else ():
-                unit = np.zeros(shape)
-                unit[index] = 1.0
-                mine: Leaves = [None] * len(self._row(places[free]))
-                mine[leaf] = unit
-                filled = [mine if i == free else None if i == other else fills[i] for i in choice.match]
-                moved = self._follow(written, filled, list(weights))
-                gradient[index] = math.fsum(float(np.sum(m * w)) for m, w in zip(moved, weights.values()))
+            gradient = self.zeros(places[free], leaf)
+            sizes = (1.0, 1.0j) if gradient.dtype.kind == "c" else (1.0,)
+            for index in np.ndindex(gradient.shape) if self.moves(places[free], leaf) else ():
+                for size in sizes:
+                    unit = np.zeros_like(gradient)
+                    unit[index] = size
+                    mine: Leaves = [None] * len(self._row(places[free]))
+                    mine[leaf] = unit
+                    filled = [mine if i == free else None if i == other else fills[i] for i in choice.match]
+                    moved = self._follow(written, filled, list(weights))
+                    along = math.fsum(float(np.sum(np.real(m * w))) for m, w in zip(moved, weights.values()))
+                    gradient[index] += along / size
             found.append(gradient)
         return found
 
@@ -156,7 +161,7 @@ class WrittenPoint(CalledPoint):
         A place that is left free in the end is filled with ones: what comes out does not depend on it.
         """
         leaves = [
-            np.ones(self.shape(place, i)) if fill is None else self._or_zeros(fill[i], place, i)
+            self.zeros(place, i) + 1 if fill is None else self._or_zeros(fill[i], place, i)
             for i in range(len(self._row(place)))
         ]
         if place == 0 and self.plain.layout is not None:
@@ -165,7 +170,7 @@ class WrittenPoint(CalledPoint):
         return leaves[0] if structure.num_nodes == 1 else trees.unflatten(structure, leaves)
 
     def _or_zeros(self, leaf: Array | None, place: int, index: int) -> Array:
-        return np.zeros(self.shape(place, index)) if leaf is None else np.array(leaf)
+        return self.zeros(place, index) if leaf is None else np.array(leaf)
 
     def _structure(self, place: int) -> optree.PyTreeSpec:
         if place == OUTPUTS:
@@ -177,11 +182,11 @@ class WrittenPoint(CalledPoint):
     ) -> Array:
         """One leaf of what a rule returned, checked."""
         if not self.moves(place, leaf):
-            return np.zeros(self.shape(place, leaf))
+            return self.zeros(place, leaf)
         kind, whose = self._words(written)
         array = self._found(value, place, leaf, kind)
-        expected = self.shape(place, leaf)
-        if array.shape != expected or array.dtype.kind not in "fiub":
+        expected, is_complex = self.shape(place, leaf), self.is_complex(place, leaf)
+        if array.shape != expected or array.dtype.kind not in ("fiubc" if is_complex else "fiub"):
             if place == OUTPUTS:
                 hint = "return the Jacobian times the tangent t, which is like the argument"
                 of = f"the output's shape {expected}"
@@ -191,11 +196,14 @@ class WrittenPoint(CalledPoint):
                 if len(written.places) > 2:
                     hint = "it is like the argument, or for a JVP like the gradient that it is the tangent of"
                 of = f"that argument's shape {expected}"
+            if array.shape == expected and array.dtype.kind == "c":
+                hint = "that of a real argument is the real part: np.real(…)"
+            numbers = "an array" if is_complex else "a real array"
             raise GradientShapeError(
-                f"the {kind} of {self.plain.label} for {whose} must return a real array of {of}, got {array.shape} of "
+                f"the {kind} of {self.plain.label} for {whose} must return {numbers} of {of}, got {array.shape} of "
                 f"dtype {array.dtype}; {hint}"
             )
-        return np.array(array, dtype=np.result_type(array, np.float32))
+        return np.array(array, dtype=np.result_type(array, np.complex64 if is_complex else np.float32))
 
     def _found(self, value: Any, place: int, leaf: int, kind: str) -> Array:
         if place == 0 and (layout := self.plain.layout) is not None:

@@ -33,6 +33,8 @@ class ProgramAdapter(Adapter):
         any_rows: see `Program`.
     """
 
+    takes_complex = True
+
     #: How many random generators the model has; each gets a seed from the call's noise.
     generators = 0
 

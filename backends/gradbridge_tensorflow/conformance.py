@@ -55,6 +55,10 @@ class UnderTest(BackendUnderTest):
         layer = keras.layers.BatchNormalization(epsilon=epsilon, dtype="float64")
         return _built([len(scale)], [layer], [scale, shift])
 
+    def wave(self, scale: Array) -> Any:
+        """A tf.Module of complex tensors."""
+        return _Wave(scale)
+
     def state(self, model: Any) -> Any:
         """Variables, losses and flags of a model; the global state of TensorFlow and Keras."""
         surroundings = (
@@ -104,6 +108,17 @@ class _Unused(tf.Module):
 
     def __call__(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         return tf.exp(x @ self.weight / 4)
+
+
+class _Wave(tf.Module):
+    def __init__(self, scale: Array) -> None:
+        super().__init__()
+        self.scale = tf.Variable(scale)
+
+    def __call__(self, x: tf.Tensor, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        square = tf.math.real(z * tf.math.conj(z))
+        phase = tf.complex(tf.cos(x), tf.sin(x))
+        return tf.cast(self.scale * square, z.dtype) * phase * z, square
 
 
 def _built(shape: list[int], layers: list[Any], trainable: list[Array], dtype: str = "float64") -> Any:

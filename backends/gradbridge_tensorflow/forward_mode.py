@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from gradbridge_tensorflow.jacobians import kept
 from gradbridge_tensorflow.programs import Program, Traced, at_positions, output_leaves
-from gradbridge_tensorflow.tensors import carrier
+from gradbridge_tensorflow.tensors import carrier, is_inexact
 
 
 def push_function(
@@ -74,7 +74,7 @@ def _traced(
             _refuse_custom_gradients(tf.compat.v1.get_default_graph())
             found = []
             for y in outputs:
-                if y.dtype.is_floating:
+                if is_inexact(y.dtype):
                     moved = accumulator.jvp(y, unconnected_gradients=tf.UnconnectedGradients.ZERO)
                     moved = tf.convert_to_tensor(moved)  # some operations give slices of it
                 else:

@@ -21,7 +21,7 @@ from gradbridge.errors import GradbridgeError, NotDifferentiableError, OutputErr
 from gradbridge_tensorflow.explain import explained, refuse_foreign_operations
 from gradbridge_tensorflow.isolation import apart
 from gradbridge_tensorflow.partition import Halves, partition
-from gradbridge_tensorflow.tensors import carrier
+from gradbridge_tensorflow.tensors import carrier, is_inexact
 
 # One trace at a time in the process: Keras' layers keep notes on the call under way.
 tracing = threading.RLock()
@@ -185,12 +185,12 @@ class Program:
                 tape.watch(watched)
                 outputs, tree = output_leaves(self.compute(given), self.label)
             crossing = [tf.cast(t, carrier(t.dtype)) for t in outputs]
-            floating = tuple(t.dtype if t.dtype.is_floating else None for t in crossing)
+            floating = tuple(t.dtype if is_inexact(t.dtype) else None for t in crossing)
             # A cotangent is fed to the backward half only, so it is no argument of this function.
-            cotangents = [tf.compat.v1.placeholder(t.dtype, t.shape) for t in crossing if t.dtype.is_floating]
+            cotangents = [tf.compat.v1.placeholder(t.dtype, t.shape) for t in crossing if is_inexact(t.dtype)]
             gradients: list[tf.Tensor] = []
             if wrt:
-                pairs = zip((t for t in outputs if t.dtype.is_floating), cotangents)
+                pairs = zip((t for t in outputs if is_inexact(t.dtype)), cotangents)
                 gradients = pulled(tape, list(pairs), watched, self.label)
                 gradients = [tf.cast(g, carrier(g.dtype)) for g in gradients]
             found.update(
@@ -243,7 +243,7 @@ def _gradients(
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(watched)
         outputs, _ = output_leaves(parent.compute(inner), parent.label)
-    pairs = [(t, c) for t, c in zip(outputs, cotangents) if t.dtype.is_floating]
+    pairs = [(t, c) for t, c in zip(outputs, cotangents) if is_inexact(t.dtype)]
     found = iter(pulled(tape, pairs, watched, parent.label))
     return tuple(_joined([next(found) for _ in given.pieces]) if p == 0 else next(found) for p in wrt)
 
@@ -267,14 +267,17 @@ def pulled(
     watched: list[tf.Tensor],
     label: str,
 ) -> list[tf.Tensor]:
-    """Gradients of the watched tensors, dense; zeros where there is no influence."""
+    """Gradients of the watched tensors, dense; zeros where there is no influence.
+
+    TensorFlow's gradients are the conjugates of the protocol's: what is complex is turned, both ways.
+    """
     found: list[Any] = [None] * len(watched)
     if pairs:
         try:
             found = tape.gradient(
                 [t for t, _ in pairs],
                 watched,
-                output_gradients=[tf.cast(c, t.dtype) for t, c in pairs],
+                output_gradients=[_turned(tf.cast(c, t.dtype)) for t, c in pairs],
             )
         except LookupError as error:
             raise NotDifferentiableError(
@@ -282,7 +285,13 @@ def pulled(
                 f"({str(error).splitlines()[0]}); replace that operation, or give it a gradient with "
                 f"tf.custom_gradient"
             ) from error
-    return [tf.zeros_like(w) if g is None else tf.convert_to_tensor(g) for w, g in zip(watched, found)]
+    return [
+        tf.zeros_like(w) if g is None else _turned(tf.convert_to_tensor(g)) for w, g in zip(watched, found)
+    ]
+
+
+def _turned(tensor: tf.Tensor) -> tf.Tensor:
+    return tf.math.conj(tensor) if tensor.dtype.is_complex else tensor
 
 
 def output_leaves(output: Any, label: str) -> tuple[list[tf.Tensor], optree.PyTreeSpec | None]:
@@ -293,7 +302,7 @@ def output_leaves(output: Any, label: str) -> tuple[list[tf.Tensor], optree.PyTr
     tensors = []
     for index, leaf in enumerate(leaves):
         if isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor, tf.IndexedSlices)) or not (
-            isinstance(leaf, (float, int, tf.Tensor, tf.Variable, np.ndarray, np.generic))
+            isinstance(leaf, (float, int, complex, tf.Tensor, tf.Variable, np.ndarray, np.generic))
             or hasattr(leaf, "__tf_tensor__")
         ):
             raise OutputError(

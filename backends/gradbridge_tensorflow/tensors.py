@@ -74,11 +74,15 @@ def carrier(dtype: tf.DType) -> tf.DType:
 def to_tensor(array: Array, dtype: tf.DType | None) -> tf.Tensor:
     """A new tensor with the array's content; floating ones are cast to `dtype` if it is given.
 
+    Complex ones are cast to the complex dtype of that precision, complex64 for less than float32.
     Always a copy: the caller may change its array.
 
     Raises:
         InputError: TensorFlow has no such dtype.
     """
+    if array.dtype.kind == "c":
+        wide = dtype in (tf.float64, tf.complex128) if dtype is not None else array.dtype.itemsize > 8
+        return _copied(array, np.dtype(np.complex128 if wide else np.complex64))
     if array.dtype.kind == "f":
         through = np.dtype(carrier(dtype).as_numpy_dtype if dtype is not None else array.dtype)
         if through.itemsize > 8:
@@ -118,7 +122,7 @@ def _copied(array: Array, dtype: np.dtype[Any]) -> tf.Tensor:
     `tf.constant` takes 15 µs longer, and copies twice more: once to be safe, once to align. With
     670 000 parameters each pass costs up to 1 ms in memory that is new to the caches.
     """
-    if dtype.kind not in "fiub":
+    if dtype.kind not in "fiubc":
         return tf.constant(array.astype(dtype, copy=False))
     if array.size * dtype.itemsize < _LARGE:
         return _Tensor(np.array(array, dtype=dtype, order="C"), _host(), None)
@@ -150,6 +154,11 @@ def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
     raw = np.empty(size * dtype.itemsize + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + size * dtype.itemsize].view(dtype)
+
+
+def is_inexact(dtype: tf.DType) -> bool:
+    """Whether a dtype is of floating or complex numbers: what can have a gradient."""
+    return bool(dtype.is_floating or dtype.is_complex)
 
 
 def to_array(tensor: tf.Tensor) -> Array:

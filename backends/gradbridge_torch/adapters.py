@@ -30,11 +30,14 @@ from gradbridge_torch.forward_mode import pushed, pushed_many
 from gradbridge_torch.isolation import Isolation
 from gradbridge_torch.jacobians import jacobians_of_rows, pulled_back, pulled_many
 from gradbridge_torch.replicas import EmptiedError
-from gradbridge_torch.tensors import to_array, to_tensor, view_of
+from gradbridge_torch.tensors import is_inexact, to_array, to_tensor, turned, view_of
 
 
 class TensorAdapter(Adapter):
     """A function of tensors.
+
+    torch's gradients are the conjugates of the protocol's; cotangents and gradients of complex
+    tensors are turned where they come in and go out.
 
     Args:
         label: what errors call it.
@@ -64,6 +67,8 @@ class TensorAdapter(Adapter):
         self._noticed = False
         # Whether it takes gradients itself, of its parameters or inputs, so that a plain forward records, too.
         self._differentiates = False
+
+    takes_complex = True
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
@@ -148,7 +153,7 @@ class TensorAdapter(Adapter):
         output = self._run(residuals.pieces, residuals.inputs, residuals.signature.replayed(), True)
         leaves = [output] if isinstance(output, torch.Tensor) else trees.flatten(output)[0]
         for before, after in zip(residuals.outputs, leaves):
-            if not np.array_equal(view_of(before), view_of(after), equal_nan=before.is_floating_point()):
+            if not np.array_equal(view_of(before), view_of(after), equal_nan=is_inexact(before)):
                 raise GuestError(
                     f"{self.label} computes parts of its forward again in its backward (activation checkpointing), "
                     f"and gives other outputs the second time: it changes its input or some state; leave one "
@@ -168,7 +173,7 @@ class TensorAdapter(Adapter):
         for output, cotangent in zip(residuals.outputs, cotangents):
             if output.requires_grad:
                 outputs.append(output)
-                pulled.append(to_tensor(cotangent, output.dtype, output.device))
+                pulled.append(turned(to_tensor(cotangent, output.dtype, output.device)))
         found: Sequence[torch.Tensor | None] = [None] * len(wanted)
         if outputs and wanted:
             # The graph is kept, because the same call may be pulled back again.
@@ -202,7 +207,7 @@ class TensorAdapter(Adapter):
                 return self.backward_many(residuals, cotangents, wrt)
         wanted = [t for position in wrt for t in residuals.at(position)]
         pairs = [
-            (output, to_tensor(cotangent, output.dtype, output.device))
+            (output, turned(to_tensor(cotangent, output.dtype, output.device)))
             for output, cotangent in zip(residuals.outputs, cotangents)
             if output.requires_grad
         ]
@@ -215,7 +220,7 @@ class TensorAdapter(Adapter):
         return [
             self._joined_many([next(gradients) for _ in residuals.pieces], (many,))
             if position == 0
-            else to_array(next(gradients))
+            else to_array(turned(next(gradients)))
             for position in wrt
         ]
 
@@ -321,8 +326,8 @@ class TensorAdapter(Adapter):
                     filled[position - 1] = next(rest)
             output = self.compute(pieces, filled, signature)
             found = [output] if isinstance(output, torch.Tensor) else trees.flatten(output)[0]
-            outputs[:] = [(leaf.is_floating_point(), tuple(leaf.shape)) for leaf in found]
-            return [leaf for leaf in found if leaf.is_floating_point()]
+            outputs[:] = [(is_inexact(leaf), tuple(leaf.shape)) for leaf in found]
+            return [leaf for leaf in found if is_inexact(leaf)]
 
         found = self._isolation.run(lambda: push(compute, primals, moves), True, signature.noise)
         if found is None:
@@ -478,7 +483,7 @@ class PullbackAdapter(TensorAdapter):
             leaves = [output] if isinstance(output, torch.Tensor) else trees.flatten(output)[0]
             # Tracked, so that torch's own word is heard where a function has one derivative only.
             pairs = [
-                (leaf, _tracked(c.to(leaf.dtype)))
+                (leaf, turned(_tracked(c.to(leaf.dtype))))
                 for leaf, c in zip(leaves, cotangents)
                 if leaf.requires_grad
             ]
@@ -489,7 +494,9 @@ class PullbackAdapter(TensorAdapter):
                     found = torch.autograd.grad(outputs, wanted, pulled, create_graph=True, allow_unused=True)
             gradients = iter([torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found)])
             return tuple(
-                _joined([next(gradients) for _ in pieces], self._device) if p == 0 else next(gradients)
+                _joined([next(gradients) for _ in pieces], self._device)
+                if p == 0
+                else turned(next(gradients))
                 for p in self._wrt
             )
 
@@ -522,4 +529,4 @@ def _joined(pieces: list[torch.Tensor], device: torch.device | None) -> torch.Te
 
 
 def _dense(like: torch.Tensor, gradient: torch.Tensor | None) -> Array:
-    return to_array(torch.zeros_like(like) if gradient is None else gradient)
+    return to_array(torch.zeros_like(like) if gradient is None else turned(gradient))

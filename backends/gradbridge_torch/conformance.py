@@ -54,6 +54,10 @@ class UnderTest(BackendUnderTest):
         layer.weight, layer.bias = _parameter(scale), _parameter(shift)
         return layer
 
+    def wave(self, scale: Array) -> nn.Module:
+        """A module of complex tensors."""
+        return _Wave(scale)
+
     def state(self, model: Any) -> Any:
         """Parameters, gradients, buffers, modes and hooks of a module; torch's global state."""
         surroundings = (
@@ -95,6 +99,16 @@ class _Unused(nn.Module):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.exp(x @ self.weight / 4)
+
+
+class _Wave(nn.Module):
+    def __init__(self, scale: Array) -> None:
+        super().__init__()
+        self.scale = _parameter(scale)
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        square = (z * z.conj()).real
+        return self.scale * torch.exp(1j * x) * z * square, square
 
 
 def _linear(weight: Array, bias: Array | None = None) -> nn.Linear:

@@ -70,11 +70,10 @@ class ModuleAdapter(TensorAdapter):
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}
         dtype, device = floating_dtype(options.dtype), compute_device(options.device)
         for name, p in module.named_parameters():
-            if p.is_complex():
+            if p.is_complex() and p.requires_grad:
                 raise NotDifferentiableError(
-                    f"parameter {name!r} of {type(module).__name__} is complex; frameworks disagree on the "
-                    f"sign of the imaginary part of a gradient, so complex parameters are refused: keep the "
-                    f"real and imaginary parts as two real parameters"
+                    f"parameter {name!r} of {type(module).__name__} is complex, and params are a real vector; keep "
+                    f"the real and imaginary parts as two real parameters, and join them with torch.complex"
                 )
         self._module = module  # the user's own: read, never written to
         self.argument_names = argument_names(module.forward)
@@ -244,13 +243,13 @@ class FunctionAdapter(TensorAdapter):
             raise
         except Exception as error:
             raise explained(error, self.label, None, inputs) from error
-        if isinstance(output, (float, int)):
+        if isinstance(output, (float, int, complex)):
             if torch.is_grad_enabled():
                 raise NotDifferentiableError(
                     f"{self.label} returned a Python {type(output).__name__}, which torch cannot differentiate; "
                     f"return the tensor itself, without .item() or float()"
                 )
-            output = torch.as_tensor(output, dtype=self._dtype)
+            output = torch.as_tensor(output, dtype=None if isinstance(output, complex) else self._dtype)
         return output
 
     def _tree(self, pieces: list[torch.Tensor]) -> Any:
@@ -275,14 +274,19 @@ def convert(
                 if value is None:
                     continue
                 if id(value) not in done:  # tied tensors stay tied
-                    moved = value.detach().to(
-                        device=device, dtype=dtype if value.is_floating_point() else None
-                    )
+                    moved = value.detach().to(device=device, dtype=_in_precision(value.dtype, dtype))
                     if isinstance(value, nn.Parameter):
                         moved = nn.Parameter(moved, requires_grad=value.requires_grad)
                     done[id(value)] = moved
                     originals.append(value)
                 slots[key] = done[id(value)]  # type: ignore[assignment]
+
+
+def _in_precision(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype | None:
+    """What a tensor of a dtype is converted to where floating ones go to `wanted`."""
+    if dtype.is_complex and wanted is not None:
+        return torch.complex128 if wanted is torch.float64 else torch.complex64
+    return wanted if dtype.is_floating_point else None
 
 
 def _bridgeable(module: nn.Module) -> nn.Module:

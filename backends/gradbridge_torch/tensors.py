@@ -57,6 +57,8 @@ def compute_device(device: Any) -> torch.device | None:
 def to_tensor(array: Array, dtype: torch.dtype | None, device: torch.device | None) -> torch.Tensor:
     """A new tensor with the array's content; floating ones are cast to `dtype` if it is given.
 
+    Complex ones are cast to the complex dtype of that precision, complex64 for less than float32.
+
     Always a copy: the caller may change its array, and the model may write to its input.
 
     Raises:
@@ -71,6 +73,10 @@ def to_tensor(array: Array, dtype: torch.dtype | None, device: torch.device | No
         if (dtype is None or tensor.dtype is dtype) and (device is None or device.type == "cpu"):
             return tensor
         return tensor.to(device=device, dtype=dtype)
+    if array.dtype.kind == "c":
+        wide = dtype in (torch.float64, torch.complex128) if dtype is not None else array.dtype.itemsize > 8
+        tensor = torch.from_numpy(np.array(array, np.complex128 if wide else np.complex64, order="C"))
+        return tensor if device is None else tensor.to(device)
     try:
         tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
     except TypeError as error:
@@ -85,6 +91,16 @@ _NUMPY_FLOATING: dict[torch.dtype | None, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
     torch.float16: np.dtype(np.float16),
 }
+
+
+def is_inexact(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds floating or complex numbers: what can have a gradient."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def turned(tensor: torch.Tensor) -> torch.Tensor:
+    """A gradient from torch's convention to the protocol's, or back: its complex conjugate."""
+    return tensor.conj() if tensor.is_complex() else tensor
 
 
 def to_array(tensor: torch.Tensor) -> Array:

@@ -2,7 +2,13 @@
 
 Params cross as float64 flat vectors. Floating inputs keep their dtype until the guest's own
 border; integers and booleans are never cast. Outputs and gradients come back in the host's
-dtype: that of the params, or of the first floating input where there are no params.
+dtype: that of the params, or of the first floating input where there are no params; complex ones
+in the complex dtype of that precision.
+
+Complex arrays cross to guests that take them. A cotangent c of a complex array y pairs with a
+tangent dy as Re Σ c dy, without a conjugation: the gradient of a real function of z = x + iy is
+∂/∂x - i ∂/∂y, as in HIPS autograd and JAX. PyTorch and TensorFlow have its conjugate; their guests
+turn it around.
 """
 
 from __future__ import annotations
@@ -24,8 +30,11 @@ from gradbridge.errors import (
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array
 
+#: Kinds of dtypes that have derivatives: floating and complex numbers.
+INEXACT = ("f", "c")
+
 _DTYPE_ADVICE = {
-    "c": "complex parameters are not supported: split them into real and imaginary parts",
+    "c": "params are a real vector: keep the real and imaginary parts as two real parameters",
     "O": "an object array is usually a ragged list: build the vector with f.layout.ravel(…)",
     "U": "convert the strings to numbers first",
     "S": "convert the bytes to numbers first",
@@ -90,14 +99,14 @@ def check_finite(params: Array, layout: ParameterLayout, label: str) -> None:
     )
 
 
-def admit(leaf: Any, position: int, label: str) -> Any:
+def admit(leaf: Any, position: int, label: str, takes_complex: bool) -> Any:
     """Bring one untraced input leaf into the form that guests take.
 
     Floating values become NumPy arrays, other arrays stay as they are, and what is no array
     (Python integers, strings, callables …) goes through untouched.
 
     Raises:
-        InputError: a complex value.
+        InputError: a complex value, and the guest takes none.
     """
     if type(leaf) is np.ndarray:
         array = leaf
@@ -115,33 +124,37 @@ def admit(leaf: Any, position: int, label: str) -> Any:
             ) from error
     else:
         return leaf
-    if array.dtype.kind == "c":
+    if array.dtype.kind == "c" and not takes_complex:
         raise InputError(
-            f"input {position - 1} of {label} has dtype {array.dtype}; complex inputs are not supported, "
-            f"because frameworks disagree on the sign of the imaginary part of a gradient: pass the real "
-            f"and imaginary parts as two inputs"
+            f"input {position - 1} of {label} has dtype {array.dtype}, and its backend, or its numeric gradient, "
+            f"takes no complex numbers; pass the real and imaginary parts as two inputs"
         )
     return array
 
 
-def admit_differentiated(inputs: Sequence[Any], wrt: tuple[int, ...], label: str) -> Sequence[Any]:
+def admit_differentiated(
+    inputs: Sequence[Any], wrt: tuple[int, ...], label: str, takes_complex: bool
+) -> Sequence[Any]:
     """Check the inputs that a host differentiates, now that their values are known.
 
     Hosts may trace a Python float, or one that was traced meets us bare; it becomes an array here.
 
     Raises:
-        NotDifferentiableError: one of them is not a floating array.
+        NotDifferentiableError: one of them is not a floating or complex array.
+        InputError: one is complex, and the guest takes none.
     """
-    if float in map(type, inputs):
-        inputs = [np.asarray(leaf) if type(leaf) is float else leaf for leaf in inputs]
+    for kind in map(type, inputs):
+        if kind is float or kind is complex:
+            inputs = [np.asarray(leaf) if type(leaf) in (float, complex) else leaf for leaf in inputs]
+            break
     if not wrt or wrt == (0,):
         return inputs
     inputs = list(inputs)
     for position in wrt:
         if position == 0:
             continue
-        leaf = inputs[position - 1] = admit(inputs[position - 1], position, label)
-        if not is_floating(leaf):
+        leaf = inputs[position - 1] = admit(inputs[position - 1], position, label, takes_complex)
+        if not is_inexact(leaf):
             came = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else f"type {type(leaf).__name__}"
             raise NotDifferentiableError(
                 f"the derivative with respect to input {position - 1} of {label} was asked for, and it has "
@@ -151,14 +164,28 @@ def admit_differentiated(inputs: Sequence[Any], wrt: tuple[int, ...], label: str
     return inputs
 
 
-def is_floating(leaf: Any) -> bool:
-    """Whether a leaf is an array of real floating numbers: what can have a gradient."""
+def is_inexact(leaf: Any) -> bool:
+    """Whether a leaf is an array of floating or complex numbers: what can have a gradient."""
     dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and np.dtype(dtype).kind == "f"
+    return dtype is not None and np.dtype(dtype).kind in INEXACT
 
 
-def outputs_to_host(leaves: Sequence[Any], dtype: np.dtype[Any], label: str) -> list[Array]:
-    """Cast floating outputs to the host's dtype; integer and boolean ones stay.
+def real_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of the real part: float64 of complex128, and of float64 itself."""
+    return dtype if dtype.kind != "c" else np.dtype(f"f{dtype.itemsize // 2}")
+
+
+def host_dtype(came: np.dtype[Any], dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """What an array is cast to where the host has a floating dtype: that one, or its complex one."""
+    if came.kind == "f":
+        return dtype
+    return np.result_type(dtype, np.complex64) if came.kind == "c" else came
+
+
+def outputs_to_host(
+    leaves: Sequence[Any], dtype: np.dtype[Any], label: str, takes_complex: bool
+) -> list[Array]:
+    """Cast floating and complex outputs to the host's dtype; integer and boolean ones stay.
 
     Raises:
         OutputError: there is no output, or one of them is not an array of numbers.
@@ -167,20 +194,27 @@ def outputs_to_host(leaves: Sequence[Any], dtype: np.dtype[Any], label: str) -> 
         raise OutputError(f"{label} returned no array; a bridged model returns an array or a tree of arrays")
     arrays = []
     for index, leaf in enumerate(leaves):
-        if type(leaf) is not np.ndarray or leaf.dtype.kind not in "fiub":
+        kind = leaf.dtype.kind if type(leaf) is np.ndarray else ""
+        if kind == "f":
+            arrays.append(leaf.astype(dtype, copy=False))
+        elif kind == "c" and takes_complex:
+            arrays.append(leaf.astype(host_dtype(leaf.dtype, dtype), copy=False))
+        elif kind in ("i", "u", "b"):
+            arrays.append(leaf)
+        else:
             came = f"an array of dtype {leaf.dtype}" if isinstance(leaf, np.ndarray) else type(leaf).__name__
+            numbers = "" if takes_complex else "real "
             raise OutputError(
-                f"output {index} of {label} is {came}; expected a real array, or a tuple, list, dict or "
+                f"output {index} of {label} is {came}; expected a {numbers}array, or a tuple, list, dict or "
                 f"dataclass of them: return arrays from the model, and nothing else"
             )
-        arrays.append(leaf.astype(dtype, copy=False) if leaf.dtype.kind == "f" else leaf)
     return arrays
 
 
 def cotangents_to_guest(
     cotangents: Sequence[Any], outputs: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], label: str
 ) -> list[Array]:
-    """Check cotangents against their outputs and make them floating arrays.
+    """Check cotangents against their outputs and make them floating arrays, complex for complex outputs.
 
     Args:
         cotangents: one per output.
@@ -203,10 +237,13 @@ def cotangents_to_guest(
                 f"the cotangent of output {index} of {label} must have the output's shape {shape}, "
                 f"got {array.shape}; reshape it, or sum over the axes that were broadcast"
             )
+        if dtype.kind == "c":
+            arrays.append(array if array.dtype.kind == "c" else array.astype(dtype))
+            continue
         if array.dtype.kind == "c":
             raise CotangentMismatchError(
-                f"the cotangent of output {index} of {label} must be real, got dtype {array.dtype}; "
-                f"take its real part before it reaches the bridge"
+                f"the cotangent of output {index} of {label}, which is real, must be real, got dtype "
+                f"{array.dtype}; take its real part before it reaches the bridge"
             )
         if dtype.kind != "f" and np.any(array):
             raise NotDifferentiableError(
@@ -228,15 +265,20 @@ def tangents_to_guest(
         wrt: positions.
 
     Raises:
-        CotangentMismatchError: a tangent has not its argument's shape, or is complex.
+        CotangentMismatchError: a tangent has not its argument's shape, or is complex where that is real.
     """
     arrays = []
     for position, tangent in zip(wrt, tangents):
-        array, shape = np.asarray(tangent), np.shape(arguments[position])
-        if array.shape != shape or array.dtype.kind not in "fiub":
+        array, argument = np.asarray(tangent), np.asarray(arguments[position])
+        is_complex = argument.dtype.kind == "c"
+        if array.shape != argument.shape or array.dtype.kind not in ("fiubc" if is_complex else "fiub"):
+            numbers = "" if is_complex else "be real and "
             raise CotangentMismatchError(
-                f"the tangent of argument {position} of {label} must be real and have its shape {shape}, got "
-                f"{array.shape} of dtype {array.dtype}"
+                f"the tangent of argument {position} of {label} must {numbers}have its shape {argument.shape}, "
+                f"got {array.shape} of dtype {array.dtype}"
             )
-        arrays.append(array if array.dtype.kind == "f" else array.astype(np.float64))
+        if is_complex:
+            arrays.append(array if array.dtype.kind == "c" else array.astype(argument.dtype))
+        else:
+            arrays.append(array if array.dtype.kind == "f" else array.astype(np.float64))
     return arrays

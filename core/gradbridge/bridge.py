@@ -221,10 +221,10 @@ class Bridge(Derivatives):
             signature = Signature(structure, self._seed)
         for index, leaf in enumerate(leaves):
             if not host.is_traced(leaf):
-                leaves[index] = borders.admit(leaf, index + 1, label)
+                leaves[index] = borders.admit(leaf, index + 1, label, self._adapter.takes_complex)
         if dtype is None:
-            floating = (np.dtype(leaf.dtype) for leaf in leaves if borders.is_floating(leaf))
-            dtype = next(floating, np.dtype(np.float64))
+            inexact = (np.dtype(leaf.dtype) for leaf in leaves if borders.is_inexact(leaf))
+            dtype = borders.real_dtype(next(inexact, np.dtype(np.float64)))
         call = Call(
             self._adapter, signature, dtype, self._registry, self._draw, self._check_finite, self._memory
         )

@@ -88,7 +88,7 @@ class Call:
         self._check_finite = check_finite
         self._memory = memory
         self._residuals: Any = None
-        self._shapes: dict[int, tuple[int, ...]] = {}
+        self._shapes: dict[int, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         self._structure: optree.PyTreeSpec | None = None
         self._outputs: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...] = ()
         #: Of the output leaves as the guest returned them.
@@ -113,10 +113,15 @@ class Call:
         vector = np.ascontiguousarray(params, dtype=np.float64)
         if self._check_finite:
             borders.check_finite(vector, adapter.layout, adapter.label)
-        inputs = borders.admit_differentiated(inputs, self.wrt, adapter.label)
+        inputs = borders.admit_differentiated(inputs, self.wrt, adapter.label, adapter.takes_complex)
         if self._noise is not None:
             self.signature = replace(self.signature, noise=self._noise(vector))
-        self._shapes = {i: inputs[i - 1].shape if i else vector.shape for i in self.wrt}
+        self._shapes = {
+            i: (inputs[i - 1].shape, borders.host_dtype(inputs[i - 1].dtype, self.dtype))
+            if i
+            else (vector.shape, self.dtype)
+            for i in self.wrt
+        }
         if self._memory is None:
             outputs, self._residuals = self._forward(vector, inputs, self.wrt)
         else:
@@ -125,7 +130,7 @@ class Call:
             leaves, self._structure = [outputs], None
         else:
             leaves, self._structure = trees.flatten(outputs)
-        arrays = borders.outputs_to_host(leaves, self.dtype, adapter.label)
+        arrays = borders.outputs_to_host(leaves, self.dtype, adapter.label, adapter.takes_complex)
         self._outputs = tuple((a.shape, a.dtype) for a in arrays)
         self.guest_dtypes = tuple(leaf.dtype for leaf in leaves)
         return arrays
@@ -181,7 +186,7 @@ class Call:
         if all(map(_is_zero, arrays)):
             # Linear in the cotangents, so the guest need not be asked: what autograd's jacobian
             # pulls back is mostly zeros, wherever a program calls its model more than once.
-            return [np.zeros(self._shapes[position], self.dtype) for position in wrt]
+            return [np.zeros(*self._shapes[position]) for position in wrt]
         if self._registry.observed:
             self._observe("zero", (), adapter.zero, self._residuals)
             shapes = tuple(a.shape for a in arrays)
@@ -189,7 +194,7 @@ class Call:
         else:
             adapter.zero(self._residuals)
             gradients = adapter.backward(self._residuals, arrays, wrt)
-        return [g.astype(self.dtype, copy=False) for g in gradients]
+        return [self._to_host(g) for g in gradients]
 
     def pull_many(self, cotangents: Sequence[Array], wrt: tuple[int, ...], how: str) -> list[Array] | None:
         """Many cotangents at once: `Adapter.backward_many`, and the zero before it.
@@ -263,7 +268,7 @@ class Call:
     ) -> list[Array] | None:
         adapter = self.adapter
         self.refuse_flat_outputs()
-        inputs = borders.admit_differentiated(inputs, wrt, adapter.label)
+        inputs = borders.admit_differentiated(inputs, wrt, adapter.label, adapter.takes_complex)
         loaded = adapter.update(np.ascontiguousarray(params, dtype=np.float64))
         arguments = (loaded, inputs, self.signature.replayed(), wrt, tangents)
         method: Callable[..., list[Array] | None] = getattr(adapter, step)
@@ -271,7 +276,7 @@ class Call:
             found = self._observe_some("forward", how, tangents, method, *arguments)
         else:
             found = method(*arguments)
-        return None if found is None else [t.astype(self.dtype, copy=False) for t in found]
+        return None if found is None else [self._to_host(t) for t in found]
 
     def differentiated(self, wrt: tuple[int, ...]) -> Call:
         """A call of the pullback: ``(params, *inputs, *cotangents) ↦ gradients``, for the host to lift.
@@ -287,7 +292,7 @@ class Call:
 
     def zero_cotangents(self) -> list[Array]:
         """One array of zeros per output leaf."""
-        return [np.zeros(shape, self.dtype) for shape, _ in self._outputs]
+        return [np.zeros(shape, dtype if dtype.kind == "c" else self.dtype) for shape, dtype in self._outputs]
 
     def refuse_flat_outputs(self) -> None:
         """Raise if no output is floating.
@@ -295,12 +300,17 @@ class Call:
         Raises:
             NotDifferentiableError
         """
-        if all(dtype.kind != "f" for _, dtype in self._outputs):
+        if all(dtype.kind not in borders.INEXACT for _, dtype in self._outputs):
             dtypes = ", ".join(str(dtype) for _, dtype in self._outputs)
             raise NotDifferentiableError(
                 f"{self.adapter.label} returned only {dtypes}, which has no derivative; return a floating "
                 f"array (probabilities rather than a class, say)"
             )
+
+    def _to_host(self, array: Array) -> Array:
+        """A gradient or a tangent in the host's dtype; a complex one stays complex."""
+        dtype = self.dtype if array.dtype.kind != "c" else borders.host_dtype(array.dtype, self.dtype)
+        return array.astype(dtype, copy=False)
 
     def _observe(self, name: str, shapes: Any, step: Callable[..., Any], *args: Any) -> Any:
         start = time.perf_counter()

@@ -92,8 +92,11 @@ def capabilities_of(adapter: Adapter, title: str, told: Told) -> Capabilities:
         "forward mode (JVP)": _forward_mode(adapter, higher),
         **_jacobians(adapter, higher, train),
         "latest Jacobian": Capability(bool(told.latest), told.latest or "none yet"),
-        "complex numbers": Capability(
-            False, "frameworks differ in the sign of the imaginary part; they are refused"
+        "complex inputs and outputs": Capability(
+            adapter.takes_complex,
+            "gradients by the host's convention; params are real, and Jacobians are refused"
+            if adapter.takes_complex
+            else "its backend takes no complex numbers; pass real and imaginary parts",
         ),
         "several threads": Capability(True, "any number of calls in flight"),
     }

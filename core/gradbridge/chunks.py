@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradbridge import trees
+from gradbridge.borders import INEXACT
 from gradbridge.errors import DerivativeError, OptionError, OutputError
 from gradbridge.protocol import Adapter, Array, Signature
 
@@ -54,6 +55,11 @@ class ChunkedAdapter(Adapter):
     def stochastic(self) -> bool:  # type: ignore[override]
         """As the inner one."""
         return self._inner.stochastic
+
+    @property
+    def takes_complex(self) -> bool:  # type: ignore[override]
+        """As the inner one."""
+        return self._inner.takes_complex
 
     def params(self) -> Array:
         """See `Adapter.params`."""
@@ -219,7 +225,9 @@ class ChunkedAdapter(Adapter):
         """Compute some rows of all chunks together: each must be what it was, and pull on itself alone."""
         rows = np.unique(np.linspace(0, count - 1, min(count, _PROBED)).astype(int))
         some = [x[rows] if yes else x for x, yes in zip(inputs, rowed)]
-        floating = tuple(i for i, (x, yes) in enumerate(zip(some, rowed), 1) if yes and x.dtype.kind == "f")
+        floating = tuple(
+            i for i, (x, yes) in enumerate(zip(some, rowed), 1) if yes and x.dtype.kind in INEXACT
+        )
         try:
             together, residuals = self._inner.forward(loaded, some, signature.replayed(), floating)
         except DerivativeError:
@@ -227,10 +235,10 @@ class ChunkedAdapter(Adapter):
             together, residuals = self._inner.forward(loaded, some, signature.replayed(), ())
         leaves = trees.flatten(together)[0]
         same = all(_close(a, b[rows]) for a, b in zip(leaves, outputs))
-        if same and floating and any(a.dtype.kind == "f" for a in leaves):
-            pulled = [np.zeros(a.shape, a.dtype if a.dtype.kind == "f" else np.float64) for a in leaves]
+        if same and floating and any(a.dtype.kind in INEXACT for a in leaves):
+            pulled = [np.zeros(a.shape, a.dtype if a.dtype.kind in INEXACT else np.float64) for a in leaves]
             for c, a in zip(pulled, leaves):
-                c[0] = a.dtype.kind == "f"
+                c[0] = a.dtype.kind in INEXACT
             with contextlib.suppress(DerivativeError):  # without a derivative there is none to look at
                 same = not any(np.any(g[1:]) for g in self._inner.backward(residuals, pulled, floating))
         if not same:
@@ -279,7 +287,7 @@ def _cut(leaves: Sequence[Any], rowed: Sequence[bool], chunk: slice) -> list[Any
 def _close(together: Array, apart: Array) -> bool:
     if together.shape != apart.shape:
         return False
-    if together.dtype.kind != "f":
+    if together.dtype.kind not in INEXACT:
         return bool(np.array_equal(together, apart))
     tolerance = float(np.finfo(together.dtype).eps) ** 0.7
     size = float(np.max(np.abs(apart), initial=0.0, where=np.isfinite(apart)))

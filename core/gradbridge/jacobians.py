@@ -216,7 +216,7 @@ def jvp(point: Point, tangent: Any, wrt: Any) -> Any:
 def _jvp(point: Point, tangent: Any, wrt: Any, kept: tuple[int, ...]) -> Any:
     positions = point.positions(wrt)
     tangents = _tangents(point, tangent, wrt, positions)
-    borders.admit_differentiated(point.leaves, positions, point.label)
+    borders.admit_differentiated(point.leaves, positions, point.label, point.call.adapter.takes_complex)
     point.run(kept)
     return point.call.assemble(Forward(point, positions).push(tangents))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge.borders import INEXACT
 from gradbridge.call import Call
 from gradbridge.errors import HigherOrderError, NotDifferentiableError, OptionError
 from gradbridge.protocol import Array
@@ -92,7 +93,7 @@ class Forward:
         self._point, self._positions = point, positions
         call = point.call
         first = len(point.leaves) + 1
-        self._wrt = tuple(first + i for i, (_, dtype) in enumerate(call.outputs) if dtype.kind == "f")
+        self._wrt = tuple(first + i for i, (_, dtype) in enumerate(call.outputs) if dtype.kind in INEXACT)
         self._gradient: Call | None = None
 
     def push(self, tangents: Sequence[Array]) -> list[Array]:
@@ -116,7 +117,7 @@ class Forward:
         if self._gradient is None:
             pushed = point.call.push_many(point.params, point.leaves, self._positions, tangents)
             if pushed is not None:
-                return [t for t, (_, dtype) in zip(pushed, point.call.outputs) if dtype.kind == "f"]
+                return [t for t, (_, dtype) in zip(pushed, point.call.outputs) if dtype.kind in INEXACT]
         return self._pullback().pull_many(tangents, self._wrt, "batched JVP")
 
     def _pullback(self) -> Call:

@@ -120,6 +120,12 @@ class Adapter(ABC):
     #: Whether `mode="train"` makes this model random or moves state of its own.
     stochastic: bool = False
 
+    #: Whether inputs and outputs may be complex. Law 1 for them: a cotangent c of a complex array y
+    #: pairs with a tangent dy as Re Σ c dy, so that a gradient is ∂/∂x - i ∂/∂y (autograd, JAX), not
+    #: its conjugate (PyTorch, TensorFlow); gradients are complex for complex arguments and real for
+    #: real ones. A guest that says False is never handed any.
+    takes_complex: bool = False
+
     @abstractmethod
     def params(self) -> Array:
         """The model's present parameters.

@@ -24,7 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.errors import DerivativeError, GradbridgeError, GuestError, OptionError
+from gradbridge.errors import (
+    DerivativeError,
+    GradbridgeError,
+    GuestError,
+    NotDifferentiableError,
+    OptionError,
+)
 from gradbridge.points import Forward, Point
 from gradbridge.protocol import Adapter, Array
 
@@ -55,6 +61,7 @@ class Work:
         self.max_chunk = max_chunk
         self.watched = watched and point.steady
         self._evaluate()
+        self._refuse_complex()
         self.watched = self.watched and not self.call.adapter.stochastic
         self.shapes = [shape for shape, dtype in self.call.outputs if dtype.kind == "f"]
         self.sizes = [int(np.prod(shape)) for shape in self.shapes]
@@ -123,6 +130,15 @@ class Work:
         return self.call.assemble(leaves)
 
     # -- private ------------------------------------------------------------------------------
+
+    def _refuse_complex(self) -> None:
+        kinds = {np.asarray(self.point.leaves[p - 1]).dtype.kind for p in self.positions if p}
+        if "c" in kinds or any(dtype.kind == "c" for _, dtype in self.call.outputs):
+            raise NotDifferentiableError(
+                f"the Jacobian of {self.point.label} was asked for, and complex numbers are among its outputs or the "
+                f"arguments asked for; a function of complex numbers that is not holomorphic has none: ask for "
+                f"f.jvp and f.vjp, or for that of its real and imaginary parts"
+            )
 
     def _evaluate(self) -> None:
         # For the check of rows the cotangents are also pulled back to the inputs, where they may be.

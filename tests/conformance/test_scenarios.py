@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from gradbridge.testing import SCENARIOS, Subject, derivatives
+from gradbridge.testing import SCENARIOS, Subject, derivatives, waves
 from gradbridge.testing.reference import Reference
-from gradbridge.testing.scenarios import BATCHNORM_TRAIN
+from gradbridge.testing.scenarios import BATCHNORM_TRAIN, WAVE
+
+ANALYTIC = [*(s for s in SCENARIOS.values() if s is not WAVE), BATCHNORM_TRAIN]
 
 
-@pytest.mark.parametrize("scenario", [*SCENARIOS.values(), BATCHNORM_TRAIN], ids=lambda s: s.name)
+@pytest.mark.parametrize("scenario", ANALYTIC, ids=lambda s: s.name)
 @pytest.mark.parametrize("rows", [1, 4])
 def test_closed_form_gradients_are_those_of_the_values(scenario, rows):
     subject = Subject(Reference(), scenario)
@@ -19,6 +21,20 @@ def test_closed_form_gradients_are_those_of_the_values(scenario, rows):
     )
     for position, gradient in zip(wrt, expected):
         np.testing.assert_allclose(subject.gradients_at(point)[position], gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_complex_gradients_are_those_of_the_values_in_real_and_imaginary_parts():
+    subject = Subject(Reference(), WAVE)
+    point = subject.point(1)
+    (x, z), (c, u) = point.inputs, point.cotangents
+    parts = [subject.by_name(point.params)["scale"], x, z.real, z.imag]
+    real, imaginary, square = waves.value(parts)
+    np.testing.assert_allclose(real + 1j * imaginary, subject.outputs_at(point)[0], rtol=1e-14)
+    np.testing.assert_allclose(square, np.abs(z) ** 2, rtol=1e-14)
+    expected = derivatives.pullback(waves.value, parts, [c.real, -c.imag, u], range(4))
+    found = subject.gradients_at(point)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found[2], expected[2] - 1j * expected[3], rtol=1e-12, atol=1e-12)
 
 
 def test_the_complex_step_is_exact_on_a_function_that_everyone_can_differentiate():

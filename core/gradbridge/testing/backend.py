@@ -45,6 +45,7 @@ class BackendUnderTest:
     unused(weight, spare)                 f(x, y) = exp(x @ weight / 4); spare and y do nothing
     dropout(rate)                         each element of x: 0 with probability rate, else x/(1-rate)
     batchnorm(scale, shift, epsilon)      batch normalization over N, mean 0 and variance 1 stored
+    wave(scale)                           f(x, z) = (scale · exp(ix) · z |z|², |z|²), z complex
     ====================================  ==========================================================
 
     The arrays may be stored in any order and orientation: the kit finds out which parameter lies
@@ -94,6 +95,10 @@ class BackendUnderTest:
     def batchnorm(self, scale: Array, shift: Array, epsilon: float) -> Any:
         """x (N, 3) ↦ batch normalization, then * scale + shift; statistics move in train mode."""
         self._leave_out("batchnorm")
+
+    def wave(self, scale: Array) -> Any:
+        """x (N, 2), z (N, 2) complex ↦ (scale * exp(1j * x) * z * |z|**2, |z|**2)."""
+        self._leave_out("wave")
 
     # -- optional -----------------------------------------------------------------------------
 

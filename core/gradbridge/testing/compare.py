@@ -20,13 +20,14 @@ def expect_close(got: Array, expected: Array, what: str, tolerance: float) -> No
         raise AssertionError(f"{what}: expected shape {expected.shape}, got {got.shape}")
     if not got.size:
         return
-    difference = np.abs(got.astype(np.float64) - expected)
+    wide = np.complex128 if "c" in (got.dtype.kind, expected.dtype.kind) else np.float64
+    difference = np.abs(got.astype(wide) - expected)
     worst = np.unravel_index(int(np.argmax(np.where(np.isnan(difference), np.inf, difference))), got.shape)
     limit = tolerance * max(1.0, float(np.abs(expected).max()))
     if not difference[worst] <= limit:
         place = f" at {[int(i) for i in worst]}" if worst else ""
         raise AssertionError(
-            f"{what}: expected {float(expected[worst]):.12g}, got {float(got[worst]):.12g}{place}; "
+            f"{what}: expected {expected[worst].item():.12g}, got {got[worst].item():.12g}{place}; "
             f"the difference {float(difference[worst]):.2g} is more than {limit:.2g}"
         )
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from gradbridge import trees
+from gradbridge.borders import host_dtype
 from gradbridge.errors import GradbridgeWarning, GuestError, HigherOrderError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, GuestOptions, Signature
-from gradbridge.testing import derivatives
+from gradbridge.testing import derivatives, waves
 from gradbridge.testing.backend import BackendUnderTest
 from gradbridge.testing.scenarios import BATCHNORM_TRAIN, DROPOUT_RATE, SCENARIOS, Scenario
 
@@ -50,6 +51,8 @@ class ReferenceAdapter(Adapter):
         self.train = options.mode == "train"
         self.mean, self.variance = model.mean, model.variance
 
+    takes_complex = True
+
     def params(self) -> Array:
         """See `Adapter.params`."""
         return np.asarray(self.scenario.ravel(self._model.params), dtype=np.float64)
@@ -76,16 +79,16 @@ class ReferenceAdapter(Adapter):
             self.mean = 0.9 * self.mean + 0.1 * arrays[0].mean(0)
             self.variance = 0.9 * self.variance + 0.1 * arrays[0].var(0)
         leaves, structure = trees.flatten(output)
-        outputs = trees.unflatten(structure, [np.array(leaf, dtype=self.dtype) for leaf in leaves])
+        outputs = trees.unflatten(structure, [self.own(leaf) for leaf in leaves])
         if not trees.flatten(outputs)[0] or structure.num_nodes == 1:
-            outputs = np.array(leaves[0], dtype=self.dtype)
+            outputs = self.own(leaves[0])
         return outputs, ((loaded.copy(), arrays, signature) if wrt else None)
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
         """See `Adapter.backward`."""
         loaded, arrays, signature = residuals
         by_position = self.gradients(loaded, arrays, [self.cast(v) for v in cotangents], signature)
-        return [np.array(by_position[position], dtype=self.dtype) for position in wrt]
+        return [self.own(by_position[position]) for position in wrt]
 
     def backward_many(
         self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]
@@ -129,9 +132,11 @@ class ReferenceAdapter(Adapter):
     ) -> list[Array] | None:
         """See `Adapter.pushforward`: by the complex step."""
         arguments = [loaded, *map(self.cast, inputs)]
-        moves = [np.zeros(a.shape) for a in arguments]
+        moves = [np.zeros_like(a) for a in arguments]
         for position, tangent in zip(wrt, tangents):
             moves[position] = tangent
+        if self.scenario.name == "wave":
+            return waves.pushed(loaded, arguments[1:], moves)
 
         def function(moved: Sequence[Any]) -> list[Any]:
             return list(trees.flatten(self.value(moved[0], moved[1:], signature))[0])
@@ -162,7 +167,12 @@ class ReferenceAdapter(Adapter):
     def cast(self, array: Any) -> Any:
         """An array as the computation takes it."""
         array = np.asarray(array)
-        return array.astype(self.dtype if array.dtype.kind == "f" else array.dtype.newbyteorder("="))
+        return array.astype(host_dtype(array.dtype.newbyteorder("="), self.dtype))
+
+    def own(self, array: Any) -> Array:
+        """What is handed out: a new array in the dtype of the computation."""
+        array = np.asarray(array)
+        return np.array(array, dtype=host_dtype(array.dtype, self.dtype))
 
     def mask(self, x: Any, signature: Signature) -> Any:
         """The dropout mask of one call."""
@@ -209,6 +219,8 @@ class ReferencePullback(Adapter):
         self.label, self.layout = f"gradient of {parent.label}", parent.layout
         self.parent, self._signature, self._wrt = parent, signature, wrt
 
+    takes_complex = True
+
     def params(self) -> Array:
         """See `Adapter.params`."""
         return self.parent.params()
@@ -230,7 +242,17 @@ class ReferencePullback(Adapter):
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
         """See `Adapter.backward`."""
+        if self.parent.scenario.name == "wave":
+            return self._of_wave(residuals, cotangents, wrt)
         return derivatives.pullback(self.function, residuals, cotangents, wrt)
+
+    def _of_wave(self, arguments: Any, directions: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
+        scale, x, z, *cotangents = arguments
+        full = [np.zeros_like(scale), np.zeros_like(x), np.zeros_like(z)]
+        for position, direction in zip(self._wrt, directions):
+            full[position] = direction
+        found = waves.pulled_again(scale, (x, z), cotangents, full)
+        return [found[position] for position in wrt]
 
     def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
         """The complex step can be taken once.

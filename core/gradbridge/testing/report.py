@@ -29,6 +29,7 @@ ABILITIES = {
     "many tangents at once": "forward_mode_many",
     "many cotangents at once": "many_cotangents",
     "rows apart": "rows_apart",
+    "complex numbers": "complex_gradient",
     "random layers": "noise_is_the_calls",
     "moving statistics": "statistics_move_once",
 }

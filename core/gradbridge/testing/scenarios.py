@@ -1,7 +1,7 @@
 """The scenarios: small models with their values and gradients written out by hand in NumPy.
 
 A backend builds each of them in its own framework, from the same arrays, and is held against the
-closed form. All closed forms are analytic, so that `gradbridge.testing.derivatives` gives their
+closed form. All closed forms but that with complex numbers are analytic, so that `gradbridge.testing.derivatives` gives their
 higher derivatives to rounding.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gradbridge.protocol import Array
+from gradbridge.testing import waves
 
 Params = Mapping[str, Array]
 #: (params by name, inputs) ↦ the pytree that the model returns.
@@ -219,6 +220,30 @@ BATCHNORM_TRAIN = Scenario(
     BATCHNORM.constants,
 )
 
+
+def _wave(p: Params, inputs: Sequence[Any]) -> Any:
+    x, z = inputs
+    real, imaginary, square = waves.value([p["scale"], x, z.real, z.imag])
+    return real + 1j * imaginary, square
+
+
+def _wave_gradients(p: Params, inputs: Sequence[Any], v: Sequence[Any]) -> Any:
+    of_scale, of_x, of_z = waves.gradients_at(p["scale"], inputs, v)
+    return {"scale": of_scale}, [of_x, of_z]
+
+
+#: With complex numbers, and not analytic: its higher derivatives are those of `waves`.
+WAVE = Scenario(
+    "wave",
+    {"scale": (2,)},
+    lambda rng, rows: (
+        rng.normal(size=(rows, 2)),
+        rng.normal(size=(rows, 2)) + 1j * rng.normal(size=(rows, 2)),
+    ),
+    _wave,
+    _wave_gradients,
+)
+
 SCENARIOS: dict[str, Scenario] = {
-    s.name: s for s in (MLP, EMBEDDING, ENERGY, OUTPUTS, TIED, UNUSED, DROPOUT, BATCHNORM)
+    s.name: s for s in (MLP, EMBEDDING, ENERGY, OUTPUTS, TIED, UNUSED, DROPOUT, BATCHNORM, WAVE)
 }

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gradbridge import trees
+from gradbridge.borders import INEXACT
 from gradbridge.call import Call
 from gradbridge.protocol import Adapter, Array, GuestOptions, Signature
 from gradbridge.testing.backend import BackendUnderTest, Native, NotOfferedError
@@ -126,7 +127,7 @@ class Subject:
     def with_cotangents(self, point: Point, seed: int) -> Point:
         """The point with random cotangents that fit its outputs."""
         rng = np.random.default_rng(seed + 1000)
-        return replace(point, cotangents=tuple(rng.normal(size=y.shape) for y in self.outputs_at(point)))
+        return replace(point, cotangents=tuple(drawn_like(y, rng) for y in self.outputs_at(point)))
 
     def outputs_at(self, point: Point) -> list[Array]:
         """Closed-form output leaves."""
@@ -148,8 +149,8 @@ class Subject:
         return self.scenario.unravel(own)
 
     def positions(self, inputs: Sequence[Array]) -> tuple[int, ...]:
-        """Positions that have a derivative: the params if there are any, and the floating inputs."""
-        floating = [i for i, x in enumerate(inputs, 1) if np.asarray(x).dtype.kind == "f"]
+        """Positions that have a derivative: the params if there are any, and floating and complex inputs."""
+        floating = [i for i, x in enumerate(inputs, 1) if np.asarray(x).dtype.kind in INEXACT]
         return (0, *floating) if self.scenario.size else tuple(floating)
 
     def value_function(self) -> ArrayFunction:
@@ -221,6 +222,12 @@ class Subject:
         adapter.zero(residuals)
         pulled = list(point.cotangents if cotangents is None else cotangents)
         return dict(zip(positions, adapter.backward(residuals, pulled, positions)))
+
+
+def drawn_like(array: Array, rng: np.random.Generator) -> Array:
+    """Normal numbers in the shape of an array, complex ones where that is."""
+    drawn = rng.normal(size=array.shape)
+    return drawn + 1j * rng.normal(size=array.shape) if array.dtype.kind == "c" else drawn
 
 
 class Flight:

@@ -4,7 +4,17 @@
 backend, and raises AssertionError where the law is broken, with what was expected and what came.
 """
 
-from gradbridge.testing.checks import borders, function, honest, orders, pure, reentrant, right, structure
+from gradbridge.testing.checks import (
+    borders,
+    function,
+    honest,
+    orders,
+    pure,
+    reentrant,
+    right,
+    structure,
+    waves,
+)
 from gradbridge.testing.checks.catalogue import CHECKS, LAWS, Check, check
 
 __all__ = [
@@ -20,4 +30,5 @@ __all__ = [
     "reentrant",
     "right",
     "structure",
+    "waves",
 ]

@@ -17,7 +17,7 @@ from gradbridge.testing.compare import expect_close, expect_outputs, named
 from gradbridge.testing.subject import Point, Subject
 
 
-def _refusable(check: CheckFunction) -> CheckFunction:
+def refusable(check: CheckFunction) -> CheckFunction:
     """A refusal is honest, wherever it comes, so the check is skipped with its reason."""
 
     @functools.wraps(check)
@@ -31,7 +31,7 @@ def _refusable(check: CheckFunction) -> CheckFunction:
 
 
 @check(7)
-@_refusable
+@refusable
 def gradient_again(subject: Subject) -> None:
     """The pullback's adapter computes the same gradients as backward does."""
     point = subject.point(60)
@@ -44,7 +44,7 @@ def gradient_again(subject: Subject) -> None:
 
 
 @check(7)
-@_refusable
+@refusable
 def second_order(subject: Subject) -> None:
     """Pulling the pullback back gives the closed-form second derivatives of all arguments and cotangents."""
     point = subject.point(61)
@@ -61,7 +61,7 @@ def second_order(subject: Subject) -> None:
 
 
 @check(7, ("mlp", "energy", "tied"))
-@_refusable
+@refusable
 def hessian_symmetric(subject: Subject) -> None:
     """⟨v, H w⟩ = ⟨w, H v⟩ for the Hessian H of any weighted sum of the outputs."""
     point = subject.point(63)
@@ -75,7 +75,7 @@ def hessian_symmetric(subject: Subject) -> None:
 
 
 @check(7)
-@_refusable
+@refusable
 def pushforward(subject: Subject) -> None:
     """The pullback of the pullback is the JVP: ⟨v, J w⟩ = ⟨Jᵀ v, w⟩, and J w is the closed form's."""
     point = subject.point(66)
@@ -103,7 +103,7 @@ def pushforward(subject: Subject) -> None:
 
 
 @check(7, ("energy",))
-@_refusable
+@refusable
 def third_order(subject: Subject) -> None:
     """A third derivative is right too: ∂³ Σ x² y along (u, v, w) is Σ 2 (uₓ vₓ w_y + uₓ v_y wₓ + u_y vₓ wₓ)."""
     point = subject.point(68)

@@ -4,7 +4,17 @@
 the module of the same name as the check's.
 """
 
-from gradbridge.testing.faulty import borders, function, honest, orders, pure, reentrant, right, structure
+from gradbridge.testing.faulty import (
+    borders,
+    function,
+    honest,
+    orders,
+    pure,
+    reentrant,
+    right,
+    structure,
+    waves,
+)
 from gradbridge.testing.faulty.catalogue import FAULTS, Fault, breaks
 
 __all__ = [
@@ -19,4 +29,5 @@ __all__ = [
     "reentrant",
     "right",
     "structure",
+    "waves",
 ]

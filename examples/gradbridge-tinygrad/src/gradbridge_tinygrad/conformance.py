@@ -21,6 +21,7 @@ class UnderTest(BackendUnderTest):
     reasons: ClassVar[dict[str, str]] = {
         "dropout": "tinygrad's random numbers are one global sequence, in which a backward cannot find its forward's",
         "batchnorm": "this backend keeps no moving statistics",
+        "wave": "tinygrad has no complex numbers",
     }
 
     def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> Any:
