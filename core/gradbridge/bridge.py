@@ -172,7 +172,7 @@ class Bridge(Derivatives):
         dtype = borders.check_params(params, self._adapter.layout, self._adapter.label)
         return self._evaluate(params, inputs, kwargs, dtype)
 
-    def _point(self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Point:
+    def _point(self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any], first: int = 1) -> Point:
         params = self._vector(params)
         dtype = borders.check_params(params, self._adapter.layout, self._adapter.label)
         call, leaves = self._call(inputs, kwargs, dtype if self._adapter.layout.size else None)
@@ -183,7 +183,7 @@ class Bridge(Derivatives):
                 f"bridge itself there, and let {self._host_name} differentiate that"
             )
         held = self._held.leaves(call.signature.structure) if self._held is not None else frozenset()
-        return Point(call, params, leaves, self._mode == "eval", held)
+        return Point(call, params, leaves, self._mode == "eval", held, first=first)
 
     def _vector(self, params: Any) -> Any:
         """Params as the user gave them, a vector or a tree of arrays → a vector, traced if they are."""

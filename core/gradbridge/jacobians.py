@@ -63,7 +63,9 @@ class Derivatives(ABC):
                 differentiating itself.
             OptionError: a strategy that cannot be followed here, or a `wrt` that there is not.
         """
-        point = self._point(params, inputs, kwargs)
+        return self._jacobian(self._point(params, inputs, kwargs), wrt, strategy, max_chunk)
+
+    def _jacobian(self, point: Point, wrt: Any, strategy: str, max_chunk: int) -> Any:
         found = jacobian(point, wrt, strategy, max_chunk)
         self._latest = point.taken[-1] if point.taken else self._latest
         return found

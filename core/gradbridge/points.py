@@ -25,6 +25,8 @@ class Point:
         steady: whether the model was bridged in eval mode.
         held: positions of the leaves that are declared non-differentiable.
         taken: the strategies that Jacobians were computed by here, in words.
+        first: what the user counts the first input as: 1 after the params, 0 for a function of
+            arrays alone.
     """
 
     call: Call
@@ -33,6 +35,7 @@ class Point:
     steady: bool
     held: frozenset[int] = frozenset()
     taken: list[str] = field(default_factory=list)
+    first: int = 1
 
     @property
     def label(self) -> str:
@@ -57,22 +60,22 @@ class Point:
             NotDifferentiableError: one that is declared non-differentiable.
         """
         wanted = wrt if isinstance(wrt, tuple) else (wrt,)
-        count = len(self.leaves)
+        last = len(self.leaves) - 1 + self.first
         for position in wanted:
             whole = isinstance(position, (int, np.integer)) and not isinstance(position, bool)
-            if not whole or not 0 <= position <= count:
+            if not whole or not 0 <= position <= last:
+                inputs = f"0 is its params, 1 to {last} its" if self.first else f"0 to {last} are its"
                 raise OptionError(
-                    f"wrt counts the arguments of {self.label}: 0 is its params, 1 to {count} its input arrays "
-                    f"in order; got {wrt!r}"
+                    f"wrt counts the arguments of {self.label}: {inputs} input arrays in order; got {wrt!r}"
                 )
-            if position in self.held:
+            if position + 1 - self.first in self.held:
                 raise NotDifferentiableError(
-                    f"a derivative with respect to argument {position} of {self.label} was asked for, and the bridge "
-                    f"was made with nondiff=, which holds it constant; leave it out of one of them"
+                    f"a derivative with respect to argument {position} of {self.label} was asked for, and it was "
+                    f"made with nondiff=, which holds it constant; leave it out of one of them"
                 )
         if len(set(wanted)) != len(wanted) or not wanted:
             raise OptionError(f"wrt names each argument once, at least one of them, got {wrt!r}")
-        return tuple(map(int, wanted))
+        return tuple(int(position) + 1 - self.first for position in wanted)
 
 
 class Forward:

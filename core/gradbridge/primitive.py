@@ -9,8 +9,12 @@ from typing import Any, overload
 
 import numpy as np
 
+from gradbridge import jacobians
 from gradbridge.bridge import Bridge
+from gradbridge.capabilities import Capabilities
 from gradbridge.errors import OptionError
+from gradbridge.jacobians import MAX_CHUNK
+from gradbridge.points import Point
 from gradbridge.protocol import GuestOptions
 from gradbridge.registry import Registry, default_registry
 
@@ -33,6 +37,44 @@ class Primitive:
     def bridge(self) -> Bridge:
         """The bridge underneath, with a parameter vector of length 0."""
         return self._bridge
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What works through this function, what does not and why, and what it costs; prints as a table."""
+        return self._bridge.capabilities
+
+    def jacobian(
+        self, *inputs: Any, wrt: Any = 0, strategy: str = "auto", max_chunk: int = MAX_CHUNK, **kwargs: Any
+    ) -> Any:
+        """d outputs / d argument at concrete arrays, by the cheapest way that the structure allows.
+
+        Args:
+            *inputs, **kwargs: as for a call.
+            wrt: which input array, counted from 0 as autograd's `argnum`; or a tuple of such.
+            strategy, max_chunk: see `Bridge.jacobian`.
+
+        Returns:
+            (*output shape, *argument shape); trees and tuples as for `Bridge.jacobian`.
+
+        Raises:
+            NotDifferentiableError, OptionError
+        """
+        return self._bridge._jacobian(self._point(inputs, kwargs), wrt, strategy, max_chunk)
+
+    def vjp(self, *inputs: Any, cotangent: Any, wrt: Any = 0, **kwargs: Any) -> Any:
+        """Vector-Jacobian product vᵀJ at concrete arrays; see `Bridge.vjp`, `wrt` counted from 0."""
+        return jacobians.vjp(self._point(inputs, kwargs), cotangent, wrt)
+
+    def jvp(self, *inputs: Any, tangent: Any, wrt: Any = 0, **kwargs: Any) -> Any:
+        """Jacobian-vector product Jt at concrete arrays; see `Bridge.jvp`, `wrt` counted from 0."""
+        return jacobians.jvp(self._point(inputs, kwargs), tangent, wrt)
+
+    def ggn(self, *inputs: Any, vector: Any, wrt: Any = 0, hessian: Any = None, **kwargs: Any) -> Any:
+        """Gauss-Newton product JᵀHJv at concrete arrays; see `Bridge.ggn`, `wrt` counted from 0."""
+        return jacobians.ggn(self._point(inputs, kwargs), vector, wrt, hessian)
+
+    def _point(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Point:
+        return self._bridge._point(np.empty(0), inputs, kwargs, first=0)
 
     @property
     def gradient_error(self) -> float | None:
