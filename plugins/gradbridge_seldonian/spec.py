@@ -12,6 +12,7 @@ from gradbridge.errors import BorderError, GradbridgeWarning
 from gradbridge_seldonian import objectives
 from gradbridge_seldonian.constraints import SweptTree
 from gradbridge_seldonian.engine import SupervisedSpec, make_parse_trees_from_constraints
+from gradbridge_seldonian.rows import ROWS, can_share, independent
 from gradbridge_seldonian.sweep import SweptObjective
 
 TRIED_ROWS = 4
@@ -29,6 +30,7 @@ def supervised_spec(
     *,
     primary_objective: Callable[..., Any] | None = None,
     initial_solution: Any = None,
+    rows: str = "auto",
     lambda_init: float | Sequence[float] = 0.5,
     num_iters: int | None = None,
     batch_size: int | None = None,
@@ -51,6 +53,8 @@ def supervised_spec(
     - the objective is vectorized. The engine's own sums rows one by one under autograd;
     - the objective and the constraints are evaluated once in an iteration, for their values and
       their gradients together. The engine evaluates them twice;
+    - where the rows of the model are independent of each other, the constraints take the predictions
+      for their groups from the objective's evaluation. The engine asks for each group anew;
     - the hyperparameters are a new dict. The engine's default is one that all specs share.
 
     Args:
@@ -61,6 +65,10 @@ def supervised_spec(
         deltas: probability with which each constraint may fail, in (0, 1).
         primary_objective: ``f(model, theta, X, Y, **kwargs)``; None takes the sub-regime's.
         initial_solution: (P,) or a function of (model, X, Y); None takes the model's parameters.
+        rows: whether each prediction depends on its own row of the features alone. ``"auto"`` looks,
+            at some rows, at the initial solution and near it; ``"independent"`` declares it, where
+            looking is not conclusive; ``"together"`` says no. Only a `SeldonianModel` in eval mode that
+            remembers evaluations (``reuse=``) makes use of it.
         lambda_init: initial multipliers, one for all or one each.
         num_iters: steps of gradient descent on the full batch; 200 if nothing is said.
         batch_size, n_epochs: mini-batches instead.
@@ -73,8 +81,10 @@ def supervised_spec(
         A `SupervisedSpec`.
 
     Raises:
-        SpecError: counts, shapes or values that do not fit.
+        SpecError: counts, shapes or values that do not fit; rows declared independent that are not.
     """
+    if rows not in ROWS:
+        raise SpecError(f"rows must be one of {', '.join(map(repr, ROWS))}, got {rows!r}")
     sub_regime = dataset.meta.sub_regime
     if sub_regime not in objectives.PRIMARY:
         raise SpecError(f"sub_regime must be one of {', '.join(objectives.PRIMARY)}, got {sub_regime!r}")
@@ -96,10 +106,15 @@ def supervised_spec(
         sub_regime=sub_regime,
         columns=list(dataset.meta.sensitive_col_names),
     )
+    trees = list(map(SweptTree.of, parse_trees))
+    grouped = any(node.conditional_columns for tree in trees for node in tree.base_nodes())
+    if _rows_are_independent(model, dataset, start, rows, grouped):
+        for tree in trees:
+            tree.share_rows(model.bridge)
     return SupervisedSpec(
         dataset=dataset,
         model=model,
-        parse_trees=list(map(SweptTree.of, parse_trees)),
+        parse_trees=trees,
         sub_regime=sub_regime,
         primary_objective=SweptObjective(primary_objective or objectives.PRIMARY[sub_regime]),
         use_builtin_primary_gradient_fn=False,
@@ -220,6 +235,25 @@ def _try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> 
             GradbridgeWarning,
             stacklevel=3,
         )
+
+
+def _rows_are_independent(model: Any, dataset: Any, start: np.ndarray, rows: str, grouped: bool) -> bool:
+    if rows == "together" or (rows == "auto" and not (grouped and can_share(model))):
+        return False
+    if not can_share(model):
+        raise SpecError(
+            f"rows='independent' was asked for, so that groups take their predictions from those for all rows. "
+            f"That needs a SeldonianModel with its own predict, in eval mode, that draws no random numbers and "
+            f"remembers evaluations (reuse=1 or more), and {type(model).__name__} is none; leave rows= out"
+        )
+    found = independent(model, dataset.features, start)
+    if found is False and rows == "independent":
+        raise SpecError(
+            f"rows='independent' was asked for, and the rows of {type(model).__name__} over "
+            f"{model.bridge.adapter.label} are not independent of each other: some of them are predicted "
+            f"differently alone and among others, or have a gradient in others; leave rows= out"
+        )
+    return rows == "independent" or found is True
 
 
 def _all_equal(predictions: Any) -> bool:
