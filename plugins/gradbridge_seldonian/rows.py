@@ -23,9 +23,6 @@ ROWS = ("auto", "independent", "together")
 _SEEN = 128
 _SPLITS = 3
 
-# NumPy has no bfloat16 of its own to ask.
-_EPSILON = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}
-
 
 def can_share(model: Any) -> bool:
     """Whether a model's predictions depend on θ and the features alone, and are remembered.
@@ -42,7 +39,7 @@ def can_share(model: Any) -> bool:
     )
 
 
-def independent(model: SeldonianModel, X: Any, start: Array) -> bool | None:
+def independent(model: SeldonianModel, X: Any, start: Array, most: int | None = None) -> bool | None:
     """Look whether some rows of `X` are predicted alike alone and among others, and pull on themselves alone.
 
     At the start, and near it, because layers that start at zero hide what they will do.
@@ -51,6 +48,7 @@ def independent(model: SeldonianModel, X: Any, start: Array) -> bool | None:
         model: one that `can_share`.
         X: features, an array with a row for each data point, or a list of them.
         start: (P,) where training starts.
+        most: rows that the model is ever given at once, in mini-batches.
 
     Returns:
         Whether they are, as far as can be seen. None where it cannot be seen: the model failed on
@@ -58,7 +56,7 @@ def independent(model: SeldonianModel, X: Any, start: Array) -> bool | None:
     """
     inputs = X if type(X) is list else [X]
     random = np.random.default_rng(0)
-    seen = min(_SEEN, len(inputs[0])) // 2 * 2
+    seen = min(_SEEN, len(inputs[0]), max(most or _SEEN, 4)) // 2 * 2
     if not seen:
         return None
     some = np.sort(random.choice(len(inputs[0]), seen, replace=False))
@@ -92,9 +90,9 @@ def _independent_at(
 ) -> bool | None:
     bridge, rows = model.bridge, len(inputs[0])
     together = bridge(theta, *inputs)
-    if np.shape(together)[:1] != (rows,) or not np.isfinite(together).all() or _all_alike(together):
+    if np.shape(together)[:1] != (rows,) or not np.isfinite(together).all() or all_alike(together):
         return None
-    tolerance = _tolerance(bridge.layout.dtypes)
+    tolerance = _tolerance(np.ascontiguousarray(together))
     size = np.max(np.abs(together))
     for _ in range(_SPLITS):
         half = random.permutation(rows) < rows // 2
@@ -121,11 +119,19 @@ def _independent_at(
     return True
 
 
-def _tolerance(dtypes: Sequence[str]) -> float:
-    """Of what the guest computes in: what other ways of summing up may differ by."""
-    epsilons = [_EPSILON.get(dtype, float(np.finfo(np.float64).eps)) for dtype in dtypes]
-    return max(epsilons, default=_EPSILON["float32"]) ** 0.7
+def _tolerance(predictions: Array) -> float:
+    """What other ways of summing up may differ by, in the precision that the predictions tell of.
+
+    The parameters' dtypes do not: a model may compute in another than its own.
+    """
+    single = predictions.astype(np.float32)
+    if predictions.dtype.kind == "f" and not np.array_equal(single, predictions):
+        return float(np.finfo(np.float64).eps) ** 0.7
+    bits = single.view(np.uint32)
+    zeros = next((n for n in (16, 13) if not np.any(bits & (2**n - 1))), 0)  # bfloat16, float16, float32
+    return float(2.0 ** (zeros - 23)) ** 0.7
 
 
-def _all_alike(predictions: Array) -> bool:
+def all_alike(predictions: Any) -> bool:
+    """Whether all rows are equal."""
     return bool(np.all(predictions == predictions[:1]))

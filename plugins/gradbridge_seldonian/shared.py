@@ -120,7 +120,7 @@ class Part:
         return getattr(self._whole.model, name)
 
 
-def _rows(node: Any, dataset: Any) -> Array | None | tuple[()]:
+def _rows(node: Any, dataset: Any) -> Array | tuple[()] | None:
     """Which rows a node looks at, as `BaseNode.mask_data` takes them; None for all, () if it cannot be told."""
     if not node.conditional_columns:
         return None
@@ -161,9 +161,7 @@ def _pays(model: Any, features: Any, parts: list[Array | None], of_objective: bo
 
 def has_own_zhat(node: Any) -> bool:
     """Whether a node's samples come from the engine's own method, which asks the model for its rows alone."""
-    return all(
-        getattr(type(node), name) is getattr(BaseNode, name) for name in ("zhat", "calculate_bounds")
-    )
+    return all(getattr(type(node), name) is getattr(BaseNode, name) for name in ("zhat", "calculate_bounds"))
 
 
 @primitive

@@ -184,10 +184,23 @@ def test_integer_inputs_are_told_by_their_outputs():
     assert agree(lambda: model(centred=True), data=data, **FULL) == [3.0, 3.0]
 
 
+class Rounding(nn.Module):
+    """Rounds otherwise for other numbers of rows, as matrix products do."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+
+    def forward(self, x):
+        return torch.sigmoid(self.linear(x)).flatten() * (1 + 1e-8 * len(x))
+
+
 def test_single_precision_is_looked_at_in_its_own_rounding():
-    model = logistic(dtype="float32")
-    assert independent(model, X, model.initial_solution()) is True
-    assert selected(spec_of(model, **FULL))[1] == 1.0
+    for dtype, found in (("float32", True), ("float64", False)):
+        torch.manual_seed(0)
+        model = SeldonianModel(Rounding(), dtype=dtype)
+        assert independent(model, X, model.initial_solution()) is found
+        assert selected(spec_of(model, **FULL))[1] == (1.0 if found else 3.0)
 
 
 def test_what_cannot_be_told_is_not_shared_unless_it_is_declared():
@@ -263,9 +276,16 @@ def test_data_of_a_nodes_own_go_as_before():
         }
     }
     settings = {"additional_datasets": additional, **FULL}
-    found = [selected(spec_of(logistic(), rows=r, **copy.deepcopy(settings))) for r in ("auto", "together")]
+    found = []
+    for rows in ("auto", "together"):
+        algorithm = SeldonianAlgorithm(spec_of(logistic(), rows=rows, **copy.deepcopy(settings)))
+        algorithm.set_initial_solution()
+        with gb.trace() as t:
+            solution = algorithm.run_candidate_selection()
+        found.append((solution, [step.shapes for step in t.steps if step.name == "forward"]))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-12)
-    assert [forwards for _, forwards, _ in found] == [3.0, 3.0]
+    assert found[0][1] == found[1][1]
+    assert len(found[0][1]) == 12 * 3
 
 
 def test_a_small_group_of_a_large_model_is_cheaper_alone():
@@ -345,6 +365,15 @@ def test_a_barrier_method_shares_without_gradients():
             found.append((algorithm.run_candidate_selection(), t))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-9)
     assert found[0][1].counts["forward"] * 3 == found[1][1].counts["forward"]
+
+
+def test_mini_batches_bound_the_rows_that_are_looked_at():
+    rows = []
+    for settings in ({}, {"batch_size": 10, "n_epochs": 1}):
+        with gb.trace() as t:
+            spec_of(logistic(), **settings)
+        rows.append(max(step.shapes[0][0] for step in t.steps if step.name == "forward"))
+    assert rows == [128, 10]
 
 
 def test_without_groups_nothing_is_looked_at():
