@@ -117,7 +117,9 @@ def rows_are_independent(
     model: Any, dataset: Any, start: np.ndarray, rows: str, grouped: bool, batch_size: int | None
 ) -> bool:
     """Whether groups may take their predictions from those for all rows; see `supervised_spec`."""
-    if rows == "together" or (rows == "auto" and not (grouped and can_share(model))):
+    # Of a list of features the engine makes groups of its own kind, which are no rows of anything.
+    useful = grouped and type(dataset.features) is not list and can_share(model)
+    if rows == "together" or (rows == "auto" and not useful):
         return False
     if not can_share(model):
         raise SpecError(

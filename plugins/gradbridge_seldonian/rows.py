@@ -19,6 +19,9 @@ from gradbridge_seldonian.model import SeldonianModel
 #: What `supervised_spec` may be told of the rows.
 ROWS = ("auto", "independent", "together")
 
+# Words in an adapter's `gradient_note`: a gradient that costs an evaluation or more for each number.
+_DEAR = ("numeric", "for each number")
+
 # Rows that are looked at, and ways of halving them.
 _SEEN = 128
 _SPLITS = 3
@@ -102,6 +105,8 @@ def _independent_at(
                 return None
             if not np.allclose(alone, together[part], rtol=tolerance, atol=tolerance * size):
                 return False
+    if any(word in bridge.adapter.gradient_note for word in _DEAR):
+        return True
     for position, x in enumerate(inputs, 1):
         if x.dtype.kind == "f":
             for part in (half, ~half):
@@ -124,7 +129,8 @@ def _tolerance(predictions: Array) -> float:
 
     The parameters' dtypes do not: a model may compute in another than its own.
     """
-    single = predictions.astype(np.float32)
+    with np.errstate(over="ignore"):
+        single = predictions.astype(np.float32)
     if predictions.dtype.kind == "f" and not np.array_equal(single, predictions):
         return float(np.finfo(np.float64).eps) ** 0.7
     bits = single.view(np.uint32)

@@ -47,19 +47,18 @@ class Shared:
         model, datasets = kwargs["model"], kwargs["tree_dataset_dict"]
         if not can_share(model):
             return
-        wanted: dict[tuple[int, bool], dict[str, Array | None]] = {}
+        wanted: dict[tuple[int, bool], tuple[Any, dict[str, Array | None]]] = {}
         for node in nodes:
-            entry = entries[node.name]
-            if entry["bound_computed"] or entry["bound_method"] in ("manual", "random"):
+            entry, of_objective = entries[node.name], node.name not in datasets
+            dataset = datasets.get("all" if of_objective else node.name)
+            if entry["bound_computed"] or entry["bound_method"] in ("manual", "random") or dataset is None:
                 continue
-            of_objective = node.name not in datasets
-            dataset = datasets.get(node.name, datasets.get("all"))
-            rows = _rows(node, dataset) if model.bridge is self.bridge or not node.conditional_columns else ()
-            if dataset is not None and not isinstance(rows, tuple):
-                wanted.setdefault((id(dataset), of_objective), {})[node.name] = rows
-        by_id = {id(dataset): dataset for dataset in datasets.values()}
-        for (key, of_objective), parts in wanted.items():
-            features = by_id[key].features
+            known = not node.conditional_columns or model.bridge is self.bridge
+            rows = _rows(node, dataset) if known else ()
+            if not isinstance(rows, tuple):
+                parts = wanted.setdefault((id(dataset), of_objective), (dataset.features, {}))[1]
+                parts[node.name] = rows
+        for (_, of_objective), (features, parts) in wanted.items():
             if _pays(model, features, list(parts.values()), of_objective):
                 whole = Whole(model, theta, features)
                 self._parts.update({name: Part(whole, rows) for name, rows in parts.items()})

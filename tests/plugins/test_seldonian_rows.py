@@ -367,6 +367,33 @@ def test_a_barrier_method_shares_without_gradients():
     assert found[0][1].counts["forward"] * 3 == found[1][1].counts["forward"]
 
 
+def test_numeric_gradients_are_not_asked_for():
+    def plain(params, x):
+        return 1 / (1 + np.exp(-(x @ params["w"])))
+
+    model = SeldonianModel(plain, backend="numpy", params={"w": np.ones(3)}, gradient="numeric")
+    with gb.trace() as t:
+        assert independent(model, X, model.initial_solution()) is True
+    assert t.counts["backward"] == 0
+
+
+def test_lists_of_features_go_as_before():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bilinear = nn.Bilinear(3, 3, 1)
+
+        def forward(self, x, y):
+            return torch.sigmoid(self.bilinear(x, y))
+
+    def model():
+        torch.manual_seed(0)
+        return SeldonianModel(Two())
+
+    data = dataset([X, X[:, ::-1].copy()])
+    assert agree(model, ["max(FPR, FNR) - 0.9 <= 0.0"], data=data, **FULL) == [1.0, 1.0]
+
+
 def test_mini_batches_bound_the_rows_that_are_looked_at():
     rows = []
     for settings in ({}, {"batch_size": 10, "n_epochs": 1}):
