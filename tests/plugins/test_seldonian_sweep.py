@@ -292,6 +292,7 @@ def test_a_gradient_without_a_record_is_computed():
     np.testing.assert_allclose(objective.gradient(m, theta, X, Y), expected, rtol=1e-13)
     objective(m, theta + 1, X, Y)
     np.testing.assert_allclose(objective.gradient(m, theta, X, Y), expected, rtol=1e-13)
+    objective = SweptObjective(objectives.binary_logistic_loss)
     objective(m, theta, X, Y)
     objective.gradient(m, theta, X, Y)[:] = np.nan  # it is the caller's
     np.testing.assert_allclose(objective.gradient(m, theta, X, Y), expected, rtol=1e-13)
