@@ -1,4 +1,7 @@
-"""The engine's parse trees, evaluated in one sweep, with their confidence bounds in one step each."""
+"""The engine's parse trees, evaluated in one sweep, with their confidence bounds in one step each.
+
+Where the rows of a model are independent, the nodes take theirs from one evaluation of all.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 from autograd.extend import Box, defjvp, defvjp, primitive
 
 from gradbridge_seldonian.engine import BaseNode, ParseTree, tinv
+from gradbridge_seldonian.shared import Shared, has_own_zhat
 from gradbridge_seldonian.sweep import Sweep
 
 
@@ -25,11 +29,22 @@ class SweptTree(ParseTree):
         """The same tree; the nodes are shared, the given one is not used any more."""
         own = cls.__new__(cls)
         own.__dict__.update(tree.__dict__)
-        own._sweep = Sweep()
-        for node in own._nodes(own.root):
-            if isinstance(node, BaseNode):
-                _quicken(node)
+        own._sweep, own._shared = Sweep(), Shared()
+        own._sharing = []
+        for node in own.base_nodes():
+            _quicken(node)
+            if has_own_zhat(node):
+                node.zhat = functools.partial(_shared_zhat, node, own._shared)
+                own._sharing.append(node)
         return own
+
+    def base_nodes(self) -> list[Any]:
+        """The leaves that are statistics of the data; several may be of one name."""
+        return [node for node in self._nodes(self.root) if isinstance(node, BaseNode)]
+
+    def share_rows(self, bridge: Any) -> None:
+        """Let nodes take their rows from predictions for all: the rows of this bridge are independent."""
+        self._shared.bridge = bridge
 
     def propagate_bounds(self, **kwargs: Any) -> None:
         """See the engine. In candidate selection the upper bound of the root comes from the sweep."""
@@ -51,7 +66,11 @@ class SweptTree(ParseTree):
         return float("-inf") if bound_type == "lower" else float("inf")
 
     def _upper(self, theta: Any, kwargs: dict[str, Any]) -> Any:
-        super().propagate_bounds(**{**kwargs, "theta": theta})
+        self._shared.begin(theta, self._sharing, self.base_node_dict, kwargs)
+        try:
+            super().propagate_bounds(**{**kwargs, "theta": theta})
+        finally:
+            self._shared.end()
         upper = self.root.upper
         if isinstance(theta, Box):
             self._unbox()
@@ -85,6 +104,10 @@ def _plain(value: Any) -> Any:
     while isinstance(value, Box):
         value = value._value
     return value
+
+
+def _shared_zhat(node: Any, shared: Shared, model: Any, **kwargs: Any) -> Any:
+    return BaseNode.zhat(node, model=shared.model_for(node, model), **kwargs)
 
 
 def _quicken(node: Any) -> None:

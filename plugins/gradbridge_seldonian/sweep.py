@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from autograd import grad
 from autograd.core import VJPNode, make_vjp
 from autograd.extend import Box, defvjp, primitive
 
@@ -57,6 +58,16 @@ class Sweep:
         self._latest = _Record(theta.copy(), _kept(data, latest), value, pull)
         return value
 
+    def gradient(self, theta: Array, data: Sequence[Any], function: Function) -> Array:
+        """The gradient of what a call gives, (P,): of the latest evaluation, if it is the same one."""
+        latest = self._latest
+        if latest is not None and latest.is_of(theta, data):
+            latest.is_used = True
+            return latest.gradient().copy()
+        self._is_expected = True
+        found: Array = grad(function)(theta)
+        return found
+
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
@@ -78,8 +89,15 @@ class SweptObjective:
 
     def __call__(self, model: Any, theta: Any, X: Any, Y: Any, **kwargs: Any) -> Any:
         """The objective."""
+        return self._sweep(theta, *self._at(model, X, Y, kwargs))
+
+    def gradient(self, model: Any, theta: Any, X: Any, Y: Any, **kwargs: Any) -> Any:
+        """Its gradient with respect to θ, (P,), without autograd where it has been evaluated there."""
+        return self._sweep.gradient(theta, *self._at(model, X, Y, kwargs))
+
+    def _at(self, model: Any, X: Any, Y: Any, kwargs: dict[str, Any]) -> tuple[list[Any], Function]:
         data = [model, *trees.flatten((X, Y, kwargs))[0]]
-        return self._sweep(theta, data, lambda t: self._objective(model, t, X, Y, **kwargs))
+        return data, lambda t: self._objective(model, t, X, Y, **kwargs)
 
 
 class _Record:

@@ -253,3 +253,79 @@ def test_candidate_selection_takes_the_engines_own_path(batches):
         algorithm.set_initial_solution()
         solutions.append(algorithm.run_candidate_selection())
     np.testing.assert_allclose(solutions[0], solutions[1], rtol=1e-9, atol=1e-12)
+
+
+def settled(spec):
+    """The candidate solution."""
+    algorithm = SeldonianAlgorithm(spec)
+    algorithm.set_initial_solution()
+    return algorithm.run_candidate_selection()
+
+
+@pytest.mark.parametrize("batches", [{"num_iters": 30}, {"batch_size": 24, "n_epochs": 10}])
+def test_the_gradient_of_the_objective_is_handed_over_as_it_was_recorded(batches, monkeypatch):
+    spec, plain = (supervised_spec(dataset(), model(), CONSTRAINTS[3:5], [0.1] * 2, **batches) for _ in "ab")
+    twin = pickle.loads(pickle.dumps(spec))
+    expected = []
+    with monkeypatch.context() as m:
+        m.setattr(type(plain), "custom_primary_gradient_fn", None)  # autograd's pass, as without us
+        expected.append(settled(plain))
+    traced = []
+    own = objectives.binary_logistic_loss
+
+    def loss(model, theta, X, Y, **kwargs):
+        traced.append(isinstance(theta, Box))
+        return own(model, theta, X, Y, **kwargs)
+
+    spec.primary_objective._objective = loss
+    for one in (spec, twin, copy.deepcopy(twin)):
+        np.testing.assert_allclose(settled(one), expected[0], rtol=1e-12)
+    steps = 30 if "num_iters" in batches else 2 * 10  # 48 rows
+    assert traced == [True] * steps  # one recorded evaluation an iteration, and no other
+
+
+def test_a_gradient_without_a_record_is_computed():
+    objective = SweptObjective(objectives.binary_logistic_loss)
+    m = model()
+    theta = m.initial_solution()
+    expected = grad(lambda t: objectives.binary_logistic_loss(m, t, X, Y))(theta)
+    np.testing.assert_allclose(objective.gradient(m, theta, X, Y), expected, rtol=1e-13)
+    objective(m, theta + 1, X, Y)
+    np.testing.assert_allclose(objective.gradient(m, theta, X, Y), expected, rtol=1e-13)
+    objective = SweptObjective(objectives.binary_logistic_loss)
+    objective(m, theta, X, Y)
+    objective.gradient(m, theta, X, Y)[:] = np.nan  # it is the caller's
+    np.testing.assert_allclose(objective.gradient(m, theta, X, Y), expected, rtol=1e-13)
+
+
+def regularize(spec):
+    spec.regularization_hyperparams = {"reg_coef": 0.5}
+
+
+def replace_objective(spec):
+    spec.primary_objective = objectives.Error_Rate
+
+
+def give_gradient(spec):
+    spec.custom_primary_gradient_fn = lambda model, theta, X, Y: 0.1 * theta
+
+
+@pytest.mark.parametrize("change", [regularize, replace_objective, give_gradient])
+def test_what_is_changed_in_a_specification_is_heeded(change):
+    m = model()
+    ours = supervised_spec(dataset(), m, CONSTRAINTS[3:5], [0.1, 0.1], num_iters=30)
+    theirs = SupervisedSpec(
+        dataset=dataset(),
+        model=m,
+        parse_trees=trees(CONSTRAINTS[3:5]),
+        sub_regime="classification",
+        primary_objective=objectives.binary_logistic_loss,
+        use_builtin_primary_gradient_fn=False,
+        initial_solution_fn=lambda *ignored: m.initial_solution(),
+        optimization_hyperparams=copy.deepcopy(ours.optimization_hyperparams),
+    )
+    unchanged = settled(ours)
+    change(ours)
+    change(theirs)
+    np.testing.assert_allclose(settled(ours), settled(theirs), rtol=1e-9, atol=1e-12)
+    assert not np.allclose(settled(ours), unchanged, rtol=1e-3)
