@@ -83,6 +83,11 @@ class SweptTree(ParseTree):
         for entry in self.base_node_dict.values():
             entry.update({key: _plain(entry[key]) for key in ("lower", "upper") if key in entry})
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The last bound may be traced: its graph belongs to a run, and cannot be pickled.
+        self._unbox()
+        return self.__dict__
+
     def _nodes(self, node: Any) -> Iterator[Any]:
         if node is not None:
             yield node

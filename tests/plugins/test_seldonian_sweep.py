@@ -196,6 +196,13 @@ def test_trees_and_objectives_pickle_and_copy():
         assert twin(objective)(m, theta, X, Y) == objective(m, theta, X, Y)
 
 
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_specification_pickles_and_copies_after_a_run_too(twin):
+    spec = supervised_spec(dataset(), model(), CONSTRAINTS[:2], [0.1, 0.1], num_iters=5)
+    solution = settled(spec)
+    np.testing.assert_array_equal(settled(twin(spec)), solution)
+
+
 def test_the_logistic_loss_is_the_engines_to_second_order():
     from seldonian.models.objectives import binary_logistic_loss as theirs
 
