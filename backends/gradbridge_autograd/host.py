@@ -60,7 +60,14 @@ class AutogradHost(Host):
     def apply(self, call: Call, params: Any, inputs: Sequence[Any]) -> Any:
         """Run the call as a node of autograd's graph."""
         call.wrt = tuple(i for i, value in enumerate((params, *inputs)) if type(value) in _box_types)
-        return call.assemble(_leaves(_bridged(call, params, *inputs)))
+        leaves = _leaves(_bridged(call, params, *inputs))
+        if len(leaves) > 1:
+            # What is not differentiable beside what is: a constant, as autograd's own argmax gives.
+            leaves = [
+                leaf if dtype.kind in INEXACT else _unboxed(leaf)
+                for leaf, (_, dtype) in zip(leaves, call.outputs)
+            ]
+        return call.assemble(leaves)
 
 
 @primitive

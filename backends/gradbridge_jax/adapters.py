@@ -18,6 +18,7 @@ import numpy as np
 import optree
 
 from gradbridge.borders import INEXACT, real_dtype
+from gradbridge.constants import constant_key
 from gradbridge.errors import GradbridgeError, InputError, NotDifferentiableError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, Signature
@@ -25,7 +26,7 @@ from gradbridge_jax.arrays import compute_device, to_array, to_guest
 from gradbridge_jax.explain import NOT_TRACEABLE, explained
 from gradbridge_jax.isolation import isolated, key_bits, key_of
 from gradbridge_jax.jacobians import RowProgram
-from gradbridge_jax.programs import Form, Program, Recent, WayBack, split_output, static_key
+from gradbridge_jax.programs import Form, Program, Recent, WayBack, split_output
 
 # Below this many parameters one flat argument, cut inside the program, is quicker than many (35 µs
 # against 69 µs for 57 of them in 4 arrays); above it the cuts cost copies (9.5 ms against 7.1 ms for 670k).
@@ -216,7 +217,7 @@ class ArrayAdapter(Adapter):
             return None
         wide = self.is_wide(inputs)
         arrays, constants = self._sorted(inputs, wide)
-        statics = tuple((i, static_key(leaf)) for i, leaf in constants.items())
+        statics = tuple((i, constant_key(leaf)) for i, leaf in constants.items())
         if any(static is None for _, static in statics):
             return None
         program = self._row_programs.get(
@@ -377,7 +378,7 @@ class ArrayAdapter(Adapter):
         """The compiled program of this structure; None where a constant may change unseen."""
         key: Hashable = (structure, wrt)
         if constants:
-            statics = [(index, static_key(leaf)) for index, leaf in constants.items()]
+            statics = [(index, constant_key(leaf)) for index, leaf in constants.items()]
             if any(static is None for _, static in statics):
                 if self._jit is True:
                     kinds = {type(constants[i]).__name__ for i, static in statics if static is None}

@@ -36,11 +36,14 @@ class ParameterTree:
     """
 
     def __init__(self, tree: Any, dtype: np.dtype[Any] | None, owner: str) -> None:
-        paths, leaves, self._rebuild, structure = _opened(tree)
+        paths, leaves, self._rebuild, structure, settings = _opened(tree)
         # A Python float has no dtype of its own: it takes that of the arrays, as JAX itself does.
         arrays = [leaf.dtype for leaf in leaves if is_inexact(leaf)]
         weak = np.dtype(jnp.result_type(*arrays)) if arrays else np.dtype(np.float64)
-        leaves = [np.asarray(leaf, weak) if type(leaf) is float else leaf for leaf in leaves]
+        leaves = [
+            np.asarray(leaf, weak) if type(leaf) is float and i not in settings else leaf
+            for i, leaf in enumerate(leaves)
+        ]
         for path, leaf in zip(paths, leaves):
             if is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
                 raise NotDifferentiableError(
@@ -115,18 +118,27 @@ class _Rebuild:
         return jax.tree.unflatten(self._structure, leaves)
 
 
-def _opened(tree: Any) -> tuple[list[str], list[Any], _Rebuild, optree.PyTreeSpec | None]:
-    """(names, leaves, how to rebuild, optree's structure if the containers are plain ones)."""
+def _opened(
+    tree: Any,
+) -> tuple[list[str], list[Any], _Rebuild, optree.PyTreeSpec | None, set[int]]:
+    """(names, leaves, how to rebuild, optree's structure if the containers are plain ones, settings).
+
+    Settings are the leaves that are attributes of a module, by index: a number there, the rate of a
+    dropout, is how the module was made and no parameter, as in Equinox, which trains arrays.
+    """
     found, treedef = jax.tree_util.tree_flatten_with_path(tree)
     leaves = [leaf for _, leaf in found]
     if any(_is_foreign_container(leaf) for leaf in leaves):
         leaves, structure = trees.flatten(tree)
         names = ["/".join(map(str, path)) or "params" for path in structure.paths()]
-        return names, leaves, _Rebuild(structure), structure
+        return names, leaves, _Rebuild(structure), structure, set()
     names = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in found]
     plain, spec = optree.tree_flatten(tree)
     same = len(plain) == len(leaves) and all(a is b for a, b in zip(plain, leaves))
-    return names, leaves, _Rebuild(treedef), spec if same else None
+    settings = {
+        i for i, (path, _) in enumerate(found) if path and isinstance(path[-1], jax.tree_util.GetAttrKey)
+    }
+    return names, leaves, _Rebuild(treedef), spec if same else None, settings
 
 
 def _is_foreign_container(leaf: Any) -> bool:

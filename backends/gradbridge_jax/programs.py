@@ -6,10 +6,8 @@ can be taken apart), and the pull, a second compiled function that puts the VJP 
 
 from __future__ import annotations
 
-import enum
 import functools
 import threading
-import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -27,8 +25,6 @@ V = TypeVar("V")
 
 #: Programs kept for each adapter; a call with Python numbers that change makes one for each value.
 KEPT = 64
-
-_STATIC = (str, bytes, int, float, complex, np.integer, np.bool_, type, enum.Enum, types.FunctionType)
 
 # (parameters as loaded, input leaves, structure, key bits, state) ↦ (output tree, state after it)
 Compute = Callable[[Any, list[Any], optree.PyTreeSpec, Any, Any], tuple[Any, Any]]
@@ -252,10 +248,3 @@ class Recent(Generic[V]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_size"])  # type: ignore[misc]
-
-
-def static_key(leaf: Any) -> Hashable | None:
-    """What tells one static leaf from another, or None where nothing can: the object may change."""
-    if isinstance(leaf, _STATIC):
-        return type(leaf), leaf
-    return None

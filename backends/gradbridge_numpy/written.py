@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -12,7 +12,9 @@ import optree
 
 from gradbridge import trees
 from gradbridge.errors import (
+    GradbridgeError,
     GradientShapeError,
+    GuestError,
     HigherOrderError,
     LayoutError,
     MissingVJPError,
@@ -90,13 +92,13 @@ class WrittenPoint(CalledPoint):
         for order, (rule, place) in enumerate(zip(written.chain, written.taken)):
             cotangent = self._like(value, written.places[place], fills[place])
             args, kwargs = self._arguments(written.chain[:order])
-            pull = rule(_copies(value), *args, *map(_copies, given), **kwargs)
+            pull = self._called(rule, rule, _copies(value), *args, *map(_copies, given), **kwargs)
             if not callable(pull):
                 raise VJPSignatureError(
                     f"the VJP maker {name_of(rule)} of {self.plain.label} must return a function of the cotangent, "
                     f"got {type(pull).__name__}; return `lambda v: …`"
                 )
-            value = pull(_copies(cotangent))
+            value = self._called(rule, pull, _copies(cotangent))
             given.append(cotangent)
             if value is None:
                 self._refuse_none("VJP", written)
@@ -110,13 +112,25 @@ class WrittenPoint(CalledPoint):
         return [self._leaf(value, place, leaf, written, fills) for leaf in wanted]
 
     def _pushed(self, maker: Maker, tangent: Any, value: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        pushed = maker(tangent, _copies(value), *args, **kwargs)
+        pushed = self._called(maker, maker, tangent, _copies(value), *args, **kwargs)
         if callable(pushed):
             raise VJPSignatureError(
                 f"the JVP maker {name_of(maker)} of {self.plain.label} must return the tangent itself, got a function; "
                 f"it is given the tangent t of the argument first: `lambda t, ans, x: …`"
             )
         return pushed
+
+    def _called(self, rule: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except GradbridgeError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(str(np.shape(a)) for a in args if isinstance(a, (np.ndarray, float)))
+            raise GuestError(
+                f"the rule {name_of(rule)} that is written for {self.plain.label} failed on arrays of shapes {shapes or '(none)'}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def _by_units(
         self,
@@ -242,6 +256,7 @@ class WrittenPoint(CalledPoint):
 
     def _refuse(self, places: tuple[int, ...]) -> NoReturn:
         rules, label = self.plain.rules, self.plain.label
+        spelled = label if label.isidentifier() else "f"  # a lambda has no name to write
         keywords = [p for p in places[1:] if p < OUTPUTS]
         if keywords:
             raise MissingVJPError(
@@ -255,7 +270,7 @@ class WrittenPoint(CalledPoint):
             state = f"it has rules for argument {', '.join(map(str, known))} only" if known else "it has none"
             raise MissingVJPError(
                 f"the gradient of {label} with respect to argument {rules.name(argument)} was asked for, and {state}; "
-                f"write it with @{label}.defvjp, or make the function with gradient='numeric'"
+                f"write it with @{spelled}.defvjp, or make the function with gradient='numeric'"
             )
         refuse_order(rules, places)
 

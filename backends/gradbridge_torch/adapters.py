@@ -342,7 +342,7 @@ class TensorAdapter(Adapter):
     def _cut(self, flat: Array) -> list[Array]:
         """(…, P) → one array per parameter with the same leading axes."""
         return [
-            flat[..., where].reshape(*flat.shape[:-1], *shape)
+            flat[..., where].reshape((*flat.shape[:-1], *shape))
             for where, shape in zip(self.layout.slices, self.layout.shapes)
         ]
 
@@ -524,7 +524,8 @@ def _tracked(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _joined(pieces: list[torch.Tensor], device: torch.device | None) -> torch.Tensor:
-    flat = [piece.reshape(-1) for piece in pieces]
+    # An embedding may have a sparse gradient, which has no reshape.
+    flat = [(p if p.layout is torch.strided else p.to_dense()).reshape(-1) for p in pieces]
     return torch.cat(flat) if flat else torch.zeros(0, device=device)
 
 

@@ -64,7 +64,7 @@ def pushed(
     try:
         with _level():
             duals = [forward_ad.make_dual(p, t) for p, t in zip(primals, tangents)]
-            return [forward_ad.unpack_dual(y).tangent for y in _watched(compute, duals)]
+            return list(map(_tangent, _watched(compute, duals)))
     except Exception:  # what has no forward mode says so in many ways
         return None
 
@@ -82,14 +82,23 @@ def pushed_many(
 
     def one(*tangents: torch.Tensor) -> tuple[torch.Tensor, ...]:
         duals = [forward_ad.make_dual(p, t) for p, t in zip(primals, tangents)]
-        found = [forward_ad.unpack_dual(y) for y in _watched(compute, duals)]
-        return tuple(torch.zeros_like(y.primal) if y.tangent is None else y.tangent for y in found)
+        outputs = _watched(compute, duals)
+        found = map(_tangent, outputs)
+        return tuple(torch.zeros_like(y) if t is None else t for y, t in zip(outputs, found))
 
     try:
         with _level():
             return list(_vmap(one)(*tangents))
     except Exception:  # as above
         return None
+
+
+def _tangent(output: torch.Tensor) -> torch.Tensor | None:
+    """The tangent of an output; None where it does not depend on what moves, as reverse mode sees it, too."""
+    tangent = forward_ad.unpack_dual(output).tangent
+    if tangent is None and output.requires_grad:
+        raise _Unlike("torch lost the tangent on the way: some operation drops it, and has a gradient")
+    return tangent
 
 
 @contextmanager

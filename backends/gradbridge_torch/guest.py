@@ -30,6 +30,7 @@ from gradbridge_torch.replicas import Replica, ReplicaPool, duplicate
 from gradbridge_torch.tensors import compute_device, floating_dtype, to_array
 
 _RANDOM_IN_TRAIN = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)
+_FAST_PATHS = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 _STATISTICS = (nn.modules.batchnorm._NormBase,)
 
 
@@ -99,6 +100,8 @@ class ModuleAdapter(TensorAdapter):
             Isolation(placed, self._train and _draws(module), watched=_has_own_code(module)),
         )
         self._template = template
+        # Without gradients recorded these take another way, which gives padded positions other values.
+        self._differentiates = any(isinstance(part, _FAST_PATHS) for part in module.modules())
         # Whether it computes in its backward, too; seen when it first does.
         self._recomputes = False
         has_buffers = any(True for _ in template.buffers())
@@ -109,6 +112,7 @@ class ModuleAdapter(TensorAdapter):
         self._pool = self._new_pool()
         if not self._train:
             _notice_train_mode(module)
+        _notice_hooks(module)
 
     def params(self) -> Array:
         """See `Adapter.params`: read from the user's module as it is now."""
@@ -322,6 +326,18 @@ def _draws(module: nn.Module) -> bool:
 def _has_own_code(module: nn.Module) -> bool:
     """Whether some part's forward is not torch's own, so that nobody knows whether it draws numbers."""
     return any(not type(part).__module__.startswith("torch.nn.modules.") for part in module.modules())
+
+
+def _notice_hooks(module: nn.Module) -> None:
+    hooked = [name for name, p in module.named_parameters() if p.requires_grad and p._backward_hooks]
+    if hooked:
+        warnings.warn(
+            f"{type(module).__name__} has gradient hooks on {', '.join(hooked)}; they belong to those tensors, and the "
+            f"bridge computes with its own, so the gradient is that without them. Change the gradient in the host, or "
+            f"in the model by a torch.autograd.Function",
+            GradbridgeWarning,
+            stacklevel=5,
+        )
 
 
 def _notice_train_mode(module: nn.Module) -> None:

@@ -115,13 +115,7 @@ def admit(leaf: Any, position: int, label: str, takes_complex: bool) -> Any:
     elif isinstance(leaf, (float, complex, np.generic)):
         array = np.asarray(leaf)
     elif hasattr(leaf, "__array__") and not isinstance(leaf, type):
-        try:
-            array = np.asarray(leaf)
-        except Exception as error:
-            raise InputError(
-                f"input {position - 1} of {label} is a {type(leaf).__module__}.{type(leaf).__name__} that "
-                f"NumPy cannot read ({error}); pass a NumPy array"
-            ) from error
+        array = as_array(leaf, f"input {position - 1} of {label}")
     else:
         return leaf
     if array.dtype.kind == "c" and not takes_complex:
@@ -130,6 +124,21 @@ def admit(leaf: Any, position: int, label: str, takes_complex: bool) -> Any:
             f"takes no complex numbers; pass the real and imaginary parts as two inputs"
         )
     return array
+
+
+def as_array(value: Any, what: str) -> Array:
+    """An array of another library, or a list, as NumPy's.
+
+    Raises:
+        InputError: NumPy cannot read it.
+    """
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        raise InputError(
+            f"{what} is a {type(value).__module__}.{type(value).__name__} that NumPy cannot read "
+            f"({str(error).splitlines()[0]}); pass a NumPy array"
+        ) from error
 
 
 def admit_differentiated(
@@ -231,7 +240,12 @@ def cotangents_to_guest(
         )
     arrays = []
     for index, (cotangent, (shape, dtype)) in enumerate(zip(cotangents, outputs)):
-        array = np.asarray(cotangent)
+        array = _numbers(cotangent)
+        if array is None:
+            raise CotangentMismatchError(
+                f"the cotangent of output {index} of {label} must be an array of numbers like it, {shape}, got a "
+                f"{type(cotangent).__name__}"
+            )
         if array.shape != shape:
             raise CotangentMismatchError(
                 f"the cotangent of output {index} of {label} must have the output's shape {shape}, "
@@ -254,6 +268,15 @@ def cotangents_to_guest(
     return arrays
 
 
+def _numbers(value: Any) -> Array | None:
+    """A value as an array of numbers; None if it is none."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        return None  # a ragged list, say
+    return array if array.dtype.kind in "fiubc" else None
+
+
 def tangents_to_guest(
     tangents: Sequence[Any], arguments: Sequence[Any], wrt: tuple[int, ...], label: str
 ) -> list[Array]:
@@ -269,7 +292,13 @@ def tangents_to_guest(
     """
     arrays = []
     for position, tangent in zip(wrt, tangents):
-        array, argument = np.asarray(tangent), np.asarray(arguments[position])
+        array, argument = _numbers(tangent), np.asarray(arguments[position])
+        if array is None:
+            flat = "; for a tree of params, f.layout.ravel(tree)" if not position else ""
+            raise CotangentMismatchError(
+                f"the tangent of argument {position} of {label} must be an array of numbers like it, "
+                f"{argument.shape}, got a {type(tangent).__name__}{flat}"
+            )
         is_complex = argument.dtype.kind == "c"
         if array.shape != argument.shape or array.dtype.kind not in ("fiubc" if is_complex else "fiub"):
             numbers = "" if is_complex else "be real and "

@@ -25,6 +25,7 @@ from gradbridge.protocol import Adapter, Array, GuestOptions, Signature
 from gradbridge.registry import Registry, default_registry
 from gradbridge.reuse import Memory
 from gradbridge.saving import load_params, save_params
+from gradbridge.transposes import ForwardTrust
 
 MODES = ("eval", "train")
 NOISES = ("frozen", "per_params", "per_call")
@@ -71,6 +72,7 @@ class Bridge(Derivatives):
         self._mode, self._seed, self._noise_kind = mode, int(seed) % 2**63, noise
         self._check_finite = check_finite
         self._memory = _memory(reuse, adapter, mode)
+        self._trust = ForwardTrust()
         self._held: Held | None = None
         if nondiff != ():
             self._held = Held(nondiff, adapter.argument_names, first_input, adapter.label)
@@ -109,7 +111,7 @@ class Bridge(Derivatives):
         Raises:
             ParamsShapeError, ParamsDtypeError
         """
-        vector = np.asarray(params)
+        vector = borders.as_array(params, f"params of {self._adapter.label}")
         borders.check_params(vector, self.layout, self._adapter.label)
         return self._adapter.model(np.ascontiguousarray(vector, dtype=np.float64))
 
@@ -118,7 +120,12 @@ class Bridge(Derivatives):
         """What works through this bridge, what does not and why, and what it costs; prints as a table."""
         title = f"{self._adapter.label}, differentiated by {self._host_name}"
         told = Told(
-            self._mode, self._noise_kind, self._memory is not None, self._latest, str(self._held or "")
+            self._mode,
+            self._noise_kind,
+            self._memory is not None,
+            self._latest,
+            str(self._held or ""),
+            self._trust.is_refused(),
         )
         return capabilities_of(self._adapter, title, told)
 
@@ -192,7 +199,7 @@ class Bridge(Derivatives):
         if host.is_traced(params) or isinstance(params, np.ndarray):
             return params
         if not trees.is_container(params) or (type(params) in (list, tuple) and _only_numbers(list(params))):
-            return np.asarray(params)
+            return borders.as_array(params, f"params of {self._adapter.label}")
         layout = self._adapter.layout
         pieces = layout.arrays(params)
         if not any(map(host.is_traced, pieces)):
@@ -226,7 +233,14 @@ class Bridge(Derivatives):
             inexact = (np.dtype(leaf.dtype) for leaf in leaves if borders.is_inexact(leaf))
             dtype = borders.real_dtype(next(inexact, np.dtype(np.float64)))
         call = Call(
-            self._adapter, signature, dtype, self._registry, self._draw, self._check_finite, self._memory
+            self._adapter,
+            signature,
+            dtype,
+            self._registry,
+            self._draw,
+            self._check_finite,
+            self._memory,
+            self._trust,
         )
         return call, leaves
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradbridge import borders, trees
-from gradbridge.errors import NotDifferentiableError
+from gradbridge.errors import DerivativeError, GuestError, NotDifferentiableError
 from gradbridge.protocol import Adapter, Array, Signature
 from gradbridge.reuse import Evaluation, Memory
+from gradbridge.transposes import ForwardTrust, is_transposed
 
 if TYPE_CHECKING:
     import optree
@@ -27,7 +28,8 @@ class Step:
     Attributes:
         name: ``update``, ``forward``, ``zero`` or ``backward``.
         bridge: label of the model, e.g. ``Net`` (``gradient of Net`` for a derivative of it; ``Net, JVP``
-            for its forward mode; in a Jacobian ``Net, rows apart``, ``rows at once``, ``batched VJP`` or
+            for its forward mode, ``Net, JVP checked`` where the first of them was compared with a
+            backward; in a Jacobian ``Net, rows apart``, ``rows at once``, ``batched VJP`` or
             ``batched JVP``).
         shapes: of the params (update), the inputs (forward; a JVP's tangents), or the cotangents
             (backward).
@@ -56,11 +58,13 @@ class Call:
         "_check_finite",
         "_memory",
         "_noise",
+        "_order",
         "_outputs",
         "_registry",
         "_residuals",
         "_shapes",
         "_structure",
+        "_trust",
         "adapter",
         "dtype",
         "guest_dtypes",
@@ -77,6 +81,8 @@ class Call:
         noise: Callable[[Array], int] | None = None,
         check_finite: bool = False,
         memory: Memory | None = None,
+        trust: ForwardTrust | None = None,
+        order: int = 0,
     ) -> None:
         self.adapter = adapter
         self.signature = signature
@@ -87,6 +93,7 @@ class Call:
         self._noise = noise
         self._check_finite = check_finite
         self._memory = memory
+        self._trust, self._order = trust, order
         self._residuals: Any = None
         self._shapes: dict[int, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         self._structure: optree.PyTreeSpec | None = None
@@ -153,7 +160,14 @@ class Call:
             wrt = self.wrt
             if 0 not in wrt and self.adapter.layout.size:
                 wrt = (0, *wrt)
-            outputs, residuals = self._forward(vector, inputs, wrt)
+            try:
+                outputs, residuals = self._forward(vector, inputs, wrt)
+            except (DerivativeError, GuestError):
+                if wrt == self.wrt:
+                    raise
+                # A model without a gradient has a value all the same.
+                wrt = self.wrt
+                outputs, residuals = self._forward(vector, inputs, wrt)
             # Copies: the caller may change its arrays in place.
             own = tuple([x.copy() if isinstance(x, np.ndarray) else x for x in inputs])
             one = Evaluation(vector.copy(), own, self.signature, wrt, outputs, residuals)
@@ -266,8 +280,10 @@ class Call:
         wrt: tuple[int, ...],
         tangents: Sequence[Array],
     ) -> list[Array] | None:
-        adapter = self.adapter
+        adapter, trust = self.adapter, self._trust
         self.refuse_flat_outputs()
+        if trust is not None and trust.is_refused(self._order):
+            return None
         inputs = borders.admit_differentiated(inputs, wrt, adapter.label, adapter.takes_complex)
         loaded = adapter.update(np.ascontiguousarray(params, dtype=np.float64))
         arguments = (loaded, inputs, self.signature.replayed(), wrt, tangents)
@@ -276,7 +292,22 @@ class Call:
             found = self._observe_some("forward", how, tangents, method, *arguments)
         else:
             found = method(*arguments)
-        return None if found is None else [self._to_host(t) for t in found]
+        if found is None:
+            return None
+        if trust is not None and not trust.is_known(self._order, step, wrt):
+            moved, reached = tangents, found
+            if step == "pushforward_many":
+                moved, reached = [t[0] for t in tangents], [y[0] for y in found]
+            checked = (adapter, loaded, inputs, self.signature.replayed(), wrt, moved, reached)
+            if self._registry.observed:
+                shapes = tuple(t.shape for t in reached)
+                right = self._observe("backward", shapes, is_transposed, *checked, how=", JVP checked")
+            else:
+                right = is_transposed(*checked)
+            trust.tell(self._order, step, wrt, right is not False)
+            if right is False:
+                return None
+        return [self._to_host(t) for t in found]
 
     def differentiated(self, wrt: tuple[int, ...]) -> Call:
         """A call of the pullback: ``(params, *inputs, *cotangents) ↦ gradients``, for the host to lift.
@@ -288,7 +319,14 @@ class Call:
         signature = self.signature.replayed()
         count = signature.count + len(self._outputs)
         adapter = self.adapter.pullback(signature, wrt)
-        return Call(adapter, Signature.flat(count, signature.noise), self.dtype, self._registry)
+        return Call(
+            adapter,
+            Signature.flat(count, signature.noise),
+            self.dtype,
+            self._registry,
+            trust=self._trust,
+            order=self._order + 1,
+        )
 
     def zero_cotangents(self) -> list[Array]:
         """One array of zeros per output leaf."""
@@ -312,11 +350,11 @@ class Call:
         dtype = self.dtype if array.dtype.kind != "c" else borders.host_dtype(array.dtype, self.dtype)
         return array.astype(dtype, copy=False)
 
-    def _observe(self, name: str, shapes: Any, step: Callable[..., Any], *args: Any) -> Any:
+    def _observe(self, name: str, shapes: Any, step: Callable[..., Any], *args: Any, how: str = "") -> Any:
         start = time.perf_counter()
         result = step(*args)
         seconds = time.perf_counter() - start
-        self._registry.tell(Step(name, self.adapter.label, tuple(shapes), seconds))
+        self._registry.tell(Step(name, self.adapter.label + how, tuple(shapes), seconds))
         return result
 
     def _observe_some(

@@ -61,6 +61,7 @@ class Told:
         remembers: whether it reuses evaluations.
         latest: how its latest Jacobian was computed, "" before the first.
         held: the arguments that are declared non-differentiable.
+        refused: whether the guest's forward mode was found to disagree with its reverse mode.
     """
 
     mode: str = "eval"
@@ -68,6 +69,7 @@ class Told:
     remembers: bool = False
     latest: str = ""
     held: str = ""
+    refused: bool = False
 
 
 def capabilities_of(adapter: Adapter, title: str, told: Told) -> Capabilities:
@@ -89,7 +91,7 @@ def capabilities_of(adapter: Adapter, title: str, told: Told) -> Capabilities:
         "gradient wrt integer inputs": Capability(False, "an index or a mask has no derivative; it raises"),
         **({"gradient wrt " + told.held: Capability(False, "declared nondiff")} if told.held else {}),
         "derivatives of derivatives": higher,
-        "forward mode (JVP)": _forward_mode(adapter, higher),
+        "forward mode (JVP)": _forward_mode(adapter, higher, told.refused),
         **_jacobians(adapter, higher, train),
         "latest Jacobian": Capability(bool(told.latest), told.latest or "none yet"),
         "complex inputs and outputs": Capability(
@@ -112,7 +114,11 @@ def capabilities_of(adapter: Adapter, title: str, told: Told) -> Capabilities:
     return Capabilities(title, rows)
 
 
-def _forward_mode(adapter: Adapter, higher: Capability) -> Capability:
+def _forward_mode(adapter: Adapter, higher: Capability, refused: bool) -> Capability:
+    if refused and higher:
+        return Capability(
+            True, "by the pullback of the pullback: the guest's own disagrees with its gradient here"
+        )
     if _offers(adapter, "pushforward") and getattr(adapter, "inner", adapter).has_forward_mode:
         rest = "; for what it refuses, the pullback of the pullback" if higher else ""
         return Capability(True, f"the guest's own, one forward{rest}")

@@ -7,16 +7,15 @@ more forward, and the guest never holds more than one chunk.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gradbridge import trees
-from gradbridge.borders import INEXACT
-from gradbridge.errors import DerivativeError, OptionError, OutputError
+from gradbridge.errors import OptionError, OutputError
 from gradbridge.protocol import Adapter, Array, Signature
+from gradbridge.rows import close, seem_independent
 
 # Rows that the first long call computes together, to see whether each is what it was in its chunk.
 _PROBED = 8
@@ -96,7 +95,7 @@ class ChunkedAdapter(Adapter):
         assert structure is not None
         has_rows = self.outputs_with_rows(rowed, len(parts[0]))
         joined = [
-            self._concatenated(index, column, count) if yes else sum(column[1:], column[0])
+            self._concatenated(index, column, count) if yes else np.asarray(sum(column[1:], column[0]))
             for index, (column, yes) in enumerate(zip(zip(*parts), has_rows))
         ]
         if not self._checked:
@@ -173,7 +172,7 @@ class ChunkedAdapter(Adapter):
             parts.append(found)
         has_rows = self.outputs_with_rows(rowed, len(parts[0]))
         return [
-            np.concatenate(column) if yes else sum(column[1:], column[0])
+            np.concatenate(column) if yes else np.asarray(sum(column[1:], column[0]))
             for column, yes in zip(zip(*parts), has_rows)
         ]
 
@@ -198,8 +197,12 @@ class ChunkedAdapter(Adapter):
             yield slice(first, min(first + self._rows, count))
 
     def _concatenated(self, index: int, parts: Sequence[Array], count: int) -> Array:
-        if any(not isinstance(p, np.ndarray) or not p.ndim for p in parts) or sum(map(len, parts)) != count:
-            came = ", ".join(str(np.shape(p)) for p in parts[:2])
+        if (
+            any(not isinstance(p, np.ndarray) or not p.ndim for p in parts)
+            or sum(map(len, parts)) != count
+            or len({p.shape[1:] for p in parts}) > 1
+        ):
+            came = ", ".join(list(dict.fromkeys(str(np.shape(p)) for p in parts))[:2])
             raise OutputError(
                 f"output {index} of {self.label} has shape {came} on chunks of {self._rows} rows; rows_per_chunk= "
                 f"needs outputs with a row for each row of the inputs: leave it out, and reduce outside of the model"
@@ -222,25 +225,13 @@ class ChunkedAdapter(Adapter):
         signature: Signature,
         outputs: Sequence[Array],
     ) -> None:
-        """Compute some rows of all chunks together: each must be what it was, and pull on itself alone."""
+        """Compute some rows of all chunks together: each must be what it was; see `gradbridge.rows`."""
         rows = np.unique(np.linspace(0, count - 1, min(count, _PROBED)).astype(int))
         some = [x[rows] if yes else x for x, yes in zip(inputs, rowed)]
-        floating = tuple(
-            i for i, (x, yes) in enumerate(zip(some, rowed), 1) if yes and x.dtype.kind in INEXACT
-        )
-        try:
-            together, residuals = self._inner.forward(loaded, some, signature.replayed(), floating)
-        except DerivativeError:
-            floating = ()
-            together, residuals = self._inner.forward(loaded, some, signature.replayed(), ())
-        leaves = trees.flatten(together)[0]
-        same = all(_close(a, b[rows]) for a, b in zip(leaves, outputs))
-        if same and floating and any(a.dtype.kind in INEXACT for a in leaves):
-            pulled = [np.zeros(a.shape, a.dtype if a.dtype.kind in INEXACT else np.float64) for a in leaves]
-            for c, a in zip(pulled, leaves):
-                c[0] = a.dtype.kind in INEXACT
-            with contextlib.suppress(DerivativeError):  # without a derivative there is none to look at
-                same = not any(np.any(g[1:]) for g in self._inner.backward(residuals, pulled, floating))
+        together, _ = self._inner.forward(loaded, some, signature.replayed(), ())
+        same = all(close(a, b[rows]) for a, b in zip(trees.flatten(together)[0], outputs))
+        if same and len(rows) > 1:
+            same = seem_independent(self._inner, loaded, some, rowed, signature)
         if not same:
             raise OptionError(
                 f"rows_per_chunk={self._rows} was asked for, and the rows of {self.label} are not independent of "
@@ -282,13 +273,3 @@ class _Chunked(NamedTuple):
 
 def _cut(leaves: Sequence[Any], rowed: Sequence[bool], chunk: slice) -> list[Any]:
     return [leaf[chunk] if yes else leaf for leaf, yes in zip(leaves, rowed)]
-
-
-def _close(together: Array, apart: Array) -> bool:
-    if together.shape != apart.shape:
-        return False
-    if together.dtype.kind not in INEXACT:
-        return bool(np.array_equal(together, apart))
-    tolerance = float(np.finfo(together.dtype).eps) ** 0.7
-    size = float(np.max(np.abs(apart), initial=0.0, where=np.isfinite(apart)))
-    return bool(np.allclose(together, apart, rtol=tolerance, atol=tolerance * size, equal_nan=True))

@@ -190,7 +190,7 @@ def row_gradients(point: Point, strategy: str, max_chunk: int) -> Array:
             f"row_gradients needs one array with one number per row, (n,) or (n, 1), and {point.label} returned "
             f"{shapes}; use f.jacobian, whose axes say which output is which"
         )
-    return found.reshape(shape[0], -1)
+    return found.reshape(shape[0], point.call.adapter.layout.size)
 
 
 def vjp(point: Point, cotangent: Any, wrt: Any) -> Any:
@@ -242,10 +242,14 @@ def ggn(point: Point, vector: Any, wrt: Any, hessian: Any) -> Any:
         pushed = hessian(pushed)
     elif hessian is not None:
         matrix = np.asarray(hessian)
-        if not isinstance(pushed, np.ndarray) or matrix.shape != pushed.shape * 2:
-            shape = pushed.shape * 2 if isinstance(pushed, np.ndarray) else "one array"
+        if not isinstance(pushed, np.ndarray):
             raise OptionError(
-                f"hessian is an array of output shape + output shape, {shape} for {point.label}, got "
+                f"hessian is an array for a model that returns one array, and {point.label} returns a tree of "
+                f"{len(point.call.outputs)}; pass a function that applies it to a tangent like the outputs"
+            )
+        if matrix.shape != pushed.shape * 2:
+            raise OptionError(
+                f"hessian is an array of output shape + output shape, {pushed.shape * 2} for {point.label}, got "
                 f"{matrix.shape}; or pass a function that applies it to a tangent of the outputs"
             )
         pushed = np.tensordot(matrix, pushed, pushed.ndim)
@@ -254,9 +258,25 @@ def ggn(point: Point, vector: Any, wrt: Any, hessian: Any) -> Any:
 
 
 def _cotangents(point: Point, cotangent: Any) -> list[Any]:
-    if len(point.call.outputs) == 1 and not isinstance(cotangent, (tuple, list, dict)):
+    """A tree like the outputs, its dicts in any order → leaves in order; None is zeros."""
+    outputs = point.call.outputs
+    like = point.call.assemble(range(len(outputs)))
+    if not trees.is_container(like):
         return [cotangent]
-    return trees.flatten(cotangent)[0]
+    order, structure = trees.flatten(like)
+    try:
+        leaves = structure.flatten_up_to(cotangent)
+    except ValueError as error:
+        kinds = trees.unflatten(structure, [f"array {outputs[i][0]}" for i in order])
+        raise CotangentMismatchError(
+            f"the cotangent of {point.label} must be a tree like its outputs, {kinds}, got "
+            f"{type(cotangent).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    found: list[Any] = [np.zeros(shape) for shape, _ in outputs]
+    for index, leaf in zip(order, leaves):
+        if leaf is not None:
+            found[index] = leaf
+    return found
 
 
 def _tangents(point: Point, tangent: Any, wrt: Any, positions: tuple[int, ...]) -> list[Array]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gradbridge.constants import constant_key
 from gradbridge.protocol import Array, Signature
 
 _SMALL = 1 << 15
@@ -109,14 +110,19 @@ def _mark(params: Array) -> bytes:
 
 
 def same_content(ours: Any, theirs: Any) -> bool:
-    """Whether two leaves are the same bytes in the same shape and dtype (NaN equals itself, 0.0 not -0.0)."""
+    """Whether two leaves are the same bytes in the same shape and dtype (NaN equals itself, 0.0 not -0.0).
+
+    What is no array must be a constant, equal and of the same type.
+    """
     if isinstance(ours, np.ndarray):
         if not isinstance(theirs, np.ndarray) or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             return False
         if ours.dtype.hasobject:
             return False
         return not _differ_at_once(ours, theirs) and _same_bytes(ours, theirs)
-    return type(ours) is type(theirs) and bool(ours is theirs or ours == theirs)
+    # An object that may change in place is never known to be what it was, not even if it is the same one.
+    key = constant_key(ours)
+    return key is not None and key == constant_key(theirs)
 
 
 def _differ_at_once(a: Array, b: Array) -> bool:

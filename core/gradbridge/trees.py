@@ -58,11 +58,18 @@ def _register(cls: type) -> None:
         def parts(container: Any) -> tuple[tuple[Any, ...], Any, Any]:
             if names is not None:
                 return tuple(getattr(container, name) for name in names), names, names
-            return tuple(container.values()), tuple(container), tuple(container)
+            # It comes back as a plain dict, so its leaves must come in the order of one: that of its keys.
+            # A guest flattens the mapping, core flattens the dict, and both count the same leaves.
+            keys = [path[0] for path in optree.tree_paths(dict.fromkeys(container, 0))]
+            return tuple(container[key] for key in keys), (tuple(keys), tuple(container)), tuple(keys)
 
         def whole(keys: Any, children: Any) -> Any:
+            if names is not None:
+                return cls(**dict(zip(keys, children)))
             # A mapping class may refuse to be built from pairs; a plain dict never does.
-            return cls(**dict(zip(keys, children))) if names is not None else dict(zip(keys, children))
+            sorted_keys, own = keys
+            values = dict(zip(sorted_keys, children))
+            return {key: values[key] for key in own}
 
         register: Any = optree.register_pytree_node  # its annotations know collections only
         register(cls, parts, whole, namespace=NAMESPACE)
