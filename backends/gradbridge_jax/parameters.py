@@ -58,7 +58,7 @@ class ParameterTree:
                 )
         self._trained = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
         self._fixed = [i for i, leaf in enumerate(leaves) if is_array(leaf) and not is_inexact(leaf)]
-        if leaves and not self._trained:
+        if leaves and not self._trained and structure is not None:
             raise OptionError(f"{owner} has no floating array among its {len(leaves)} leaves to train")
         own = [leaves[i] for i in self._trained]
         kept = {*self._trained, *self._fixed}

@@ -391,3 +391,15 @@ def test_unusable_options_are_refused_with_those_that_exist():
 def test_on_a_named_device_the_result_is_the_same(f):
     there = gb.bridge(net, params=TREE, backend="jax", device="cpu:0")
     assert np.array_equal(autograd.grad(squared(there))(f.params, X), autograd.grad(squared(f))(f.params, X))
+
+
+def test_a_function_over_variables_that_change_is_not_compiled_in():
+    def scaled_by(c):
+        return lambda x: x * c["rate"]
+
+    settings = {"rate": 1.0}
+    f = gb.primitive(lambda x, scale: scale(x), backend="jax")
+    scale = scaled_by(settings)
+    before = f(np.ones(2), scale)
+    settings["rate"] = 3.0
+    np.testing.assert_array_equal(f(np.ones(2), scale), 3 * before)

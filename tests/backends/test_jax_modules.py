@@ -211,3 +211,19 @@ def test_a_module_in_train_mode_is_evaluated_in_eval_mode_with_one_notice():
         gb.bridge(module)
     with pytest.warns(GradbridgeWarning, match="inference mode"):
         gb.bridge(eqx.nn.Dropout(0.5))
+
+
+def test_numbers_that_an_equinox_module_was_made_with_are_no_parameters():
+    eqx = pytest.importorskip("equinox")
+    net = eqx.nn.Sequential(
+        [eqx.nn.Linear(3, 2, key=jax.random.key(0)), eqx.nn.Dropout(0.5), eqx.nn.LayerNorm(2)]
+    )
+    f = gb.bridge(net, vmap=True)
+    assert not any(name.endswith("/p") or name.endswith("eps") for name in f.layout.names)
+    assert f.layout.size == 3 * 2 + 2 + 2 + 2
+    inside = gb.bridge(
+        lambda m, x: jax.vmap(m["net"])(x) * m["scale"],
+        params={"net": net.layers[0], "scale": 2.0},
+        backend="jax",
+    )
+    assert inside.layout.size == 3 * 2 + 2 + 1  # a number in a plain tree is one

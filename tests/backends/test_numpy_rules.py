@@ -259,3 +259,19 @@ def test_copies_of_a_function_stand_alone_with_their_rules():
         grad(grad(other))(1.0)
     numeric = copy.deepcopy(gb.primitive(gradient="numeric")(lambda x: x**2))
     assert numeric.gradient_error is None
+
+
+def test_a_rule_that_fails_is_named():
+    Q = gb.primitive(lambda x: x**2)
+
+    @Q.defvjp
+    def Q_vjp(ans, x):
+        return lambda v: v @ np.ones((7, 7))
+
+    with pytest.raises(gb.errors.GuestError, match=r"the rule Q_vjp that is written for .* failed .*\(3,\)"):
+        grad(lambda x: Q(x).sum())(np.ones(3))
+
+    R = gb.primitive(lambda x: x**2)
+    R.defjvp(lambda t, ans, x: {}["missing"])
+    with pytest.raises(gb.errors.GuestError, match="KeyError: 'missing'"):
+        R.jvp(np.ones(3), tangent=np.ones(3))

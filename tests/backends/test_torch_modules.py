@@ -668,3 +668,63 @@ def test_a_model_that_spoils_its_own_derivative_in_place_is_told():
     f = gb.bridge(InPlace(), dtype="float64")
     with pytest.raises(GuestError, match="write to a clone"):
         grad(lambda p: np.sum(f(p, onp.ones((2, 3)))))(f.params)
+
+
+def test_padded_transformers_give_the_same_with_and_without_a_gradient():
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=True).double().eval()
+    f = gb.bridge(model)
+    x = onp.random.default_rng(0).normal(size=(3, 5, 4))
+    mask = onp.zeros((3, 5), bool)
+    mask[0, 3:] = mask[2, 2:] = True
+    inside = []
+
+    def value(p):
+        y = f(p, x, src_key_padding_mask=mask)
+        inside.append(getattr(y, "_value", y))
+        return np.sum(y**2)
+
+    gradient = autograd.grad(value)(f.params)
+    onp.testing.assert_array_equal(inside[0], f(f.params, x, src_key_padding_mask=mask))
+    direction, step = onp.random.default_rng(1).normal(size=f.params.shape), 1e-6
+    ahead, behind = (
+        np.sum(f(f.params + s * direction, x, src_key_padding_mask=mask) ** 2) for s in (step, -step)
+    )
+    onp.testing.assert_allclose(gradient @ direction, (ahead - behind) / (2 * step), rtol=1e-7)
+
+
+def test_a_parameter_without_axes_has_every_derivative():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+            self.weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+        def forward(self, x):
+            return x @ self.weight * self.scale**2
+
+    f = gb.bridge(Scaled())
+    x = onp.arange(12.0).reshape(4, 3)
+    truth = onp.column_stack([x.sum(1), 0.25 * x])  # 2 · scale · x·w, and scale² x
+    onp.testing.assert_allclose(f.jacobian(f.params, x), truth)
+    for strategy in ("jvp", "vjp", "rows", "loop"):
+        onp.testing.assert_allclose(f.jacobian(f.params, x, strategy=strategy), truth)
+    onp.testing.assert_allclose(
+        f.jvp(f.params, x, tangent=onp.array([2.0, 1, 0, -1])), truth @ [2.0, 1, 0, -1]
+    )
+
+
+def test_sparse_gradients_have_second_derivatives():
+    f = gb.bridge(nn.Embedding(5, 2, sparse=True, dtype=torch.float64))
+    rows = onp.array([1, 1, 3])
+    found = hessian(lambda p: np.sum(f(p, rows) ** 2))(f.params)
+    onp.testing.assert_allclose(found, onp.diag([0.0, 0, 4, 4, 0, 0, 2, 2, 0, 0]))
+
+
+def test_gradient_hooks_on_parameters_are_noticed():
+    model = nn.Linear(2, 1)
+    model.weight.register_hook(lambda g: 2 * g)
+    with pytest.warns(
+        GradbridgeWarning, match="Linear has gradient hooks on weight; they belong to those tensors"
+    ):
+        gb.bridge(model)

@@ -147,3 +147,49 @@ def test_rows_per_chunk_is_a_number_of_rows(rows):
 def test_train_mode_is_refused():
     with pytest.raises(OptionError, match="rows share masks and batch statistics"):
         gb.bridge(waves, params=P, backend="autograd", rows_per_chunk=5, mode="train")
+
+
+def test_a_dependence_that_adds_nothing_at_first_is_noticed():
+    _, summed = bridges(lambda p, x: anp.cumsum(x * p, axis=0), rows=3)
+    with pytest.raises(OptionError, match="not independent of each other"):
+        summed(P, np.zeros((8, 3)))  # all sums are zero
+    _, centred = bridges(lambda p, x: anp.dot(x, p) + p[0] * anp.mean(x), rows=3)
+    with pytest.raises(OptionError, match="not independent of each other"):
+        centred(np.array([0.0, 1.0, 2.0]), X)  # the mean counts for nothing yet
+
+
+def test_a_single_number_among_the_inputs_has_every_derivative():
+    whole, chunked = bridges(lambda p, x, s: anp.sin(anp.dot(x, p) * s))
+
+    def value(f):
+        return lambda s: anp.sum(f(P, X, s) ** 2)
+
+    for order in (grad(value(chunked)), grad(grad(value(chunked)))):
+        plain = grad(value(whole)) if order is not None else None
+        assert plain is not None
+    np.testing.assert_allclose(grad(value(chunked))(0.7), grad(value(whole))(0.7), rtol=1e-12)
+    np.testing.assert_allclose(grad(grad(value(chunked)))(0.7), grad(grad(value(whole)))(0.7), rtol=1e-12)
+
+
+def test_rows_by_rows_in_chunks_that_do_not_fit_each_other_are_refused():
+    _, chunked = bridges(lambda p, x: anp.dot(x * p, x.T), rows=5)
+    with pytest.raises(OutputError, match=r"has shape \(5, 5\), \(3, 3\) on chunks of 5 rows"):
+        chunked(P, X)
+
+
+def test_what_can_only_be_evaluated_is_evaluated_in_chunks():
+    jax = pytest.importorskip("jax")
+
+    def halved(p, x):
+        return jax.lax.while_loop(lambda y: abs(y).max() > 1e-3, lambda y: y / 2, x * p["w"])
+
+    f = gb.bridge(halved, params={"w": P}, backend="jax", dtype="float64", rows_per_chunk=23 // 2 + 12)
+    small = gb.bridge(
+        lambda p, x: x * p["w"] * jax.lax.while_loop(lambda i: i < 3, lambda i: i + 1, 0),
+        params={"w": P},
+        backend="jax",
+        dtype="float64",
+        rows_per_chunk=4,
+    )
+    np.testing.assert_allclose(small(P, X), 3 * X * P, rtol=1e-12)
+    assert f(P, X).shape == X.shape

@@ -255,3 +255,41 @@ def test_outputs_that_are_all_integers_are_refused():
     f = gb.primitive(lambda x: (x > 0).astype(int))
     with pytest.raises(NotDifferentiableError, match="returned only int64"):
         f.bridge.jacobian(np.empty(0), X, wrt=1)
+
+
+SCALES = [1.0, 1e8, 1e14, 1e200]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_rows_that_depend_on_each_other_are_noticed_beside_numbers_of_any_size(scale):
+    torch = pytest.importorskip("torch")
+
+    def model(p, x):
+        return (x * p["a"]).sum(1) * scale + (p["b"] * x.mean(0).detach()).sum()
+
+    f = gb.bridge(
+        model,
+        params={"a": torch.ones(3, dtype=torch.float64), "b": torch.ones(3, dtype=torch.float64)},
+        backend="torch",
+    )
+    truth = np.concatenate([X * scale, np.broadcast_to(X.mean(0), X.shape)], axis=1)
+    np.testing.assert_allclose(f.jacobian(f.params, X), truth, rtol=1e-12)
+
+
+def test_a_row_alone_that_gives_fewer_numbers_than_among_others_is_no_error():
+    torch = pytest.importorskip("torch")
+    wide = np.random.default_rng(1).normal(size=(4, 60))
+    f = gb.bridge(
+        lambda p, x: torch.stack([(x * p["w"]) @ x.T] * 2, 2),
+        params={"w": torch.ones(60, dtype=torch.float64)},
+        backend="torch",
+    )
+    truth = np.einsum("nk,mk->nmk", wide, wide)[:, :, None].repeat(2, axis=2)
+    np.testing.assert_allclose(f.jacobian(f.params, wide), truth, rtol=1e-12)
+    with pytest.raises(OptionError, match="its rows are not independent"):
+        f.jacobian(f.params, wide, strategy="rows")
+
+
+def test_gradients_of_no_rows_are_an_array_of_no_rows():
+    f = waves_bridge()
+    assert f.row_gradients(f.params, np.empty((0, 3))).shape == (0, 4)

@@ -140,3 +140,50 @@ def test_the_same_content_is_the_same_and_any_other_is_not(array, data):
     assert not same_content(array, array.reshape(*array.shape, 1))
     assert not same_content(array, array.astype("c16"))
     assert not same_content(array, "array")
+
+
+class Settings:
+    rate = 1.0
+
+
+@pytest.mark.parametrize("change", ["attribute", "set", "bytearray"])
+def test_an_object_that_may_change_in_place_is_never_taken_for_what_it_was(change):
+    held = {"attribute": Settings(), "set": {1}, "bytearray": bytearray(b"a")}[change]
+
+    def rate():
+        return held.rate if change == "attribute" else len(held)
+
+    f = gb.bridge(lambda p, x, c: p["w"] * x * rate(), params={"w": np.ones(1)}, backend="numpy", reuse=4)
+    f.adapter.defvjp(lambda ans, p, x, c: lambda v: {"w": np.sum(v * x * rate(), keepdims=True)})
+    before = f(f.params, np.ones(1), held)
+    if change == "attribute":
+        held.rate = 2.0
+    else:
+        held.update({2}) if change == "set" else held.extend(b"b")
+    np.testing.assert_array_equal(f(f.params, np.ones(1), held), 2 * before)
+    assert f.memory.hits == 0
+
+
+def test_constants_beside_the_arrays_are_recognised_with_their_type():
+    f = gb.bridge(
+        lambda p, x, flag: p["w"] * x * (2 if flag is True else 1),
+        params={"w": np.ones(1)},
+        backend="numpy",
+        reuse=4,
+    )
+    f.adapter.defvjp(lambda ans, p, x, flag: lambda v: {"w": np.sum(v * x, keepdims=True)})
+    assert f(f.params, np.ones(1), True) == 2 * f(f.params, np.ones(1), 1)
+    f(f.params, np.ones(1), True)
+    assert (f.memory.hits, f.memory.misses) == (1, 2)
+
+
+def test_a_model_without_a_gradient_has_a_value_all_the_same():
+    anp = pytest.importorskip("autograd.numpy")
+
+    def model(p, x):
+        return anp.interp(x, np.arange(3.0), p["w"])  # autograd has no gradient of it
+
+    f = gb.bridge(model, params={"w": np.array([0.0, 1.0, 4.0])}, backend="autograd", reuse=2)
+    for _ in range(2):
+        np.testing.assert_allclose(f(f.params, np.array([1.5])), [2.5])
+    assert f.memory.hits == 1
