@@ -60,7 +60,8 @@ def _register(cls: type) -> None:
                 return tuple(getattr(container, name) for name in names), names, names
             # It comes back as a plain dict, so its leaves must come in the order of one: that of its keys.
             # A guest flattens the mapping, core flattens the dict, and both count the same leaves.
-            keys = [path[0] for path in optree.tree_paths(dict.fromkeys(container, 0))]
+            plain: Any = dict.fromkeys(container, 0)
+            keys = [path[0] for path in optree.tree_paths(plain)]
             return tuple(container[key] for key in keys), (tuple(keys), tuple(container)), tuple(keys)
 
         def whole(keys: Any, children: Any) -> Any:
