@@ -15,7 +15,7 @@ import numpy as np
 from gradbridge import trees
 from gradbridge.errors import OptionError, OutputError
 from gradbridge.protocol import Adapter, Array, Signature
-from gradbridge.rows import close, seem_independent
+from gradbridge.rows import close, precision_of, seem_independent
 
 # Rows that the first long call computes together, to see whether each is what it was in its chunk.
 _PROBED = 8
@@ -229,7 +229,8 @@ class ChunkedAdapter(Adapter):
         rows = np.unique(np.linspace(0, count - 1, min(count, _PROBED)).astype(int))
         some = [x[rows] if yes else x for x, yes in zip(inputs, rowed)]
         together, _ = self._inner.forward(loaded, some, signature.replayed(), ())
-        same = all(close(a, b[rows]) for a, b in zip(trees.flatten(together)[0], outputs))
+        precision = precision_of(outputs)
+        same = all(close(a, b[rows], precision) for a, b in zip(trees.flatten(together)[0], outputs))
         if same and len(rows) > 1:
             same = seem_independent(self._inner, loaded, some, rowed, signature)
         if not same:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.errors import DerivativeError, GradbridgeError
-from gradbridge.protocol import Array
+from gradbridge.errors import GradbridgeError
+from gradbridge.protocol import Array, Signature
+from gradbridge.rows import seem_independent
 from gradbridge_seldonian.model import SeldonianModel
 
 #: What `supervised_spec` may be told of the rows.
@@ -67,7 +68,7 @@ def independent(model: SeldonianModel, X: Any, start: Array, most: int | None = 
     told = False
     for number, theta in enumerate(_points(model, start, random)):
         try:
-            found = _independent_at(model, inputs, theta, random)
+            found = _independent_at(model, inputs, theta)
         except GradbridgeError:
             found = None
         if found is False:
@@ -88,54 +89,21 @@ def _points(model: SeldonianModel, start: Array, random: np.random.Generator) ->
     yield start + 0.1 * step
 
 
-def _independent_at(
-    model: SeldonianModel, inputs: Sequence[Array], theta: Array, random: np.random.Generator
-) -> bool | None:
-    bridge, rows = model.bridge, len(inputs[0])
-    together = bridge(theta, *inputs)
-    if np.shape(together)[:1] != (rows,) or not np.isfinite(together).all() or all_alike(together):
+def _independent_at(model: SeldonianModel, inputs: Sequence[Array], theta: Array) -> bool | None:
+    # The adapter tells in the precision that it computes in; the bridge, in that of the parameters.
+    adapter = model.bridge.adapter
+    loaded, signature = adapter.update(theta), Signature.flat(len(inputs))
+    together, _ = adapter.forward(loaded, inputs, signature, ())
+    if not isinstance(together, np.ndarray) or together.shape[:1] != (len(inputs[0]),):
         return None
-    tolerance = _tolerance(np.ascontiguousarray(together))
-    size = np.max(np.abs(together))
-    for _ in range(_SPLITS):
-        half = random.permutation(rows) < rows // 2
-        for part in (half, ~half):
-            alone = bridge(theta, *(x[part] for x in inputs))
-            if np.shape(alone) != together[part].shape:
-                return None
-            if not np.allclose(alone, together[part], rtol=tolerance, atol=tolerance * size):
-                return False
-    if any(word in bridge.adapter.gradient_note for word in _DEAR):
-        return True
-    for position, x in enumerate(inputs, 1):
-        if x.dtype.kind == "f":
-            for part in (half, ~half):
-                # A coupling too weak to be told from rounding still shows in a gradient that is not 0.
-                cotangent = random.normal(size=together.shape)
-                cotangent[~part] = 0.0
-                try:
-                    pulled = bridge.vjp(theta, *inputs, cotangent=cotangent, wrt=position)
-                except DerivativeError:
-                    break  # none to look at: held constant, or the guest has none
-                if not np.isfinite(pulled).all():
-                    return None
-                if np.any(pulled[~part]):
-                    return False
-    return True
-
-
-def _tolerance(predictions: Array) -> float:
-    """What other ways of summing up may differ by, in the precision that the predictions tell of.
-
-    The parameters' dtypes do not: a model may compute in another than its own.
-    """
-    with np.errstate(over="ignore"):
-        single = predictions.astype(np.float32)
-    if predictions.dtype.kind == "f" and not np.array_equal(single, predictions):
-        return float(np.finfo(np.float64).eps) ** 0.7
-    bits = single.view(np.uint32)
-    zeros = next((n for n in (16, 13) if not np.any(bits & (2**n - 1))), 0)  # bfloat16, float16, float32
-    return float(2.0 ** (zeros - 23)) ** 0.7
+    if not np.isfinite(together).all() or all_alike(together):
+        return None
+    gradients = not any(word in adapter.gradient_note for word in _DEAR)
+    rowed = (True,) * len(inputs)
+    return all(
+        seem_independent(adapter, loaded, inputs, rowed, signature, gradients and not split, split)
+        for split in range(_SPLITS)
+    )
 
 
 def all_alike(predictions: Any) -> bool:

@@ -164,9 +164,6 @@ def test_a_single_number_among_the_inputs_has_every_derivative():
     def value(f):
         return lambda s: anp.sum(f(P, X, s) ** 2)
 
-    for order in (grad(value(chunked)), grad(grad(value(chunked)))):
-        plain = grad(value(whole)) if order is not None else None
-        assert plain is not None
     np.testing.assert_allclose(grad(value(chunked))(0.7), grad(value(whole))(0.7), rtol=1e-12)
     np.testing.assert_allclose(grad(grad(value(chunked)))(0.7), grad(grad(value(whole)))(0.7), rtol=1e-12)
 
@@ -193,3 +190,14 @@ def test_what_can_only_be_evaluated_is_evaluated_in_chunks():
     )
     np.testing.assert_allclose(small(P, X), 3 * X * P, rtol=1e-12)
     assert f(P, X).shape == X.shape
+
+
+def test_low_precision_is_looked_at_in_its_own_rounding():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+    x = DRAW.normal(size=(40, 3))
+    for dtype in ("bfloat16", "float16", "float32", "float64"):
+        chunked = gb.bridge(net, dtype=dtype, rows_per_chunk=7)
+        whole = gb.bridge(net, dtype=dtype)
+        np.testing.assert_allclose(chunked(whole.params, x), whole(whole.params, x), rtol=0.02, atol=0.02)
