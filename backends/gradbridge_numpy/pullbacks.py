@@ -58,6 +58,8 @@ class Point(ABC):
 class Root(Adapter):
     """An adapter whose derivatives are forms."""
 
+    is_forward_mode_checked = False  # rules are the user's word, and one may be made of many of the other
+
     @abstractmethod
     def point(self, loaded: Any, inputs: Sequence[Any], signature: Signature) -> Point:
         """Evaluate, and keep copies of what that took."""
@@ -252,6 +254,7 @@ class PullbackAdapter(Adapter):
 
     def __init__(self, root: Root, signature: Signature, wrts: tuple[tuple[int, ...], ...]) -> None:
         self.label = "gradient of " * len(wrts) + root.label
+        self.is_forward_mode_checked = root.is_forward_mode_checked
         self.layout, self.gradient_note = root.layout, root.gradient_note
         self.takes_complex = root.takes_complex
         self._root, self._signature, self._wrts = root, signature, wrts

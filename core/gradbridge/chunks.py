@@ -56,6 +56,11 @@ class ChunkedAdapter(Adapter):
         return self._inner.stochastic
 
     @property
+    def is_forward_mode_checked(self) -> bool:  # type: ignore[override]
+        """As the inner one."""
+        return self._inner.is_forward_mode_checked
+
+    @property
     def takes_complex(self) -> bool:  # type: ignore[override]
         """As the inner one."""
         return self._inner.takes_complex

@@ -117,6 +117,10 @@ class Adapter(ABC):
     #: Whether `pushforward` may answer, in a class that has one.
     has_forward_mode: bool = True
 
+    #: Whether a bridge compares its first `pushforward` with `backward`, to be sure that one is the
+    #: transposed of the other. Not where users write both, or where a backward is dear.
+    is_forward_mode_checked: bool = True
+
     #: Whether `mode="train"` makes this model random or moves state of its own.
     stochastic: bool = False
 

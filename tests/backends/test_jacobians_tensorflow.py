@@ -25,7 +25,7 @@ def close(found, truth, rtol=1e-10):
 
 
 def how(t):
-    return {step.bridge.partition(", ")[2] for step in t.steps} - {""}
+    return {step.bridge.partition(", ")[2] for step in t.steps} - {"", "JVP checked"}
 
 
 def mlp(outputs=1, **options):

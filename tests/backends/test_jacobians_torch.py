@@ -32,7 +32,7 @@ def close(found, truth, rtol=1e-10):
 
 
 def how(t):
-    return {step.bridge.partition(", ")[2] for step in t.steps} - {""}
+    return {step.bridge.partition(", ")[2] for step in t.steps} - {"", "JVP checked"}
 
 
 @pytest.mark.parametrize("strategy", ["auto", "rows", "vjp", "jvp", "loop"])
