@@ -9,7 +9,7 @@ import optree
 import tensorflow as tf
 
 from gradbridge_tensorflow.jacobians import kept
-from gradbridge_tensorflow.programs import Program, Traced, at_positions, output_leaves
+from gradbridge_tensorflow.programs import Program, Traced, at_positions, kinds_of, output_leaves
 from gradbridge_tensorflow.tensors import carrier, is_inexact
 
 
@@ -35,14 +35,10 @@ def push_function(
         (pieces, seeds if it is random, state, input tensors, tangents) ↦ for each output leaf its
         tangent, zeros for those that are not floating.
     """
-    kinds = tuple((x.dtype, tuple(x.shape)) if isinstance(x, tf.Tensor) else x for x in leaves)
-    try:
-        hash(kinds)
-    except TypeError:
-        return None
+    kinds = kinds_of(leaves, lambda index, x: tuple(x.shape))
     return kept(
         program.mapped,
-        ("push", many, structure, wrt, kinds),
+        None if kinds is None else ("push", many, structure, wrt, kinds),
         lambda: _traced(program, structure, leaves, wrt, state, many),
     )
 

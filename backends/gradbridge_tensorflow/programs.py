@@ -8,7 +8,7 @@ the graph, is copied by the cut and by the concatenation of its gradient: 0.3 ms
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import optree
 import tensorflow as tf
 
 from gradbridge import trees
+from gradbridge.constants import constant_key
 from gradbridge.errors import GradbridgeError, NotDifferentiableError, OutputError
 from gradbridge_tensorflow.explain import explained, refuse_foreign_operations
 from gradbridge_tensorflow.isolation import apart
@@ -108,11 +109,17 @@ class Program:
 
         Args:
             structure: of the leaves.
-            leaves: eager tensors, and other objects, which are compiled in.
+            leaves: eager tensors, and other objects, which are compiled in; with one that may change,
+                the form is traced anew, and not kept.
             wrt: positions that will be pulled back to.
             state: the moving variables' values.
         """
-        kind = (structure, wrt, *map(_kind, leaves))
+        kinds = kinds_of(leaves, lambda index, x: x.shape.rank)
+        if kinds is None:
+            with tracing:
+                exact = _shapes(leaves)
+                return apart(lambda: self._trace(structure, leaves, exact, wrt, state))
+        kind = (structure, wrt, kinds)
         for known in self._families.get(kind, ()):
             if _fits(known.specs, leaves):
                 return known
@@ -145,7 +152,7 @@ class Program:
         self, kind: Any, family: list[Compiled], structure: Any, leaves: Any, wrt: Any, state: Any
     ) -> Compiled:
         """Compile for as many shapes as the model lets, this one among them."""
-        exact = tuple(x.shape for x in leaves if isinstance(x, tf.Tensor))
+        exact = _shapes(leaves)
         wide = exact
         if kind not in self._rigid:
             if family:
@@ -313,18 +320,41 @@ def output_leaves(output: Any, label: str) -> tuple[list[tf.Tensor], optree.PyTr
     return tensors, structure
 
 
-def _kind(leaf: Any) -> Any:
-    if isinstance(leaf, tf.Tensor):
-        return leaf.dtype, leaf.shape.rank
-    try:
-        hash(leaf)
-    except TypeError:
-        return _Same(leaf)
-    return type(leaf), leaf
+def kinds_of(
+    leaves: Sequence[Any], size: Callable[[int, tf.Tensor], Hashable]
+) -> tuple[Hashable, ...] | None:
+    """What tells the leaves of one trace from those of another.
+
+    Args:
+        leaves: eager tensors, and other objects, which are compiled in.
+        size: (index, tensor) ↦ what of its shape matters.
+
+    Returns:
+        Their kinds; None if one of them may change without being another, so that no trace with it
+        is right for the next call.
+    """
+    kinds: list[Hashable] = []
+    for index, leaf in enumerate(leaves):
+        if isinstance(leaf, tf.Tensor):
+            kinds.append((leaf.dtype, size(index, leaf)))
+            continue
+        key = _constant_key(leaf)
+        if key is None:
+            return None
+        kinds.append(key)
+    return tuple(kinds)
+
+
+def _constant_key(leaf: Any) -> Hashable | None:
+    if isinstance(leaf, (tf.DType, tf.TensorShape, tf.TypeSpec)):
+        return type(leaf), leaf
+    if isinstance(leaf, (tf.Variable, tf.SparseTensor, tf.RaggedTensor, tf.IndexedSlices)):
+        return _Same(leaf)  # a trace reads a variable when it runs; the others never change
+    return constant_key(leaf)
 
 
 class _Same:
-    """An object that cannot be hashed, by identity; held, so that its identity is not used again."""
+    """An object by identity; held, so that its identity is not used again."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -334,6 +364,10 @@ class _Same:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and other.value is self.value
+
+
+def _shapes(leaves: Sequence[Any]) -> tuple[tf.TensorShape, ...]:
+    return tuple(x.shape for x in leaves if isinstance(x, tf.Tensor))
 
 
 def _fits(specs: tuple[tf.TensorShape, ...], leaves: Sequence[Any]) -> bool:
