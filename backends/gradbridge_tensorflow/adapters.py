@@ -238,7 +238,7 @@ class ProgramAdapter(Adapter):
             else:
                 lead = tangent.shape[:-1]
                 moves += [
-                    to_tensor(tangent[..., where].reshape(*lead, *shape), dtype)
+                    to_tensor(tangent[..., where].reshape((*lead, *shape)), dtype)
                     for where, shape, dtype in zip(self.layout.slices, self.layout.shapes, self._dtypes)
                 ]
         try:

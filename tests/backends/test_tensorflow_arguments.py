@@ -106,3 +106,17 @@ def test_what_never_changes_is_compiled_once(constant):
     count = len(traces)
     f(f.params, 2 * X, constant)
     assert len(traces) == count
+
+
+@pytest.mark.parametrize("strategy", ["auto", "jvp", "vjp", "loop"])
+def test_parameters_without_axes(strategy):
+    f = gb.bridge(
+        lambda p, x: tf.sin(p["scale"] * x) + p["shift"],
+        params={"scale": tf.constant(0.7, tf.float64), "shift": tf.constant(0.1, tf.float64)},
+        backend="tensorflow",
+    )
+    p, slope = f.params, np.cos(0.7 * X) * X
+    np.testing.assert_allclose(f.jvp(p, X, tangent=[2.0, 3.0]), 2 * slope + 3, rtol=1e-12)
+    np.testing.assert_allclose(
+        f.jacobian(p, X, strategy=strategy), np.stack([slope, np.ones_like(X)], -1), rtol=1e-12
+    )
