@@ -12,6 +12,7 @@ import optree
 import tensorflow as tf
 
 from gradbridge_tensorflow.isolation import apart
+from gradbridge_tensorflow.moments import differentiable_moments
 from gradbridge_tensorflow.programs import (
     Compiled,
     Program,
@@ -102,7 +103,8 @@ def _quietly(make: Callable[[], Any]) -> Any:
 
     logger.addFilter(from_elsewhere)
     try:
-        return make()
+        with differentiable_moments():
+            return make()
     finally:
         logger.removeFilter(from_elsewhere)
 
@@ -167,7 +169,7 @@ def _mapped_rows(
                     tape.watch(shared)
                     output = outputs_of(row)[index]
                 pairs = [(output, tf.reshape(unit, output.shape))]
-                return [tf.cast(g, carrier(g.dtype)) for g in pulled(tape, pairs, shared, program.label)]
+                return [tf.cast(g, carrier(g.dtype)) for g in pulled(tape, pairs, shared, program)]
 
             units = tf.tile(tf.eye(numbers, dtype=output.dtype), [count, 1])
             repeated = [tf.repeat(x, numbers, axis=0) for x in rows]

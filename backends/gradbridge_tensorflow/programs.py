@@ -18,9 +18,10 @@ import tensorflow as tf
 
 from gradbridge import trees
 from gradbridge.constants import constant_key
-from gradbridge.errors import GradbridgeError, NotDifferentiableError, OutputError
-from gradbridge_tensorflow.explain import explained, refuse_foreign_operations
+from gradbridge.errors import GradbridgeError, HigherOrderError, NotDifferentiableError, OutputError
+from gradbridge_tensorflow.explain import explained, refuse_foreign_operations, refuse_lost_derivatives
 from gradbridge_tensorflow.isolation import apart
+from gradbridge_tensorflow.moments import differentiable_moments
 from gradbridge_tensorflow.partition import Halves, partition
 from gradbridge_tensorflow.tensors import carrier, is_inexact
 
@@ -85,6 +86,7 @@ class Program:
         pieces: shapes and dtypes of the parameters.
         random: whether it takes seeds.
         compute: the function; called while a graph is traced.
+        order: how many derivatives it is of a model.
         any_rows: whether the first compilation is for any number of rows already. A model of Keras
             is made for that. Other functions may look at the number, so theirs is left open only
             when a second one comes, as `tf.function` does.
@@ -96,6 +98,7 @@ class Program:
     random: bool
     compute: Callable[[Traced], Any]
     any_rows: bool = False
+    order: int = 0
     traces: int = 0
     mapped: dict[Any, Any] = field(default_factory=dict)
     _families: dict[Any, list[Compiled]] = field(default_factory=dict)
@@ -143,6 +146,7 @@ class Program:
                     self.random,
                     lambda given: _gradients(self, structure, wrt, given),
                     self.any_rows,
+                    self.order + 1,
                 )
             return known
 
@@ -198,7 +202,7 @@ class Program:
             gradients: list[tf.Tensor] = []
             if wrt:
                 pairs = zip((t for t in outputs if is_inexact(t.dtype)), cotangents)
-                gradients = pulled(tape, list(pairs), watched, self.label)
+                gradients = pulled(tape, list(pairs), watched, self)
                 gradients = [tf.cast(g, carrier(g.dtype)) for g in gradients]
             found.update(
                 arguments=flat,
@@ -217,7 +221,8 @@ class Program:
             *specs,
         ]
         try:
-            whole = tf.function(joint, input_signature=every, autograph=False).get_concrete_function()
+            with differentiable_moments():
+                whole = tf.function(joint, input_signature=every, autograph=False).get_concrete_function()
             refuse_foreign_operations(whole.graph, self.label, bool(wrt))
             halves = partition(
                 whole.graph,
@@ -251,7 +256,7 @@ def _gradients(
         tape.watch(watched)
         outputs, _ = output_leaves(parent.compute(inner), parent.label)
     pairs = [(t, c) for t, c in zip(outputs, cotangents) if is_inexact(t.dtype)]
-    found = iter(pulled(tape, pairs, watched, parent.label))
+    found = iter(pulled(tape, pairs, watched, parent))
     return tuple(_joined([next(found) for _ in given.pieces]) if p == 0 else next(found) for p in wrt)
 
 
@@ -272,13 +277,15 @@ def pulled(
     tape: tf.GradientTape,
     pairs: list[tuple[tf.Tensor, tf.Tensor]],
     watched: list[tf.Tensor],
-    label: str,
+    program: Program,
 ) -> list[tf.Tensor]:
     """Gradients of the watched tensors, dense; zeros where there is no influence.
 
     TensorFlow's gradients are the conjugates of the protocol's: what is complex is turned, both ways.
     """
     found: list[Any] = [None] * len(watched)
+    label = program.label
+    refuse_lost_derivatives(tf.compat.v1.get_default_graph(), label)
     if pairs:
         try:
             found = tape.gradient(
@@ -291,6 +298,12 @@ def pulled(
                 f"the derivative of {label} was asked for, and TensorFlow has none for an operation in it "
                 f"({str(error).splitlines()[0]}); replace that operation, or give it a gradient with "
                 f"tf.custom_gradient"
+            ) from error
+        except NotImplementedError as error:  # by a gradient that is written in Python
+            raise (HigherOrderError if program.order else NotDifferentiableError)(
+                f"the derivative of {label} was asked for, and the gradient of an operation in it refuses "
+                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); replace that operation "
+                f"(a function within tf.recompute_grad has first derivatives only: call it without)"
             ) from error
     return [
         tf.zeros_like(w) if g is None else _turned(tf.convert_to_tensor(g)) for w, g in zip(watched, found)
