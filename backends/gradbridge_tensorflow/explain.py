@@ -74,12 +74,22 @@ def explained(error: Exception, label: str, leaves: Sequence[Any]) -> Gradbridge
             f"the bridge over {label}: the model was given {given or 'no array'} and refused ({said}); check "
             f"the number of columns and the axes of the inputs"
         )
+    came = {
+        x.dtype.name for x in leaves if isinstance(x, tf.Tensor) and (x.dtype.is_integer or x.dtype.is_bool)
+    }
+    refused = re.search(rf"\b(?:DataType|type|of|got|an?) ({'|'.join(came)})\b", text) if came else None
+    if refused:
+        return InputError(
+            f"the bridge over {label}: it was given {given}, and an operation in it does not take {refused[1]} "
+            f"there; integers pass the bridge untouched, so cast them with X.astype(float) if floats are meant "
+            f"({said})"
+        )
     advice = ""
     if (isinstance(error, NotImplementedError) and "NumPy" in text) or "has no attribute 'numpy'" in text:
         advice = "; it is compiled by tf.function, so use TensorFlow's operations in it, not NumPy's"
     elif "Python `bool`" in str(error):
         advice = "; it branches on the value of a tensor, so use tf.cond, keras.ops.cond or tf.where there"
-    elif "float64" in text and "float32" in text:
+    elif "float64" in text and "float32" in text and "DataType string" not in text:
         advice = (
             "; some part of it computes in a dtype of its own: leave dtype= out, or write that part so that "
             "it follows the dtype of its inputs"

@@ -251,3 +251,10 @@ def test_the_operation_without_a_second_derivative_is_named():
     assert autograd.grad(loss)(f.params).shape == (3,)
     with pytest.raises(errors.HigherOrderError, match=r"none for an operation.*ctc_loss"):
         autograd.grad(lambda p: anp.sum(autograd.grad(loss)(p) ** 2))(f.params)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool"])
+def test_integers_where_floats_are_expected_say_how_to_cast(dtype):
+    f = gb.bridge(lambda p, x: tf.linalg.matvec(x, p["w"]), params={"w": np.ones(3)}, backend="tensorflow")
+    with pytest.raises(errors.InputError, match=r"cast them with X.astype\(float\)"):
+        f(f.params, np.ones((2, 3), dtype))
