@@ -15,7 +15,7 @@ from gradbridge.errors import (
     InputError,
     NotDifferentiableError,
 )
-from gradbridge_tensorflow.moments import lost_moments
+from gradbridge_tensorflow.repairs import flat_gradients, lost_moments
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _NODE = re.compile(r"\{\{[^}]*\}\}\s*")
@@ -42,14 +42,6 @@ _GLOBAL_NOISE = {
     "StatefulUniformInt",
     "StatefulStandardNormalV2",
     "StatefulTruncatedNormal",
-}
-# Gradients that are linear in what is pulled back, and that TensorFlow declares not differentiable.
-_FLAT = {
-    "FakeQuantWithMinMaxArgsGradient",
-    "FakeQuantWithMinMaxVarsGradient",
-    "FakeQuantWithMinMaxVarsPerChannelGradient",
-    "ResizeBilinearGrad",
-    "SparseAddGrad",
 }
 _WRITES = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
 
@@ -151,7 +143,7 @@ def refuse_lost_derivatives(graph: Any, label: str) -> None:
                 f"the mean, and would give a wrong number; make the tf.function after bridging it or pass its "
                 f".python_function, or write the variance as tf.math.reduce_variance(x, axes)"
             )
-        flat = next((node.op for node in nodes if node.op in _FLAT), None)
+        flat = next((op for op, repaired in flat_gradients(nodes) if not repaired), None)
         if flat is not None:
             raise HigherOrderError(
                 f"the derivative of a derivative was asked for, and {label} has {flat} in it, which TensorFlow "
@@ -173,7 +165,7 @@ def refuse_lost_tangents(graph: Any, label: str, plain: Callable[[], Any]) -> No
     """
     lost = False
     for nodes, returned in bodies(graph):
-        if any(node.op in _FLAT for node in nodes):
+        if any(flat_gradients(nodes)):
             raise HigherOrderError(f"{label} has no forward mode: the gradient of an operation in it is flat")
         lost = lost or next(lost_moments(nodes, returned), None) is not None
     if lost:  # the first derivative is right: is there one within it already?

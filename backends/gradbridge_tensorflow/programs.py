@@ -21,8 +21,8 @@ from gradbridge.constants import constant_key
 from gradbridge.errors import GradbridgeError, HigherOrderError, NotDifferentiableError, OutputError
 from gradbridge_tensorflow.explain import explained, refuse_foreign_operations, refuse_lost_derivatives
 from gradbridge_tensorflow.isolation import apart
-from gradbridge_tensorflow.moments import differentiable_moments
 from gradbridge_tensorflow.partition import Halves, partition
+from gradbridge_tensorflow.repairs import repaired_derivatives
 from gradbridge_tensorflow.tensors import carrier, is_inexact
 
 # One trace at a time in the process: Keras' layers keep notes on the call under way.
@@ -221,7 +221,7 @@ class Program:
             *specs,
         ]
         try:
-            with differentiable_moments():
+            with repaired_derivatives(recompute=self.order == 0):
                 whole = tf.function(joint, input_signature=every, autograph=False).get_concrete_function()
             refuse_foreign_operations(whole.graph, self.label, bool(wrt))
             halves = partition(

@@ -128,10 +128,10 @@ def test_a_users_own_stop_gradient_means_what_it_says():
     np.testing.assert_allclose(product(f)(X), 2 / 3 * V, rtol=1e-12)
 
 
-def test_moments_stay_as_they_are_elsewhere():
-    from tensorflow.python.ops import array_ops, nn_impl
+def test_tensorflow_stays_as_it_is_elsewhere():
+    from tensorflow.python.ops import array_ops, custom_gradient, gen_image_ops, image_grad, nn_impl
 
-    found = []
+    found, decorated = [], custom_gradient._graph_mode_decorator
 
     def kinds():
         graph = tf.function(variance).get_concrete_function(tf.constant(X)).graph
@@ -145,6 +145,8 @@ def test_moments_stay_as_they_are_elsewhere():
 
     bridged(body)(E, X)
     assert nn_impl.array_ops is array_ops
+    assert image_grad.gen_image_ops is gen_image_ops
+    assert custom_gradient._graph_mode_decorator is decorated
     assert all("StopGradient" in ops for ops in (*found, kinds()))
     assert len(found) == 1
 
@@ -204,12 +206,28 @@ def resized(x):
 
 @pytest.mark.parametrize(
     ("function", "jacobian"),
-    [(rounded, np.diag([1.0, 1.0, 0.0])), (resized, [[0.75, 0.25, 0], [0, 0.25, 0.75]])],
+    [(rounded, np.diag([1.0, 1.0, 0.0])), (resized, np.array([[0.75, 0.25, 0], [0, 0.25, 0.75]]))],
 )
-def test_gradients_that_tensorflow_takes_for_constants(function, jacobian):
+def test_linear_gradients_that_tensorflow_takes_for_constants(function, jacobian):
     f, x = bridged(function), np.array([0.3, 1.0, 9.0])
-    for strategy in ("auto", "loop"):
-        np.testing.assert_allclose(f.jacobian(E, x, wrt=1, strategy=strategy), jacobian)
+    v = np.array([1.0, 2.0, 3.0])
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6)
+    for strategy in ("auto", "loop", "jvp"):
+        close(f.jacobian(E, x, wrt=1, strategy=strategy), jacobian)
+    close(f.jvp(E, x, tangent=v, wrt=1), jacobian @ v)
+    gradient = autograd.grad(lambda x: anp.sum(f(E, x) ** 2))
+    close(autograd.grad(lambda x: anp.sum(gradient(x) * v))(x), 2 * jacobian.T @ jacobian @ v)
+    close(autograd.make_jvp(gradient)(x)(v)[1], 2 * jacobian.T @ jacobian @ v)
+
+
+def test_gradients_that_would_be_taken_for_constants_are_refused():
+    f = bridged(
+        lambda x: tf.cast(
+            tf.quantization.fake_quant_with_min_max_vars(tf.cast(x, tf.float32), -3.0, 3.0), x.dtype
+        )
+    )
+    x = np.array([0.3, 1.0, 9.0])
+    np.testing.assert_allclose(f.jacobian(E, x, wrt=1), np.diag([1.0, 1.0, 0.0]))
     for derivative in (
         lambda: f.jvp(E, x, tangent=np.ones(3), wrt=1),
         lambda: autograd.grad(lambda x: anp.sum(autograd.grad(lambda x: anp.sum(f(E, x) ** 2))(x)))(x),
@@ -218,17 +236,37 @@ def test_gradients_that_tensorflow_takes_for_constants(function, jacobian):
             derivative()
 
 
-def test_recomputed_gradients_have_first_derivatives_only():
-    inner = tf.recompute_grad(lambda x, w: tf.tanh(x * w))
+def test_what_is_recomputed_has_its_derivatives_of_every_order():
+    runs = []
+
+    def body(x, w):
+        runs.append(1)
+        return tf.tanh(x * w)
+
+    inner = tf.recompute_grad(body)
     f = gb.bridge(
         lambda p, x: inner(x, p["w"]), params={"w": np.array([0.5, 1.0, 2.0])}, backend="tensorflow"
     )
-    p, slope = f.params, np.diag(X / np.cosh(X * f.params) ** 2)
-    assert f.jacobian(p, X).shape == (3, 3)
-    np.testing.assert_allclose(f.jacobian(p, X), slope, rtol=1e-8)
-    loss = lambda p: anp.sum(f(p, X))
-    np.testing.assert_allclose(autograd.grad(loss)(p), slope.sum(0), rtol=1e-8)
-    for derivative in (lambda: f.jvp(p, X, tangent=V), lambda: autograd.hessian(loss)(p)):
+    p = f.params
+    closed = lambda p: anp.tanh(X * p)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8)
+    loss, true = lambda p: anp.sum(f(p, X) ** 2), lambda p: anp.sum(closed(p) ** 2)
+    close(autograd.grad(loss)(p), autograd.grad(true)(p))
+    assert len(runs) == 2  # it is recomputed for a first derivative
+    for strategy in ("auto", "loop", "vjp", "jvp"):
+        close(f.jacobian(p, X, strategy=strategy), autograd.jacobian(closed)(p))
+    close(f.jvp(p, X, tangent=V), autograd.jacobian(closed)(p) @ V)
+    close(autograd.hessian(loss)(p), autograd.hessian(true)(p))
+    close(autograd.make_jvp(autograd.grad(loss))(p)(V)[1], autograd.hessian(true)(p) @ V)
+
+
+def test_a_trace_of_before_that_recomputes_has_first_derivatives_only():
+    inner = tf.function(tf.recompute_grad(lambda x: tf.tanh(x)))
+    inner(tf.constant(X))
+    f = bridged(inner)
+    slope = np.diag(1 / np.cosh(X) ** 2)
+    np.testing.assert_allclose(f.jacobian(E, X, wrt=1), slope, rtol=1e-8)
+    for derivative in (lambda: f.jvp(E, X, tangent=V, wrt=1), lambda: product(f)(X)):
         with pytest.raises(errors.HigherOrderError, match="recompute_grad"):
             derivative()
 
