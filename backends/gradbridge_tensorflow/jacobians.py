@@ -103,7 +103,7 @@ def _quietly(make: Callable[[], Any]) -> Any:
 
     logger.addFilter(from_elsewhere)
     try:
-        with repaired_derivatives(recompute=False):
+        with repaired_derivatives():
             return make()
     finally:
         logger.removeFilter(from_elsewhere)

@@ -221,7 +221,7 @@ class Program:
             *specs,
         ]
         try:
-            with repaired_derivatives(recompute=self.order == 0):
+            with repaired_derivatives():
                 whole = tf.function(joint, input_signature=every, autograph=False).get_concrete_function()
             refuse_foreign_operations(whole.graph, self.label, bool(wrt))
             halves = partition(

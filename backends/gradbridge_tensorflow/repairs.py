@@ -8,7 +8,9 @@ GroupNormalization, and BatchNormalization in train mode.
 The gradients of bilinear resizing and of fake quantization are linear in what is pulled back, and
 declared not differentiable: tangents and second derivatives are zeros.
 
-`tf.recompute_grad` has no derivatives beyond the first; what it wraps has them.
+`tf.recompute_grad` has no derivatives beyond the first, and the first only by what is passed as an
+argument or is a variable: tensors that stand for a layer's variables are neither, and would get
+zeros. What it wraps has them all, so nothing is recomputed in a bridge.
 """
 
 from __future__ import annotations
@@ -27,15 +29,12 @@ _here = threading.local()
 
 
 @contextmanager
-def repaired_derivatives(recompute: bool) -> Iterator[None]:
+def repaired_derivatives() -> Iterator[None]:
     """Let TensorFlow differentiate truly, however an operation is reached, while a block runs.
 
     In this thread: elsewhere all stays as it is. So does a user's own `tf.stop_gradient`.
-
-    Args:
-        recompute: whether functions within `tf.recompute_grad` are, for a first derivative.
     """
-    before = getattr(_here, "recompute", None)
+    before = _is_here()
     put: list[tuple[Any, str, Any]] = [
         (nn_impl, "array_ops", _ArrayOps()),
         (image_grad, "gen_image_ops", _ImageOps()),
@@ -46,17 +45,17 @@ def repaired_derivatives(recompute: bool) -> Iterator[None]:
     found = [(module, name, getattr(module, name)) for module, name, _ in put]
     for module, name, mine in put:
         setattr(module, name, mine)
-    _here.recompute = recompute
+    _here.active = True
     try:
         yield
     finally:
-        _here.recompute = before
+        _here.active = before
         for module, name, theirs in found:
             setattr(module, name, theirs)
 
 
 def _is_here() -> bool:
-    return getattr(_here, "recompute", None) is not None
+    return getattr(_here, "active", False)
 
 
 class _ArrayOps:
@@ -115,10 +114,7 @@ def _fake_quant_gradient(gradients: Any, inputs: Any, *args: Any, **how: Any) ->
 
 def _decorated(function: Any, args: Any, kwargs: Any) -> Any:
     """What a function with a gradient of its own does in a graph."""
-    if (
-        getattr(_here, "recompute", None) is False
-        and function.__qualname__ == "recompute_grad.<locals>.inner"
-    ):
+    if _is_here() and function.__qualname__ == "recompute_grad.<locals>.inner":
         within = dict(zip(function.__code__.co_freevars, function.__closure__))
         return within["f"].cell_contents(*args, **kwargs)
     return _their_decorated(function, args, kwargs)
