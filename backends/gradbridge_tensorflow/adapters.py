@@ -13,7 +13,7 @@ import tensorflow as tf
 from gradbridge import trees
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, Array, Signature
-from gradbridge_tensorflow.explain import explained
+from gradbridge_tensorflow.explain import explained, refuse_missing_derivatives
 from gradbridge_tensorflow.forward_mode import push_function
 from gradbridge_tensorflow.isolation import eagerly
 from gradbridge_tensorflow.jacobians import pulled_many, row_function
@@ -164,13 +164,14 @@ class ProgramAdapter(Adapter):
         self, residuals: _Residuals, cotangents: Sequence[Array], wrt: tuple[int, ...]
     ) -> list[Array]:
         compiled = residuals.compiled
-        assert compiled.halves.backward is not None
+        backward: Any = compiled.halves.backward
         pulled = [to_tensor(c, dtype) for c, dtype in zip(cotangents, compiled.floating) if dtype is not None]
         try:
-            (found,) = compiled.halves.backward(*residuals.tensors, *pulled)
+            (found,) = backward(*residuals.tensors, *pulled)
             rest = iter(found)
             gradients = {p: self._gradient(p, rest) for p in residuals.wrt}
         except Exception as error:
+            refuse_missing_derivatives(error, backward.graph, self.label)
             raise explained(error, f"the backward of {self.label}", pulled) from error
         return [gradients[p] for p in wrt]
 
@@ -238,7 +239,7 @@ class ProgramAdapter(Adapter):
             else:
                 lead = tangent.shape[:-1]
                 moves += [
-                    to_tensor(tangent[..., where].reshape(*lead, *shape), dtype)
+                    to_tensor(tangent[..., where].reshape((*lead, *shape)), dtype)
                     for where, shape, dtype in zip(self.layout.slices, self.layout.shapes, self._dtypes)
                 ]
         try:

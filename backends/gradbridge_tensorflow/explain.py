@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from gradbridge.errors import GradbridgeError, GuestError, InputError, NotDifferentiableError
+from gradbridge.errors import (
+    GradbridgeError,
+    GuestError,
+    HigherOrderError,
+    InputError,
+    NotDifferentiableError,
+)
+from gradbridge_tensorflow.repairs import flat_gradients, lost_moments
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _NODE = re.compile(r"\{\{[^}]*\}\}\s*")
@@ -59,12 +66,22 @@ def explained(error: Exception, label: str, leaves: Sequence[Any]) -> Gradbridge
             f"the bridge over {label}: the model was given {given or 'no array'} and refused ({said}); check "
             f"the number of columns and the axes of the inputs"
         )
+    came = {
+        x.dtype.name for x in leaves if isinstance(x, tf.Tensor) and (x.dtype.is_integer or x.dtype.is_bool)
+    }
+    refused = re.search(rf"\b(?:DataType|type|of|got|an?) ({'|'.join(came)})\b", text) if came else None
+    if refused:
+        return InputError(
+            f"the bridge over {label}: it was given {given}, and an operation in it does not take {refused[1]} "
+            f"there; integers pass the bridge untouched, so cast them with X.astype(float) if floats are meant "
+            f"({said})"
+        )
     advice = ""
     if (isinstance(error, NotImplementedError) and "NumPy" in text) or "has no attribute 'numpy'" in text:
         advice = "; it is compiled by tf.function, so use TensorFlow's operations in it, not NumPy's"
     elif "Python `bool`" in str(error):
         advice = "; it branches on the value of a tensor, so use tf.cond, keras.ops.cond or tf.where there"
-    elif "float64" in text and "float32" in text:
+    elif "float64" in text and "float32" in text and "DataType string" not in text:
         advice = (
             "; some part of it computes in a dtype of its own: leave dtype= out, or write that part so that "
             "it follows the dtype of its inputs"
@@ -104,6 +121,87 @@ def refuse_foreign_operations(graph: Any, label: str, differentiated: bool) -> N
             f"{label} calls tf.numpy_function, which TensorFlow cannot differentiate (it would give zeros); "
             f"use TensorFlow's operations, or tf.custom_gradient around it"
         )
+
+
+def refuse_lost_derivatives(graph: Any, label: str) -> None:
+    """Refuse to differentiate a graph in which TensorFlow has dropped a part of the derivative.
+
+    Called before a derivative is taken, so that what was differentiated is a derivative itself.
+
+    Args:
+        graph: as it stands.
+        label: the name of what it computes.
+
+    Raises:
+        HigherOrderError: the derivative would be a wrong number, not an error.
+    """
+    for nodes, returned in bodies(graph):
+        if any(lost_moments(nodes, returned)):
+            raise HigherOrderError(
+                f"the derivative of a derivative was asked for, and {label} has a derivative of tf.nn.moments in "
+                f"it, in a graph that was traced before it was bridged: there TensorFlow stops the gradient at "
+                f"the mean, and would give a wrong number; make the tf.function after bridging it or pass its "
+                f".python_function, or write the variance as tf.math.reduce_variance(x, axes)"
+            )
+        flat = next((op for op, repaired in flat_gradients(nodes) if not repaired), None)
+        if flat is not None:
+            raise HigherOrderError(
+                f"the derivative of a derivative was asked for, and {label} has {flat} in it, which TensorFlow "
+                f"takes for a constant: it would give zeros; replace the operation that it is a gradient of, or "
+                f"give that one a gradient with tf.custom_gradient"
+            )
+
+
+def refuse_lost_tangents(graph: Any, label: str, plain: Callable[[], Any]) -> None:
+    """Refuse a traced JVP in which TensorFlow has dropped a part of the derivative.
+
+    Args:
+        graph: of the JVP, which TensorFlow makes of gradients of gradients.
+        label: the name of what it is the JVP of.
+        plain: traces what it is the JVP of.
+
+    Raises:
+        HigherOrderError: it would be a wrong number.
+    """
+    lost = False
+    for nodes, returned in bodies(graph):
+        if any(flat_gradients(nodes)):
+            raise HigherOrderError(f"{label} has no forward mode: the gradient of an operation in it is flat")
+        lost = lost or next(lost_moments(nodes, returned), None) is not None
+    if lost:  # the first derivative is right: is there one within it already?
+        refuse_lost_derivatives(plain(), label)
+
+
+def refuse_missing_derivatives(error: Exception, graph: Any, label: str) -> None:
+    """Say so if a compiled derivative fails because TensorFlow has none for a function of its own.
+
+    It finds that out when it runs: it writes the name of a gradient in the graph that nobody defines.
+
+    Args:
+        error: of the run.
+        graph: that ran.
+        label: the name of what it is the derivative of.
+
+    Raises:
+        HigherOrderError
+    """
+    if not isinstance(error, tf.errors.NotFoundError):
+        return
+    asked = [n for nodes, _ in bodies(graph) for n in nodes if n.op == "SymbolicGradient"]
+    if asked:
+        scopes = [part for part in asked[0].name.split("/") if part != "gradient_tape"]
+        raise HigherOrderError(
+            f"the derivative of {label} was asked for, and TensorFlow has none for an operation of the model, "
+            f"{scopes[0]!r}; replace that operation, or give it a gradient with tf.custom_gradient"
+        ) from error
+
+
+def bodies(graph: Any) -> Iterator[tuple[list[Any], list[str]]]:
+    """The nodes of a graph, and of each function that it calls, with the names of what these return."""
+    definition = graph.as_graph_def()
+    yield list(definition.node), []
+    for function in definition.library.function:
+        yield list(function.node_def), list(function.ret.values())
 
 
 def _first_line(text: str) -> str:

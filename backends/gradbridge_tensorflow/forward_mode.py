@@ -8,8 +8,9 @@ from typing import Any
 import optree
 import tensorflow as tf
 
+from gradbridge_tensorflow.explain import refuse_lost_tangents
 from gradbridge_tensorflow.jacobians import kept
-from gradbridge_tensorflow.programs import Program, Traced, at_positions, output_leaves
+from gradbridge_tensorflow.programs import Program, Traced, at_positions, kinds_of, output_leaves
 from gradbridge_tensorflow.tensors import carrier, is_inexact
 
 
@@ -35,14 +36,10 @@ def push_function(
         (pieces, seeds if it is random, state, input tensors, tangents) ↦ for each output leaf its
         tangent, zeros for those that are not floating.
     """
-    kinds = tuple((x.dtype, tuple(x.shape)) if isinstance(x, tf.Tensor) else x for x in leaves)
-    try:
-        hash(kinds)
-    except TypeError:
-        return None
+    kinds = kinds_of(leaves, lambda index, x: tuple(x.shape))
     return kept(
         program.mapped,
-        ("push", many, structure, wrt, kinds),
+        None if kinds is None else ("push", many, structure, wrt, kinds),
         lambda: _traced(program, structure, leaves, wrt, state, many),
     )
 
@@ -55,20 +52,23 @@ def _traced(
     state: Sequence[tf.Tensor],
     many: bool,
 ) -> Any:
+    def unpacked(flat: Sequence[tf.Tensor]) -> tuple[Traced, list[tf.Tensor]]:
+        rest = iter(flat)
+        pieces = [next(rest) for _ in program.pieces]
+        seeds = next(rest) if program.random else None
+        standing = [next(rest) for _ in state]
+        mine = [next(rest) if isinstance(x, tf.Tensor) else x for x in leaves]
+        return Traced(pieces, standing, seeds, mine, structure), list(rest)
+
     def joint(*flat: tf.Tensor) -> list[tf.Tensor]:
-        given = iter(flat)
-        pieces = [next(given) for _ in program.pieces]
-        seeds = next(given) if program.random else None
-        standing = [next(given) for _ in state]
-        mine = [next(given) if isinstance(x, tf.Tensor) else x for x in leaves]
-        tangents = list(given)
+        given, tangents = unpacked(flat)
 
         def one(tangents: list[tf.Tensor]) -> list[tf.Tensor]:
             # New tensors: an accumulator is told of a tensor once, and this may be traced twice.
-            primals = [tf.identity(x) if isinstance(x, tf.Tensor) else x for x in mine]
-            parts = [tf.identity(piece) for piece in pieces]
+            primals = [tf.identity(x) if isinstance(x, tf.Tensor) else x for x in given.leaves]
+            parts = [tf.identity(piece) for piece in given.pieces]
             moving = at_positions(parts, primals, wrt)
-            traced = Traced(parts, list(standing), seeds, primals, structure)
+            traced = Traced(parts, list(given.state), given.seeds, primals, structure)
             with tf.autodiff.ForwardAccumulator(moving, tangents) as accumulator:
                 outputs, _ = output_leaves(program.compute(traced), program.label)
             _refuse_custom_gradients(tf.compat.v1.get_default_graph())
@@ -86,6 +86,9 @@ def _traced(
             return one(tangents)
         return list(tf.vectorized_map(one, tangents, fallback_to_while_loop=False))
 
+    def plain(*flat: tf.Tensor) -> list[tf.Tensor]:
+        return output_leaves(program.compute(unpacked(flat)[0]), program.label)[0]
+
     moved = [
         tf.TensorSpec([None, *t.shape] if many else t.shape, t.dtype)
         for t in at_positions(list(program.pieces), leaves, wrt)
@@ -95,9 +98,14 @@ def _traced(
         *([tf.TensorSpec([None, 2], tf.int64)] if program.random else []),
         *(tf.TensorSpec(s.shape, s.dtype) for s in state),
         *(tf.TensorSpec(x.shape, x.dtype) for x in leaves if isinstance(x, tf.Tensor)),
-        *moved,
     ]
-    return tf.function(joint, input_signature=specs, autograph=False).get_concrete_function()
+
+    def graph_of(function: Any, signature: Sequence[tf.TensorSpec]) -> Any:
+        return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
+
+    found = graph_of(joint, [*specs, *moved])
+    refuse_lost_tangents(found.graph, program.label, lambda: graph_of(plain, specs).graph)
+    return found
 
 
 def _refuse_custom_gradients(graph: Any) -> None:

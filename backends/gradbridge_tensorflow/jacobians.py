@@ -17,10 +17,12 @@ from gradbridge_tensorflow.programs import (
     Program,
     Traced,
     at_positions,
+    kinds_of,
     output_leaves,
     pulled,
     tracing,
 )
+from gradbridge_tensorflow.repairs import repaired_derivatives
 from gradbridge_tensorflow.tensors import carrier
 
 
@@ -61,32 +63,35 @@ def row_function(
     state: Sequence[tf.Tensor],
 ) -> RowFunction | None:
     """The row function of a program for inputs of these kinds; None where the program cannot be mapped."""
-    kinds = tuple(
-        (x.dtype, tuple(x.shape[1:] if yes else x.shape)) if isinstance(x, tf.Tensor) else x
-        for x, yes in zip(leaves, rowed)
-    )
-    try:
-        hash(kinds)
-    except TypeError:
-        return None
+    kinds = kinds_of(leaves, lambda index, x: tuple(x.shape[1:] if rowed[index] else x.shape))
     found: RowFunction | None = kept(
         program.mapped,
-        ("rows", structure, wrt, rowed, kinds),
+        None if kinds is None else ("rows", structure, wrt, rowed, kinds),
         lambda: _mapped_rows(program, structure, leaves, wrt, rowed, state),
     )
     return found
 
 
 def kept(table: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
-    """The entry of a key, made once; None if making it failed, which is kept as well."""
+    """The entry of a key, made once; None if making it failed, which is kept as well.
+
+    Without a key, None, it is made anew and not kept.
+    """
+    if key is None:
+        with tracing:
+            return _made(make)
     if key not in table:
         with tracing:
             if key not in table:
-                try:
-                    table[key] = apart(lambda: _quietly(make))
-                except Exception:  # what cannot be mapped, TensorFlow refuses in many ways
-                    table[key] = None
+                table[key] = _made(make)
     return table[key]
+
+
+def _made(make: Callable[[], Any]) -> Any:
+    try:
+        return apart(lambda: _quietly(make))
+    except Exception:  # what cannot be mapped, TensorFlow refuses in many ways
+        return None
 
 
 def _quietly(make: Callable[[], Any]) -> Any:
@@ -98,7 +103,8 @@ def _quietly(make: Callable[[], Any]) -> Any:
 
     logger.addFilter(from_elsewhere)
     try:
-        return make()
+        with repaired_derivatives():
+            return make()
     finally:
         logger.removeFilter(from_elsewhere)
 
@@ -163,7 +169,7 @@ def _mapped_rows(
                     tape.watch(shared)
                     output = outputs_of(row)[index]
                 pairs = [(output, tf.reshape(unit, output.shape))]
-                return [tf.cast(g, carrier(g.dtype)) for g in pulled(tape, pairs, shared, program.label)]
+                return [tf.cast(g, carrier(g.dtype)) for g in pulled(tape, pairs, shared, program)]
 
             units = tf.tile(tf.eye(numbers, dtype=output.dtype), [count, 1])
             repeated = [tf.repeat(x, numbers, axis=0) for x in rows]

@@ -8,7 +8,7 @@ the graph, is copied by the cut and by the concatenation of its gradient: 0.3 ms
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,12 @@ import optree
 import tensorflow as tf
 
 from gradbridge import trees
-from gradbridge.errors import GradbridgeError, NotDifferentiableError, OutputError
-from gradbridge_tensorflow.explain import explained, refuse_foreign_operations
+from gradbridge.constants import constant_key
+from gradbridge.errors import GradbridgeError, HigherOrderError, NotDifferentiableError, OutputError
+from gradbridge_tensorflow.explain import explained, refuse_foreign_operations, refuse_lost_derivatives
 from gradbridge_tensorflow.isolation import apart
 from gradbridge_tensorflow.partition import Halves, partition
+from gradbridge_tensorflow.repairs import repaired_derivatives
 from gradbridge_tensorflow.tensors import carrier, is_inexact
 
 # One trace at a time in the process: Keras' layers keep notes on the call under way.
@@ -84,6 +86,7 @@ class Program:
         pieces: shapes and dtypes of the parameters.
         random: whether it takes seeds.
         compute: the function; called while a graph is traced.
+        order: how many derivatives it is of a model.
         any_rows: whether the first compilation is for any number of rows already. A model of Keras
             is made for that. Other functions may look at the number, so theirs is left open only
             when a second one comes, as `tf.function` does.
@@ -95,6 +98,7 @@ class Program:
     random: bool
     compute: Callable[[Traced], Any]
     any_rows: bool = False
+    order: int = 0
     traces: int = 0
     mapped: dict[Any, Any] = field(default_factory=dict)
     _families: dict[Any, list[Compiled]] = field(default_factory=dict)
@@ -108,11 +112,17 @@ class Program:
 
         Args:
             structure: of the leaves.
-            leaves: eager tensors, and other objects, which are compiled in.
+            leaves: eager tensors, and other objects, which are compiled in; with one that may change,
+                the form is traced anew, and not kept.
             wrt: positions that will be pulled back to.
             state: the moving variables' values.
         """
-        kind = (structure, wrt, *map(_kind, leaves))
+        kinds = kinds_of(leaves, lambda index, x: x.shape.rank)
+        if kinds is None:
+            with tracing:
+                exact = _shapes(leaves)
+                return apart(lambda: self._trace(structure, leaves, exact, wrt, state))
+        kind = (structure, wrt, kinds)
         for known in self._families.get(kind, ()):
             if _fits(known.specs, leaves):
                 return known
@@ -136,6 +146,7 @@ class Program:
                     self.random,
                     lambda given: _gradients(self, structure, wrt, given),
                     self.any_rows,
+                    self.order + 1,
                 )
             return known
 
@@ -145,7 +156,7 @@ class Program:
         self, kind: Any, family: list[Compiled], structure: Any, leaves: Any, wrt: Any, state: Any
     ) -> Compiled:
         """Compile for as many shapes as the model lets, this one among them."""
-        exact = tuple(x.shape for x in leaves if isinstance(x, tf.Tensor))
+        exact = _shapes(leaves)
         wide = exact
         if kind not in self._rigid:
             if family:
@@ -191,7 +202,7 @@ class Program:
             gradients: list[tf.Tensor] = []
             if wrt:
                 pairs = zip((t for t in outputs if is_inexact(t.dtype)), cotangents)
-                gradients = pulled(tape, list(pairs), watched, self.label)
+                gradients = pulled(tape, list(pairs), watched, self)
                 gradients = [tf.cast(g, carrier(g.dtype)) for g in gradients]
             found.update(
                 arguments=flat,
@@ -210,7 +221,8 @@ class Program:
             *specs,
         ]
         try:
-            whole = tf.function(joint, input_signature=every, autograph=False).get_concrete_function()
+            with repaired_derivatives():
+                whole = tf.function(joint, input_signature=every, autograph=False).get_concrete_function()
             refuse_foreign_operations(whole.graph, self.label, bool(wrt))
             halves = partition(
                 whole.graph,
@@ -244,7 +256,7 @@ def _gradients(
         tape.watch(watched)
         outputs, _ = output_leaves(parent.compute(inner), parent.label)
     pairs = [(t, c) for t, c in zip(outputs, cotangents) if is_inexact(t.dtype)]
-    found = iter(pulled(tape, pairs, watched, parent.label))
+    found = iter(pulled(tape, pairs, watched, parent))
     return tuple(_joined([next(found) for _ in given.pieces]) if p == 0 else next(found) for p in wrt)
 
 
@@ -265,13 +277,15 @@ def pulled(
     tape: tf.GradientTape,
     pairs: list[tuple[tf.Tensor, tf.Tensor]],
     watched: list[tf.Tensor],
-    label: str,
+    program: Program,
 ) -> list[tf.Tensor]:
     """Gradients of the watched tensors, dense; zeros where there is no influence.
 
     TensorFlow's gradients are the conjugates of the protocol's: what is complex is turned, both ways.
     """
     found: list[Any] = [None] * len(watched)
+    label = program.label
+    refuse_lost_derivatives(tf.compat.v1.get_default_graph(), label)
     if pairs:
         try:
             found = tape.gradient(
@@ -284,6 +298,12 @@ def pulled(
                 f"the derivative of {label} was asked for, and TensorFlow has none for an operation in it "
                 f"({str(error).splitlines()[0]}); replace that operation, or give it a gradient with "
                 f"tf.custom_gradient"
+            ) from error
+        except NotImplementedError as error:  # by a gradient that is written in Python
+            raise (HigherOrderError if program.order else NotDifferentiableError)(
+                f"the derivative of {label} was asked for, and the gradient of an operation in it refuses "
+                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); replace that operation "
+                f"(a function within tf.recompute_grad has first derivatives only: call it without)"
             ) from error
     return [
         tf.zeros_like(w) if g is None else _turned(tf.convert_to_tensor(g)) for w, g in zip(watched, found)
@@ -313,18 +333,41 @@ def output_leaves(output: Any, label: str) -> tuple[list[tf.Tensor], optree.PyTr
     return tensors, structure
 
 
-def _kind(leaf: Any) -> Any:
-    if isinstance(leaf, tf.Tensor):
-        return leaf.dtype, leaf.shape.rank
-    try:
-        hash(leaf)
-    except TypeError:
-        return _Same(leaf)
-    return type(leaf), leaf
+def kinds_of(
+    leaves: Sequence[Any], size: Callable[[int, tf.Tensor], Hashable]
+) -> tuple[Hashable, ...] | None:
+    """What tells the leaves of one trace from those of another.
+
+    Args:
+        leaves: eager tensors, and other objects, which are compiled in.
+        size: (index, tensor) ↦ what of its shape matters.
+
+    Returns:
+        Their kinds; None if one of them may change without being another, so that no trace with it
+        is right for the next call.
+    """
+    kinds: list[Hashable] = []
+    for index, leaf in enumerate(leaves):
+        if isinstance(leaf, tf.Tensor):
+            kinds.append((leaf.dtype, size(index, leaf)))
+            continue
+        key = _constant_key(leaf)
+        if key is None:
+            return None
+        kinds.append(key)
+    return tuple(kinds)
+
+
+def _constant_key(leaf: Any) -> Hashable | None:
+    if isinstance(leaf, (tf.DType, tf.TensorShape, tf.TypeSpec)):
+        return type(leaf), leaf
+    if isinstance(leaf, (tf.Variable, tf.SparseTensor, tf.RaggedTensor, tf.IndexedSlices)):
+        return _Same(leaf)  # a trace reads a variable when it runs; the others never change
+    return constant_key(leaf)
 
 
 class _Same:
-    """An object that cannot be hashed, by identity; held, so that its identity is not used again."""
+    """An object by identity; held, so that its identity is not used again."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -334,6 +377,10 @@ class _Same:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and other.value is self.value
+
+
+def _shapes(leaves: Sequence[Any]) -> tuple[tf.TensorShape, ...]:
+    return tuple(x.shape for x in leaves if isinstance(x, tf.Tensor))
 
 
 def _fits(specs: tuple[tf.TensorShape, ...], leaves: Sequence[Any]) -> bool:
