@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-_CONSTANT = (str, bytes, int, float, complex, np.generic, type, enum.Enum, np.dtype)
+_SCALARS = (str, bytes, bool, int, float, complex)  # exactly: a subclass may have attributes that change
+_CONSTANT = (np.generic, type, enum.Enum, np.dtype)
 
 
 def constant_key(value: Any) -> Hashable | None:
@@ -24,7 +25,7 @@ def constant_key(value: Any) -> Hashable | None:
         A key; None where nothing can tell, because the value may change without being another one:
         an object with attributes, a set, a function over variables that may be bound anew.
     """
-    if isinstance(value, _CONSTANT):
+    if type(value) in _SCALARS or isinstance(value, _CONSTANT):
         return type(value), value
     if isinstance(value, types.FunctionType) and value.__closure__ is None:
         return types.FunctionType, value

@@ -13,6 +13,10 @@ class Colour(enum.Enum):
     RED = 1
 
 
+class Tagged(str):
+    pass
+
+
 class Settings:
     rate = 1.0
 
