@@ -237,7 +237,9 @@ class ChunkedAdapter(Adapter):
         precision = precision_of(outputs)
         same = all(close(a, b[rows], precision) for a, b in zip(trees.flatten(together)[0], outputs))
         if same and len(rows) > 1:
-            same = seem_independent(self._inner, loaded, some, rowed, signature)
+            # A numeric gradient costs as many evaluations as there are numbers, and nobody asked for one.
+            gradients = not self._inner.gradient_note.startswith("numeric")
+            same = seem_independent(self._inner, loaded, some, rowed, signature, gradients)
         if not same:
             raise OptionError(
                 f"rows_per_chunk={self._rows} was asked for, and the rows of {self.label} are not independent of "
