@@ -137,7 +137,7 @@ def as_array(value: Any, what: str) -> Array:
     except Exception as error:
         raise InputError(
             f"{what} is a {type(value).__module__}.{type(value).__name__} that NumPy cannot read "
-            f"({str(error).splitlines()[0]}); pass a NumPy array"
+            f"({f'{type(error).__name__}: {error}'.splitlines()[0]}); pass a NumPy array"
         ) from error
 
 

@@ -235,11 +235,19 @@ class ChunkedAdapter(Adapter):
         some = [x[rows] if yes else x for x, yes in zip(inputs, rowed)]
         together, _ = self._inner.forward(loaded, some, signature.replayed(), ())
         precision = precision_of(outputs)
-        same = all(close(a, b[rows], precision) for a, b in zip(trees.flatten(together)[0], outputs))
+        same: bool | None = all(
+            close(a, b[rows], precision) for a, b in zip(trees.flatten(together)[0], outputs)
+        )
         if same and len(rows) > 1:
             # A numeric gradient costs as many evaluations as there are numbers, and nobody asked for one.
             gradients = not self._inner.gradient_note.startswith("numeric")
             same = seem_independent(self._inner, loaded, some, rowed, signature, gradients)
+        if same is None:
+            raise OptionError(
+                f"rows_per_chunk={self._rows} was asked for, and whether the rows of {self.label} are independent of "
+                f"each other cannot be told from its first long input: gradients there are not finite; call it "
+                f"first where they are, or leave rows_per_chunk= out"
+            )
         if not same:
             raise OptionError(
                 f"rows_per_chunk={self._rows} was asked for, and the rows of {self.label} are not independent of "

@@ -26,7 +26,7 @@ def seem_independent(
     signature: Signature,
     gradients: bool = True,
     seed: int = 0,
-) -> bool:
+) -> bool | None:
     """Look at a few rows together, and at two halves of them apart.
 
     Args:
@@ -37,6 +37,9 @@ def seem_independent(
         signature: of the call.
         gradients: False looks at the outputs alone, where a gradient costs many evaluations.
         seed: of the halves.
+
+    Returns:
+        None where gradients are not finite, and so tell nothing of the rows.
     """
     count = next(len(x) for x, yes in zip(inputs, rowed) if yes)
     draw = np.random.default_rng(seed)
@@ -75,7 +78,9 @@ def precision_of(outputs: Sequence[Array]) -> float:
     for y in outputs:
         if y.dtype.kind in INEXACT:
             found.append(float(np.finfo(y.dtype).eps))
-        if y.dtype == np.float32 and not np.any(np.ascontiguousarray(y).view(np.uint32) & 0xFFFF):
+        # Zeros are of any precision, so they do not make it a coarse one.
+        is_told = y.dtype == np.float32 and 2 * np.count_nonzero(y) > y.size
+        if is_told and not np.any(np.ascontiguousarray(y).view(np.uint32) & 0xFFFF):
             found.append(2.0**-7)
     return max(found)
 
@@ -96,7 +101,7 @@ def _agree(
     positions: tuple[int, ...],
     half: Array,
     draw: np.random.Generator,
-) -> bool:
+) -> bool | None:
     signature = signature.replayed()
     together, residuals = adapter.forward(loaded, inputs, signature, positions)
     outputs = trees.flatten(together)[0]
@@ -115,6 +120,8 @@ def _agree(
         of_all = adapter.backward(residuals, pulled, positions)
         adapter.zero(kept)
         of_part = adapter.backward(kept, [w[part] for w in weights], positions)
+        if not all(np.isfinite(gradient).all() for gradient in (*of_all, *of_part)):
+            return None
         for position, among, apart in zip(positions, of_all, of_part):
             if position and rowed[position - 1]:
                 if np.any(among[~part]) or not close(among[part], apart, precision):

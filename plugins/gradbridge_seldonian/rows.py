@@ -100,10 +100,11 @@ def _independent_at(model: SeldonianModel, inputs: Sequence[Array], theta: Array
         return None
     gradients = not any(word in adapter.gradient_note for word in _DEAR)
     rowed = (True,) * len(inputs)
-    return all(
+    looks = [
         seem_independent(adapter, loaded, inputs, rowed, signature, gradients and not split, split)
         for split in range(_SPLITS)
-    )
+    ]
+    return False if False in looks else None if None in looks else True
 
 
 def all_alike(predictions: Any) -> bool:

@@ -136,3 +136,13 @@ def test_integer_inputs_pass_through_untouched():
 
     look(np.arange(2, dtype=np.int16), np.array([True]), 3, 1.0)
     assert seen == [np.int16, np.bool_, int]
+
+
+def test_an_array_of_another_library_that_cannot_be_read_is_named_even_where_its_error_says_nothing(f):
+    class Silent:
+        def __array__(self, *args, **kwargs):
+            raise RuntimeError
+
+    for call in (lambda: f(f.params, Silent()), lambda: f(Silent(), X)):
+        with pytest.raises(InputError, match=r"Silent that NumPy cannot read \(RuntimeError"):
+            call()

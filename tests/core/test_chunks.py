@@ -201,3 +201,28 @@ def test_low_precision_is_looked_at_in_its_own_rounding():
         chunked = gb.bridge(net, dtype=dtype, rows_per_chunk=7)
         whole = gb.bridge(net, dtype=dtype)
         np.testing.assert_allclose(chunked(whole.params, x), whole(whole.params, x), rtol=0.02, atol=0.02)
+
+
+def test_zeros_in_single_precision_are_no_reason_to_look_less_closely():
+    torch = pytest.importorskip("torch")
+    tiny = gb.bridge(
+        lambda p, x: (x * p["w"]).sum(1) * (1 + 1e-3 * x.shape[0]),
+        params={"w": torch.ones(3)},
+        backend="torch",
+        rows_per_chunk=3,
+    )
+    with pytest.raises(OptionError, match="not independent of each other"):
+        tiny(np.ones(3), np.zeros((8, 3)))  # the outputs are zeros; their gradients differ by a thousandth
+
+
+def test_gradients_that_are_not_finite_tell_nothing_of_the_rows():
+    _, chunked = bridges(lambda p, x: anp.sqrt(anp.abs(anp.dot(x, p))))
+    still = X.copy()
+    still[0] = 0.0
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(OptionError, match="cannot be told from its first long input"),
+    ):
+        chunked(P, still)
+    np.testing.assert_allclose(chunked(P, X), np.sqrt(np.abs(X @ P)))
+    np.testing.assert_allclose(chunked(P, still)[0], 0.0)

@@ -415,3 +415,21 @@ def test_without_groups_nothing_is_looked_at():
     with gb.trace() as t:
         spec_of(model, ["FPR <= 0.7"])
     assert t.counts["forward"] == 1  # the model is tried on a few rows
+
+
+class Root(nn.Module):
+    """Its slope is infinite where a prediction is 0, and finite nowhere near."""
+
+    def forward(self, x):
+        y = self.linear(x).flatten()
+        return torch.sqrt(y * (y > 0)) / 10
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+
+
+def test_gradients_that_are_not_finite_tell_nothing():
+    torch.manual_seed(0)
+    model = SeldonianModel(Root())
+    assert independent(model, X, model.initial_solution()) is None
