@@ -19,6 +19,7 @@ Images are (n, height, width, channels). An activation follows its layer.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -227,7 +228,9 @@ def build(
         UnknownBackendError, BackendUnavailableError
     """
     if name not in ARCHITECTURES:
-        raise OptionError(f"there is no architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
+        near = difflib.get_close_matches(str(name), ARCHITECTURES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise OptionError(f"there is no architecture {name!r}; {hint}there are {', '.join(ARCHITECTURES)}")
     try:
         architecture = ARCHITECTURES[name](*args, **sizes)
     except TypeError as error:

@@ -64,10 +64,16 @@ class Point:
         for position in wanted:
             whole = isinstance(position, (int, np.integer)) and not isinstance(position, bool)
             if not whole or not 0 <= position <= last:
-                inputs = f"0 is its params, 1 to {last} its" if self.first else f"0 to {last} are its"
-                raise OptionError(
-                    f"wrt counts the arguments of {self.label}: {inputs} input arrays in order; got {wrt!r}"
-                )
+                inputs = "it has no input arrays"
+                if self.leaves:
+                    one = last == self.first
+                    inputs = (
+                        f"{last} is its input array"
+                        if one
+                        else f"{self.first} to {last} are its input arrays in order"
+                    )
+                params = "0 is its params, " if self.first else ""
+                raise OptionError(f"wrt counts the arguments of {self.label}: {params}{inputs}; got {wrt!r}")
             if position + 1 - self.first in self.held:
                 raise NotDifferentiableError(
                     f"a derivative with respect to argument {position} of {self.label} was asked for, and it was "

@@ -220,7 +220,7 @@ def test_what_a_backend_cannot_do_is_said():
 @pytest.mark.parametrize(
     ("wrt", "words"),
     [
-        (2, "0 is its params, 1 to 1 its input"),
+        (2, "0 is its params, 1 is its input array"),
         (-1, "got -1"),
         ("x", "got 'x'"),
         ((0, 0), "once"),

@@ -48,6 +48,22 @@ def test_an_argument_that_there_is_not_is_refused_in_its_own_count(product, wron
         product.jacobian(X, Y, wrt=wrong)
 
 
+def test_what_there_is_to_differentiate_by_is_counted_out():
+    f = gb.primitive(lambda *x: sum(x), backend="autograd")
+    with pytest.raises(OptionError, match=r"<lambda>: 0 is its input array; got 1"):
+        f.jacobian(X, wrt=1)
+    with pytest.raises(OptionError, match=r"<lambda>: it has no input arrays; got 0"):
+        f.jacobian()
+    b = gb.bridge(lambda p, x: x * p, params=np.ones(1), backend="autograd")
+    with pytest.raises(OptionError, match=r"<lambda>: 0 is its params, 1 is its input array; got 2"):
+        b.jacobian(b.params, X, wrt=2)
+
+
+def test_a_mistyped_architecture_is_answered_with_the_nearest():
+    with pytest.raises(OptionError, match="there is no architecture 'mpl'; did you mean 'mlp'"):
+        gb.build("mpl", sizes=[1, 2], backend="numpy")
+
+
 def test_a_held_argument_is_refused_by_its_own_number():
     f = gb.primitive(lambda x, y: x * y, nondiff=1)
     f.defvjp(lambda ans, x, y: lambda v: v * y)
