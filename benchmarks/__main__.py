@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import importlib
-import sys
+import os
 
+import click
 from rich.console import Console
+
+from benchmarks.figures import Report
+from benchmarks.threads import one_thread
 
 ALL = ("startup", "steps", "jacobians", "memory", "engine")
 
 
-def main(names: list[str]) -> None:
-    """Run each and print its tables.
-
-    Args:
-        names: which benchmarks, of `ALL`; all if empty.
-    """
-    console = Console(width=118)
-    for name in names or ALL:
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME ...]")
+@click.option("--json", "path", type=click.Path(dir_okay=False), help="Write every figure there, too.")
+@click.option("-v", "--verbose", is_flag=True, help="Print what lies behind the figures.")
+def main(names: tuple[str, ...], path: str | None, verbose: bool) -> None:
+    """Run benchmarks by NAME, or all of them."""
+    runs = names or ALL
+    for name in runs:
         if name not in ALL:
-            raise SystemExit(f"there is no benchmark {name!r}; there are: {', '.join(ALL)}")
-        importlib.import_module(f"benchmarks.{name}").run(console)
+            raise click.UsageError(f"there is no benchmark {name!r}; there are: {', '.join(ALL)}")
+    one_thread(os.environ)
+    report = Report(Console(width=118), verbose)
+    try:
+        for name in runs:
+            report.benchmark = name
+            importlib.import_module(f"benchmarks.{name}").run(report)
+    finally:
+        if path is not None:
+            report.write(path)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(prog_name="python -m benchmarks")

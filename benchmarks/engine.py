@@ -11,44 +11,31 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 import gradbridge as gb
+from benchmarks.figures import Figure, Report, count, ratio, seconds
 
 BUDGET = 2.0
 
 
-def run(console: Console) -> None:
+def run(report: Report) -> None:
     """Print a table: problem × framework."""
     try:
         from gradbridge_seldonian import stories  # noqa: F401
     except gb.errors.BackendUnavailableError as error:
-        console.print(f"the engine benchmark is left out: {error}")
+        report.say(f"the engine benchmark is left out: {error}")
         return
     title = "candidate selection in the Seldonian Engine, seconds per run: the engine's own classes, and ours"
-    table = Table(title=title, title_justify="left")
-    headings = (
-        "problem",
-        "model",
-        "steps",
-        "engine's",
-        "ours",
-        "faster",
-        "forwards a step",
-        "budget",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("problem", "model", "budget") else "right")
-    for framework, natives in (("torch", _torch_models), ("tensorflow", _keras_models)):
-        if not gb.backends()[framework].available:
-            continue
-        for problem in ("fairness", "digits"):
-            table.add_row(*_row(framework, problem, natives))
-    console.print(table)
+    # Forwards a step: as many as the engine asks for, and as many as are made.
+    headings = ("problem", "model", "steps", "engine's", "ours", "faster", "asked for", "made", "Δθ")
+    with report.table(title, *headings) as table:
+        for framework, natives in (("torch", _torch_models), ("tensorflow", _keras_models)):
+            if gb.backends()[framework].available:
+                for problem in ("fairness", "digits"):
+                    table.row(*_row(framework, problem, natives))
 
 
-def _row(framework: str, problem: str, natives: Callable[[str], Any]) -> list[str]:
+def _row(framework: str, problem: str, natives: Callable[[str], Any]) -> list[str | Figure]:
     from gradbridge_seldonian import SeldonianModel
 
     theirs = _engine_model(framework, natives(problem))
@@ -63,32 +50,16 @@ def _row(framework: str, problem: str, natives: Callable[[str], Any]) -> list[st
     unhelped = SeldonianModel(natives(problem), reuse=0, **own)
     _, _, plain = _select(_engine_spec(problem, unhelped, natives))
     model = f"{framework}, {spec.model.bridge.layout.size}"
-    cells = [problem, model, str(iterations)]
-    # As many as the engine asks for, and as many as are made.
-    counts = f"{plain / iterations:.1f} → {forwards / iterations:.1f}"
+    cells = [problem, model, count(iterations, "steps")]
+    counts = [Figure(n / iterations, "forwards a step") for n in (plain, forwards)]
     try:
         runs = (_select(_engine_spec(problem, theirs, natives)) for _ in range(2))
         engines, reached, _ = min(runs, key=lambda r: r[0])
     except Exception as error:  # the engine's class may not be able to do it at all
-        return [
-            *cells,
-            "fails",
-            f"{ours:.2f}",
-            "–",
-            counts,
-            f"none: its class raises {type(error).__name__}",
-        ]
-    ratio = engines / ours
+        return [*cells, f"raises {type(error).__name__}", seconds(ours), "–", *counts, "–"]
     difference = float(np.max(np.abs(solution - reached)))
-    verdict = f"≥ {BUDGET:g} ×: {'kept' if ratio >= BUDGET else 'MISSED'}"
-    return [
-        *cells,
-        f"{engines:.2f}",
-        f"{ours:.2f}",
-        f"{ratio:.1f} ×",
-        counts,
-        f"{verdict} (Δθ {difference:.0e})",
-    ]
+    faster = ratio(engines / ours, at_least=BUDGET)
+    return [*cells, seconds(engines), seconds(ours), faster, *counts, Figure(difference, "largest")]
 
 
 def _select(spec: Any) -> tuple[float, np.ndarray, int]:

@@ -9,53 +9,46 @@ from collections.abc import Callable
 import autograd.numpy as anp
 import numpy as np
 from autograd import grad, hessian_vector_product, make_vjp
-from rich.console import Console
-from rich.table import Table
 
 import gradbridge as gb
+from benchmarks.figures import Figure, Report, mebibytes
+from benchmarks.networks import available
 
 CALLS, GRAPHS, PRODUCTS = 1_000_000, 10_000, 2_000
 
 
-def run(console: Console) -> None:
+def run(report: Report) -> None:
     """Print the resident memory before and after, for plain functions and each framework that is here."""
-    table = Table(title="resident memory, MiB", title_justify="left")
-    for heading in ("guest", "what", "times", "before", "after", "grown"):
-        table.add_column(heading, justify="left" if heading in ("guest", "what") else "right")
-    f = gb.primitive(lambda x: x * 2.0)
-    f.defvjp(lambda ans, x: lambda v: 2.0 * v)
-    x = np.ones(3)
-    table.add_row("numpy", "calls", *_measured(CALLS, lambda: f(x)))
-    for backend in ("torch", "jax", "tensorflow"):
-        if not gb.backends()[backend].available:
-            continue
-        b = gb.bridge(gb.build("mlp", sizes=[100, 10], backend=backend, seed=0))
-        p, X = b.params, np.ones((50, 100))
+    with report.table("resident memory", "guest", "what", "times", "before", "after", "grown") as table:
+        f = gb.primitive(lambda x: x * 2.0)
+        f.defvjp(lambda ans, x: lambda v: 2.0 * v)
+        x = np.ones(3)
+        table.row("numpy", "calls", f"{CALLS:,}", *_measured(CALLS, lambda: f(x)))
+        for backend in available():
+            b = gb.bridge(gb.build("mlp", sizes=[100, 10], backend=backend, seed=0), dtype="float32")
+            p, X = b.params, np.ones((50, 100))
 
-        def loss(p: np.ndarray, b: gb.Bridge = b, X: np.ndarray = X) -> object:
-            return anp.sum(anp.sin(b(p, X)))
+            def loss(p: np.ndarray, b: gb.Bridge = b, X: np.ndarray = X) -> object:
+                return anp.sum(anp.sin(b(p, X)))
 
-        gradient, product = grad(loss), hessian_vector_product(loss)
-        for what, count, step in (
-            ("abandoned graphs", GRAPHS, lambda b=b, p=p, X=X: make_vjp(b)(p, X)),
-            ("gradients", GRAPHS, lambda g=gradient, p=p: g(p)),
-            ("Hessian-vector products", PRODUCTS, lambda h=product, p=p: h(p, p)),
-            ("JVPs", PRODUCTS, lambda b=b, p=p, X=X: b.jvp(p, X, tangent=p)),
-            ("Jacobians", PRODUCTS // 20, lambda b=b, p=p, X=X: b.jacobian(p, X)),
-        ):
-            table.add_row(backend, what, *_measured(count, step))
-    console.print(table)
+            gradient, product = grad(loss), hessian_vector_product(loss)
+            for what, times, step in (
+                ("abandoned graphs", GRAPHS, lambda b=b, p=p, X=X: make_vjp(b)(p, X)),
+                ("gradients", GRAPHS, lambda g=gradient, p=p: g(p)),
+                ("Hessian-vector products", PRODUCTS, lambda h=product, p=p: h(p, p)),
+                ("JVPs", PRODUCTS, lambda b=b, p=p, X=X: b.jvp(p, X, tangent=p)),
+                ("Jacobians", PRODUCTS // 20, lambda b=b, p=p, X=X: b.jacobian(p, X)),
+            ):
+                table.row(backend, what, f"{times:,}", *_measured(times, step))
 
 
-def _measured(count: int, function: Callable[[], object]) -> tuple[str, ...]:
+def _measured(count: int, function: Callable[[], object]) -> tuple[Figure, ...]:
     # What the framework loads and keeps on first use is no leak.
     _repeat(max(count // 10, 50), function)
-    gc.collect()
-    before = _resident()
+    before = resident()
     _repeat(count, function)
-    gc.collect()
-    after = _resident()
-    return f"{count:,}", f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"
+    after = resident()
+    return mebibytes(before), mebibytes(after), mebibytes(after - before, signed=True)
 
 
 def _repeat(count: int, function: Callable[[], object]) -> None:
@@ -63,6 +56,8 @@ def _repeat(count: int, function: Callable[[], object]) -> None:
         function()
 
 
-def _resident() -> float:
+def resident() -> float:
+    """Memory of this process after a collection, in MiB."""
+    gc.collect()
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024

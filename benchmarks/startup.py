@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from rich.console import Console
+from benchmarks.figures import Report, seconds
 
 BUDGET = 0.25
 CODE = """
@@ -15,10 +15,10 @@ print(time.perf_counter() - start)
 """
 
 
-def run(console: Console) -> None:
+def run(report: Report) -> None:
     """Print the best of five fresh interpreters."""
     times = [
         float(subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout)
         for _ in range(5)
     ]
-    console.print(f"[bold]import gradbridge[/]: {min(times):.3f} s, budget {BUDGET} s")
+    report.line("import gradbridge", seconds(min(times), at_most=BUDGET))

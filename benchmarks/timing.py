@@ -1,9 +1,12 @@
-"""How times are taken: alternating rounds, the best of each, so that a busy machine hits both alike."""
+"""How times are taken: alternating rounds, the best of each, so that a busy machine hits all alike."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+
+#: Length of a round of one function, in seconds, about: short enough that some fall between others' work.
+ROUND = 0.01
 
 
 def best_of_each(functions: dict[str, Callable[[], object]], seconds: float = 1.0) -> dict[str, float]:
@@ -11,22 +14,30 @@ def best_of_each(functions: dict[str, Callable[[], object]], seconds: float = 1.
 
     Args:
         functions: {name: function of no arguments}; each is warmed up first.
-        seconds: how long to measure each for, about.
+        seconds: how long to measure each for, about; at least 12 rounds.
     """
-    rounds: dict[str, int] = {}
+    calls: dict[str, int] = {}
+    longest = 0.0
     for name, function in functions.items():
-        for _ in range(3):
-            function()
-        once = max(_time(function, 1), 1e-6)
-        rounds[name] = max(1, int(seconds / 12 / once))
+        calls[name], once = calibrated(function)
+        longest = max(longest, calls[name] * once)
     best = dict.fromkeys(functions, float("inf"))
-    for _ in range(12):
+    for _ in range(max(12, int(seconds / longest))):
         for name, function in functions.items():
-            best[name] = min(best[name], _time(function, rounds[name]))
+            best[name] = min(best[name], time_of(function, calls[name]))
     return best
 
 
-def _time(function: Callable[[], object], count: int) -> float:
+def calibrated(function: Callable[[], object]) -> tuple[int, float]:
+    """Warm a function up: how many calls make a round, and how long one takes, in seconds."""
+    for _ in range(3):
+        function()
+    once = max(min(time_of(function, 1) for _ in range(3)), 1e-6)
+    return max(1, int(ROUND / once)), once
+
+
+def time_of(function: Callable[[], object], count: int) -> float:
+    """Mean wall time of one of so many calls, in seconds."""
     start = time.perf_counter()
     for _ in range(count):
         function()
@@ -34,5 +45,7 @@ def _time(function: Callable[[], object], count: int) -> float:
 
 
 def readable(seconds: float) -> str:
-    """A time in µs or ms, three figures."""
-    return f"{1e6 * seconds:.0f} µs" if seconds < 1e-3 else f"{1e3 * seconds:.2f} ms"
+    """A time in µs, ms or s, about three figures."""
+    if abs(seconds) < 1e-3:
+        return f"{1e6 * seconds:.0f} µs"
+    return f"{1e3 * seconds:.2f} ms" if abs(seconds) < 0.1 else f"{seconds:.3g} s"
