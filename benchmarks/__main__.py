@@ -11,13 +11,13 @@ from rich.console import Console
 from benchmarks.figures import Report
 from benchmarks.threads import one_thread
 
-ALL = ("startup", "steps", "jacobians", "memory", "engine")
+ALL = ("startup", "calls", "steps", "jacobians", "memory", "engine")
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME ...]")
 @click.option("--json", "path", type=click.Path(dir_okay=False), help="Write every figure there, too.")
-@click.option("-v", "--verbose", is_flag=True, help="Print what lies behind the figures.")
+@click.option("-v", "--verbose", is_flag=True, help="Print what lies behind the figures: calls lists them.")
 def main(names: tuple[str, ...], path: str | None, verbose: bool) -> None:
     """Run benchmarks by NAME, or all of them."""
     runs = names or ALL
