@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks.figures import Report
 from benchmarks.threads import one_thread
 
-ALL = ("startup", "calls", "steps", "second", "jacobians", "buffers", "memory", "engine")
+ALL = ("startup", "calls", "steps", "second", "jacobians", "buffers", "compile", "memory", "engine")
 
 
 @click.command()
