@@ -15,21 +15,27 @@ ALL = ("startup", "calls", "steps", "second", "jacobians", "buffers", "compile",
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[NAME ...]")
+@click.argument("names", nargs=-1, metavar="[NAME ...] | compare OLD_CHECKOUT [CASE ...]")
 @click.option("--json", "path", type=click.Path(dir_okay=False), help="Write every figure there, too.")
 @click.option("-v", "--verbose", is_flag=True, help="Print what lies behind the figures: calls lists them.")
 def main(names: tuple[str, ...], path: str | None, verbose: bool) -> None:
-    """Run benchmarks by NAME, or all of them."""
-    runs = names or ALL
-    for name in runs:
-        if name not in ALL:
-            raise click.UsageError(f"there is no benchmark {name!r}; there are: {', '.join(ALL)}")
+    """Run benchmarks by NAME, or all of them; or compare this checkout with another one, case by case."""
+    if names[:1] == ("compare",):
+        runs: dict[str, tuple[str, ...]] = {"compare": names[1:]}
+    else:
+        runs = dict.fromkeys(names or ALL, ())
+        for name in runs:
+            if name not in ALL:
+                raise click.UsageError(
+                    f"there is no benchmark {name!r}; there are: {', '.join(ALL)}; "
+                    f"and compare OLD_CHECKOUT [CASE ...], by itself"
+                )
     one_thread(os.environ)
     report = Report(Console(width=118), verbose)
     try:
-        for name in runs:
+        for name, arguments in runs.items():
             report.benchmark = name
-            importlib.import_module(f"benchmarks.{name}").run(report)
+            importlib.import_module(f"benchmarks.{name}").run(report, *arguments)
     finally:
         if path is not None:
             report.write(path)
