@@ -1,0 +1,137 @@
+"""The benchmarks count what they say, answer what they cannot do, and write down what they print. No times here."""
+
+import importlib
+import io
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+ROOT = pathlib.Path(__file__).parents[2]
+FIRST = """
+from toy_second import inner
+
+def outer():
+    inner()
+    inner()
+    last()
+
+def last():
+    len("")
+
+def generated():
+    return sum(i for i in range(2))
+"""
+SECOND = """
+import json
+
+def inner():
+    json.dumps(1)
+"""
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """A module of the benchmarks by its name."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.fixture
+def toy(monkeypatch, tmp_path):
+    """A package of two, `toy` and `toy_second`, and one that only sounds like it."""
+    for package, source in (("toy", FIRST), ("toy_second", SECOND), ("toys", "def inner(): pass")):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("toy")
+    for package in ("toy", "toy_second", "toys"):
+        sys.modules.pop(package, None)
+
+
+def test_own_calls_are_counted_with_their_files_and_the_moves_between_them(benchmarks, toy):
+    counted = benchmarks("own_calls").own_calls(toy.outer, "toy")
+    assert [call.function for call in counted.calls] == ["outer", "inner", "inner", "last"]
+    assert [call.depth for call in counted.calls] == [0, 1, 1, 1]
+    assert (len(counted), counted.files, counted.moves) == (4, 2, 2)
+    assert str(counted).splitlines() == [
+        "toy/__init__.py",
+        "    outer",
+        "toy_second/__init__.py",
+        "      inner",
+        "      inner",
+        "toy/__init__.py",
+        "      last",
+    ]
+
+
+def test_a_generator_counts_each_time_that_it_goes_on(benchmarks, toy):
+    counted = benchmarks("own_calls").own_calls(toy.generated, "toy")
+    assert [call.function for call in counted.calls] == ["generated"] + ["generated.<locals>.<genexpr>"] * 3
+
+
+def test_what_only_sounds_like_our_own_is_not_counted(benchmarks, toy):
+    toys = importlib.import_module("toys")
+    assert len(benchmarks("own_calls").own_calls(toys.inner, "toy")) == 0
+
+
+def test_counting_stops_when_the_function_raises(benchmarks, toy):
+    before = sys.getprofile()
+    with pytest.raises(ZeroDivisionError):
+        benchmarks("own_calls").own_calls(lambda: 1 / 0, "toy")
+    assert sys.getprofile() is before
+
+
+def test_figures_are_printed_with_their_budgets_and_written_as_json(benchmarks, tmp_path):
+    figures = benchmarks("figures")
+    printed = io.StringIO()
+    report = figures.Report(Console(file=printed, width=118))
+    report.benchmark = "toy"
+    with report.table("a title", "guest", "model", "time", "calls", "ratio") as table:
+        cells = (
+            figures.seconds(2e-3),
+            figures.count(3, "calls", at_most=2),
+            figures.ratio(12.0, at_least=10),
+        )
+        table.row("torch", "[MLP]", *cells)
+        table.row("jax", "raises an error", *["–"] * 3)
+    report.write(tmp_path / "figures.json")
+    for words in ("[MLP]", "2.00 ms", "calls ≤ 2: MISSED", "ratio ≥ 10 ×: kept", "none"):
+        assert words in printed.getvalue()
+    assert json.loads((tmp_path / "figures.json").read_text()) == [
+        {"name": "toy: torch, [MLP]: time", "value": 2e-3, "unit": "s", "budget": None, "kept": None},
+        {"name": "toy: torch, [MLP]: calls", "value": 3, "unit": "calls", "budget": "≤ 2", "kept": False},
+        {"name": "toy: torch, [MLP]: ratio", "value": 12.0, "unit": "×", "budget": "≥ 10 ×", "kept": True},
+    ]
+
+
+def test_every_benchmark_that_is_named_is_there(benchmarks):
+    for name in (*benchmarks("__main__").ALL, "compare"):
+        assert (ROOT / "benchmarks" / f"{name}.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["startup", "nope"], "there is no benchmark 'nope'; there are: startup, calls"),
+        (["startup", "compare"], "and compare OLD_CHECKOUT [CASE ...], by itself"),
+        (["compare"], "compare takes the folder of another checkout of gradbridge first, got ''"),
+        (["compare", str(ROOT), "nope"], "there is no case 'nope'; there are: autograd/small"),
+    ],
+)
+def test_what_there_is_not_is_answered_before_anything_runs(arguments, answer):
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert answer in " ".join(run.stderr.split())
+    assert run.stdout == ""
+
+
+def test_two_checkouts_answer_with_their_own_gradbridge(benchmarks):
+    with benchmarks("compare").Worker(ROOT, 0) as worker:
+        assert worker.ask(case="rule/tiny", times=2)["seconds"] > 0
+        assert worker.ask(case="nope", times=1) == {"error": "KeyError: 'nope'"}
+        assert worker.ask(case="rule/tiny", times=1)["seconds"] > 0
