@@ -10,6 +10,7 @@ from rich.console import Console
 
 from benchmarks.figures import Report
 from benchmarks.threads import one_thread
+from benchmarks.timing import take_wall_times
 
 ALL = ("startup", "calls", "steps", "second", "jacobians", "buffers", "compile", "memory", "engine")
 
@@ -18,7 +19,8 @@ ALL = ("startup", "calls", "steps", "second", "jacobians", "buffers", "compile",
 @click.argument("names", nargs=-1, metavar="[NAME ...] | compare OLD_CHECKOUT [CASE ...]")
 @click.option("--json", "path", type=click.Path(dir_okay=False), help="Write every figure there, too.")
 @click.option("-v", "--verbose", is_flag=True, help="Print what lies behind the figures: calls lists them.")
-def main(names: tuple[str, ...], path: str | None, verbose: bool) -> None:
+@click.option("--wall", is_flag=True, help="Take wall times, not CPU times: for quiet machines.")
+def main(names: tuple[str, ...], path: str | None, verbose: bool, wall: bool) -> None:
     """Run benchmarks by NAME, or all of them; or compare this checkout with another one, case by case."""
     if names[:1] == ("compare",):
         runs: dict[str, tuple[str, ...]] = {"compare": names[1:]}
@@ -31,6 +33,8 @@ def main(names: tuple[str, ...], path: str | None, verbose: bool) -> None:
                     f"and compare OLD_CHECKOUT [CASE ...], by itself"
                 )
     one_thread(os.environ)
+    if wall:
+        take_wall_times()
     report = Report(Console(width=118), verbose)
     try:
         for name, arguments in runs.items():

@@ -8,7 +8,7 @@ from autograd import value_and_grad
 import gradbridge as gb
 from benchmarks.figures import Report, mebibytes, ratio, seconds
 from benchmarks.networks import available, sum_of_squares
-from benchmarks.timing import best_of_each
+from benchmarks.timing import best_of_each, clock_name
 
 #: Most that a call may take, in native calls.
 RATIO = 2.0
@@ -51,7 +51,9 @@ def run(report: Report) -> None:
 
     size = mebibytes(model.table.nbytes / 2**20)
     headings = ("what", "buffers", "native", "gradbridge", "ratio")
-    with report.table("a torch module of one's own, its buffers only read, one thread", *headings) as table:
+    with report.table(
+        f"a torch module of one's own, its buffers only read, one thread, {clock_name()}", *headings
+    ) as table:
         for what, native, ours, most in (
             ("value", value, lambda: f(params, X), RATIO),
             ("value and gradient", gradient, lambda: through(params), None),

@@ -8,7 +8,7 @@ from autograd import jacobian
 import gradbridge as gb
 from benchmarks.figures import Report, ratio, seconds
 from benchmarks.networks import available
-from benchmarks.timing import best_of_each
+from benchmarks.timing import best_of_each, clock_name
 
 #: (rows, hidden units) of an MLP with 8 inputs and one output.
 SHAPES = ((64, 8), (256, 64))
@@ -18,7 +18,7 @@ FASTER, FROM = 10, 256
 
 def run(report: Report) -> None:
     """Print one table with the frameworks that are installed."""
-    title = "d outputs / d params of an MLP 8 → hidden → 1, float64, one thread"
+    title = f"d outputs / d params of an MLP 8 → hidden → 1, float64, one thread, {clock_name()}"
     headings = ("guest", "from", "through", "row by row", "f.jacobian", "faster", "strategy")
     with report.table(title, *headings) as table:
         for backend in available():

@@ -15,7 +15,7 @@ from autograd import hessian_vector_product, make_jvp
 import gradbridge as gb
 from benchmarks.figures import Report, count, ratio, seconds
 from benchmarks.networks import SIZES, available, in_autograd, native, sum_of_squares
-from benchmarks.timing import best_of_each
+from benchmarks.timing import best_of_each, clock_name
 
 NAME = "large"
 #: Largest ratio to native; and from how many seconds on it may not be slower than autograd.numpy.
@@ -27,7 +27,7 @@ TOLERANCE = 1e-9
 
 def run(report: Report) -> None:
     """Print a table of Hessian-vector products, and one of the other products."""
-    title = f"Hessian-vector product of a sum of squares, {NAME} MLP, float64, one thread"
+    title = f"Hessian-vector product of a sum of squares, {NAME} MLP, float64, one thread, {clock_name()}"
     headings = ("guest", "native", "autograd", "gradbridge", "ratio", "÷ autograd", "forwards")
     others: list[tuple[str, str, int, float]] = []
     with report.table(title, *headings) as table:

@@ -10,7 +10,7 @@ from autograd.extend import defvjp, primitive
 import gradbridge as gb
 from benchmarks.figures import Report, count, ratio, seconds
 from benchmarks.networks import SIZES, available, native, sum_of_squares
-from benchmarks.timing import best_of_each
+from benchmarks.timing import best_of_each, clock_name
 
 # Most that the bridge may add on the tiny model, in autograd's own empty programs; and the largest
 # ratio from 5 ms on.
@@ -21,7 +21,7 @@ RATIO, FROM = 1.10, 5e-3
 def run(report: Report) -> None:
     """Print a table for each framework that is installed."""
     for framework in available():
-        title = f"{framework}: value and gradient of a sum of squares, float32, one thread"
+        title = f"{framework}: value and gradient of a sum of squares, float32, one thread, {clock_name()}"
         headings = ("MLP", "params", "rows", "native", "gradbridge", "ratio", "added", "÷ empty", "forwards")
         with report.table(title, *headings, of=framework) as table:
             floors = []
