@@ -22,6 +22,16 @@ FRAMEWORKS = (
 )
 # No backend: what those have in common that Keras runs on.
 SHARED = "gradbridge_keras"
+# What each package of `backends` may import anywhere, beside the standard library and what core requires.
+OWN = {
+    "gradbridge_autograd": {"autograd"},
+    "gradbridge_jax": {"jax", "flax", "equinox"},
+    "gradbridge_keras": {"keras"},
+    "gradbridge_numpy": {"numdifftools"},
+    "gradbridge_tensorflow": {"tensorflow", "keras"},
+    "gradbridge_torch": {"torch"},
+}
+REQUIRED = {"numpy", "optree", "gradbridge"}
 ORDER = ("errors", "layout", "protocol", "registry", "bridge", "primitive", "cli")
 
 
@@ -108,3 +118,18 @@ def test_a_backend_imports_no_other_backend_and_its_declaration_no_framework(pac
         assert not others, f"{path} imports {others}"
     roots = {name.split(".")[0] for name in imports_of(package / "__init__.py")}
     assert not roots & set(FRAMEWORKS)
+
+
+@pytest.mark.parametrize("package", sorted((ROOT / "backends").glob("gradbridge_*")), ids=lambda p: p.name)
+def test_a_backend_needs_its_own_framework_and_no_other_even_in_a_function(package):
+    """Its tests run where every framework is installed, so an import in a function would not be missed there."""
+    allowed = {*sys.stdlib_module_names, *REQUIRED, *OWN[package.name], package.name, SHARED}
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for name in names:
+                assert name.split(".")[0] in allowed, f"{path} imports {name}"
