@@ -15,8 +15,8 @@ CONSTRAINTS = "constraints.txt"
 # The engine pins a matplotlib that does not build on Python >= 3.11, so its real needs come from
 # the [seldonian] extra and the engine itself without any.
 ENGINE = "seldonian-engine==0.8.11"
-TESTING = ["pytest", "hypothesis"]
-# Frameworks that are also tested alone, and what their tests need besides.
+TESTING = ["pytest", "pytest-xdist", "hypothesis"]
+# Frameworks that are also tested alone, and what their models need besides.
 ONLY: dict[str, list[str]] = {"torch": [], "jax": ["flax", "equinox"], "tensorflow": []}
 # Libraries whose models are tested as guests; the last two by the examples of third parties' backends.
 MODULES = ["flax", "equinox", "mygrad", "tinygrad"]
@@ -26,11 +26,28 @@ QUIET = {
     "MPLBACKEND": "Agg",
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONDONTWRITEBYTECODE": "",  # see `install`: what is imported is compiled once, and kept
 }
+# Both cores. A worker takes one half of the tests and then what the other has not begun. By whole files
+# (--dist loadfile) one of them was alone at work for the last minute and a half.
+PARALLEL = ["-n", "2", "--dist", "worksteal"]
+# The tests of PyTorch's own models, which ask nothing of the host that others do not ask, too.
+GUESTS = ["--ignore-glob=*/backends/test_*torch*.py"]
 
 
-def install(session: nox.Session, *requirements: str, engine: bool = False, release: str = "") -> None:
-    """Install under the constraints; `release` replaces the pin of that one distribution."""
+def install(
+    session: nox.Session, *requirements: str, engine: bool = False, release: str = "", compiled: bool = True
+) -> None:
+    """Install under the constraints.
+
+    Args:
+        session: whose environment it is.
+        requirements: what pip is given.
+        engine: the Seldonian Engine, too.
+        release: replaces the pin of that one distribution.
+        compiled: False leaves the bytecode of a module to its first import. Compiling them all takes pip
+            longer than the rest of its work (21 of 34 seconds with PyTorch), and the tests import a third.
+    """
     constraints = CONSTRAINTS
     if release:
         name = release.split("==")[0]
@@ -39,9 +56,22 @@ def install(session: nox.Session, *requirements: str, engine: bool = False, rele
         path = pathlib.Path(tempfile.mkdtemp()) / "constraints.txt"
         path.write_text("\n".join([*kept, release]) + "\n")
         constraints = str(path)
-    session.install("-c", constraints, *requirements)
+    options = ["-c", constraints] if compiled else ["--no-compile", "-c", constraints]
+    session.install(*options, *requirements)
     if engine:
-        session.install("-c", constraints, "--no-deps", ENGINE)
+        session.install(*options, "--no-deps", ENGINE)
+
+
+def run_tests(session: nox.Session, *where: str, **env: str) -> None:
+    """pytest on both cores, or just as the positional arguments ask.
+
+    Args:
+        session: whose environment it is.
+        where: files and folders, and options; all tests if empty.
+        env: variables beyond `QUIET`.
+    """
+    parallel = [] if session.posargs else PARALLEL
+    session.run("pytest", *parallel, *where, *session.posargs, env={**QUIET, **env})
 
 
 @nox.session
@@ -53,9 +83,14 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests, with every framework in one process; then the smaller environments."""
-    install(session, "-e", ".[all]", *TESTING, *MODULES, "hatchling", engine=True)
-    session.run("pytest", *session.posargs, env=QUIET)
+    """All tests with all frameworks in one process; then the smaller environments.
+
+    For: that everything is right, and that the frameworks bear each other; each of the two workers has them
+    all. The smaller environments ask what this one cannot. With positional arguments, pytest runs here alone,
+    in one process and with just those.
+    """
+    install(session, "-e", ".[all]", *TESTING, *MODULES, "hatchling", engine=True, compiled=False)
+    run_tests(session)
     if not session.posargs:
         for name in ("tests_bare", "tests_autograd18", *(f"tests_only({name})" for name in ONLY)):
             session.notify(name)
@@ -63,24 +98,57 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def tests_bare(session: nox.Session) -> None:
-    """Core and the NumPy guest with no framework installed at all."""
-    install(session, "-e", ".[numeric]", *TESTING)
-    session.run("pytest", "tests/core", "tests/backends", "tests/conformance", *session.posargs, env=QUIET)
+    """No framework at all, no engine, no scikit-learn: what gradbridge does with what it requires itself.
+
+    For: that core, the autograd host, the NumPy and autograd guests and the kit need nothing else, and that
+    each backend without its framework is listed with the line that installs it. The tests of the frameworks
+    skip themselves.
+    """
+    install(session, "-e", ".[numeric]", *TESTING, compiled=False)
+    where = ("tests/core", "tests/backends", "tests/conformance", "tests/isolation")
+    run_tests(session, *where, GRADBRIDGE_TESTED_ALONE="")
 
 
 @nox.session
 def tests_autograd18(session: nox.Session) -> None:
-    """The host with the oldest autograd that is supported."""
-    install(session, "-e", ".[numeric,torch]", *TESTING, release="autograd==1.8.0")
-    session.run("pytest", "tests/core", "tests/backends", "tests/conformance", *session.posargs, env=QUIET)
+    """The oldest autograd that is supported, with one framework as the guest, and the engine.
+
+    For: what leans on autograd's inside: the host, the autograd guest, and the engine's plugin. So without the
+    tests of PyTorch's own models; the host is asked with functions, portable architectures and the kit's models.
+    """
+    install(
+        session,
+        "-e",
+        ".[numeric,torch,seldonian]",
+        *TESTING,
+        engine=True,
+        release="autograd==1.8.0",
+        compiled=False,
+    )
+    where = ("tests/core", "tests/backends", "tests/conformance", "tests/plugins", "tests/isolation")
+    run_tests(session, *where, *GUESTS)
 
 
 @nox.session
 @nox.parametrize("framework", [nox.param(name, id=name) for name in ONLY])
 def tests_only(session: nox.Session, framework: str) -> None:
-    """Each backend in an environment with its framework alone."""
-    install(session, "-e", f".[numeric,{framework}]", *TESTING, *ONLY[framework])
-    session.run("pytest", "tests/core", "tests/backends", "tests/conformance", *session.posargs, env=QUIET)
+    """One framework and no other, with the engine.
+
+    For: that this backend stands alone: it imports, bridges a model of each kind, keeps every law of the
+    conformance kit and goes through a run of the engine, and the other backends say how to install theirs.
+    The test files of its own run in `tests`.
+    """
+    install(
+        session,
+        "-e",
+        f".[numeric,seldonian,{framework}]",
+        *TESTING,
+        *ONLY[framework],
+        engine=True,
+        compiled=False,
+    )
+    where = ("tests/core", "tests/conformance", "tests/isolation")
+    run_tests(session, *where, GRADBRIDGE_TESTED_ALONE=framework)
 
 
 @nox.session

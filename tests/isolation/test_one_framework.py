@@ -21,6 +21,13 @@ INSTALLED = tuple(name for name in FRAMEWORKS if importlib.util.find_spec(name))
 MISSING = tuple(name for name in FRAMEWORKS if name not in INSTALLED)
 # Set by the sessions `tests_only` and `tests_bare`: the framework that is there, or an empty string.
 ALONE = os.environ.get("GRADBRIDGE_TESTED_ALONE")
+# What of other people's such an environment holds, so that no test here skips itself for want of it.
+HOLDS = {
+    "": set(),
+    "torch": {"torch", "seldonian"},
+    "jax": {"jax", "flax", "equinox", "seldonian"},
+    "tensorflow": {"tensorflow", "keras", "seldonian"},
+}
 
 each_missing = pytest.mark.parametrize("backend", MISSING)
 
@@ -30,9 +37,8 @@ each_missing = pytest.mark.parametrize("backend", MISSING)
 
 @pytest.mark.skipif(ALONE is None, reason="asked where an environment is for one framework, or for none")
 def test_the_environment_holds_what_it_is_for_and_nothing_else():
-    """Else the tests here would be skipped, or prove nothing, and nobody would know."""
-    assert list(INSTALLED) == [name for name in [ALONE] if name]
-    assert bool(importlib.util.find_spec("keras")) == (ALONE == "tensorflow")
+    """Else the tests here would skip themselves, or prove nothing, and nobody would know."""
+    assert {name for name in set().union(*HOLDS.values()) if importlib.util.find_spec(name)} == HOLDS[ALONE]
 
 
 def test_the_list_says_what_works_and_how_to_install_what_does_not():
@@ -60,11 +66,21 @@ for name, info in found.items():
 def test_a_missing_framework_is_refused_with_the_line_that_installs_it(backend):
     for ask in (
         lambda: gb.build("linear", 2, backend=backend),
+        lambda: gb.bridge(object(), backend=backend),
         lambda: gb.bridge(lambda p, x: p * x, params=np.ones(2), backend=backend),
         lambda: gb.primitive(backend=backend)(lambda x: x)(np.ones(2)),
     ):
         with pytest.raises(BackendUnavailableError, match=rf"install it with: pip install .*\[{backend}\]"):
             ask()
+
+
+def test_a_model_is_built_of_what_is_installed(monkeypatch):
+    monkeypatch.delenv("GRADBRIDGE_BACKEND", raising=False)
+    model = gb.build("linear", 2)
+    preferred = [name for name in ("torch", "tensorflow", "jax", "numpy") if name not in MISSING]
+    assert gb.default_registry().match(model) == preferred[0]
+    f = gb.bridge(model, dtype="float64")
+    np.testing.assert_allclose(f(np.array([1.0, 10.0, 100.0]), np.array([[1.0, 2.0]])), [211.0], rtol=1e-14)
 
 
 # -- one layer, tanh(x w + b), as its users write it ------------------------------------------------
