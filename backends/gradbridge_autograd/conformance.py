@@ -14,7 +14,7 @@ from gradbridge_autograd.guest import adapt
 
 
 class UnderTest(BackendUnderTest):
-    """See `gradbridge.testing.BackendUnderTest`."""
+    """Functions of ``autograd.numpy``, and no models: autograd has none."""
 
     backend: ClassVar[str] = "autograd"
     reasons: ClassVar[Mapping[str, str]] = {

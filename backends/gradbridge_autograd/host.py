@@ -1,8 +1,8 @@
 """HIPS autograd as a host: one primitive, at module level, lifts every adapter.
 
 A primitive per bridge or per call would leak, because autograd's tables of rules never shrink.
-So the call travels as the first argument, which is not differentiable, and brings its residuals
-to the VJP rule.
+So the evaluation travels as the first argument, which is not differentiable, and is pulled back in
+the VJP rule.
 """
 
 from __future__ import annotations
@@ -10,20 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import autograd.numpy as anp
 from autograd.builtins import DictBox, SequenceBox
+from autograd.core import JVPNode
 from autograd.extend import Box, defjvp_argnums, defvjp_argnums, primitive
 
 from gradbridge.borders import INEXACT
-from gradbridge.call import Call
-from gradbridge.errors import HigherOrderError
-from gradbridge.host import Host
+from gradbridge.errors import HigherOrderError, Unsupported
+from gradbridge.execution import batched
+from gradbridge.execution.evaluation import Evaluation
+from gradbridge.host import Host, Reading
+from gradbridge_autograd import merged
 
-_box_types = Box.types
-
-
-def _is_box(value: Any) -> bool:
-    return type(value) in _box_types
+_boxes = Box.types
 
 
 class AutogradHost(Host):
@@ -31,12 +29,30 @@ class AutogradHost(Host):
 
     name: ClassVar[str] = "autograd"
 
-    def is_traced(self, value: Any) -> bool:
-        """Whether the value is an autograd box."""
-        return type(value) in _box_types
+    def read(self, arguments: Sequence[Any]) -> Reading:
+        values, wrt = list(arguments), ()
+        for index, value in enumerate(values):
+            if type(value) in _boxes:
+                wrt = (*wrt, index)
+                while type(value) in _boxes:
+                    value = value._value
+                values[index] = value
+        if wrt and type(arguments[wrt[0]]._node) is JVPNode:
+            return Reading(values, wrt, _tangents(arguments, wrt))
+        return Reading(values, wrt)
+
+    def lift(self, evaluation: Evaluation, arguments: Sequence[Any]) -> Any:
+        for index in evaluation.wrt:
+            box = arguments[index]
+            if type(box) in _boxes and type(box._value) in _boxes and merged.pays(evaluation, arguments):
+                return evaluation.assemble(merged.lifted(evaluation, arguments, differentiated))
+        leaves = lifted(evaluation, arguments)
+        return leaves[0] if evaluation.structure is None else evaluation.assemble(leaves)
+
+    def is_container(self, value: Any) -> bool:
+        return type(value) is SequenceBox or type(value) is DictBox
 
     def open(self, tree: Any) -> Any:
-        """Boxes of tuples, lists and dicts → tuples, lists and dicts of boxes."""
         kind = type(tree)
         if kind is tuple or kind is list:
             return kind(map(self.open, tree))
@@ -49,63 +65,64 @@ class AutogradHost(Host):
             return {key: self.open(tree[key]) for key in tree}
         return tree
 
-    def constant(self, value: Any) -> Any:
-        """The value in the innermost box."""
-        return _unboxed(value)
 
-    def join(self, pieces: Sequence[Any]) -> Any:
-        """By `autograd.numpy`, so that boxes stay boxes."""
-        return anp.concatenate([anp.ravel(piece) for piece in pieces])
+def _tangents(arguments: Sequence[Any], wrt: tuple[int, ...]) -> list[Any] | None:
+    """Of arguments that one forward trace alone moves, so that value and tangent are to be had from one forward."""
+    tangents, trace = [], arguments[wrt[0]]._trace
+    for index in wrt:
+        box = arguments[index]
+        node = box._node
+        if type(node) is not JVPNode or box._trace != trace or type(box._value) in _boxes:
+            return None
+        if type(node.g) in _boxes:
+            return None
+        tangents.append(node.g)
+    return tangents
 
-    def apply(self, call: Call, params: Any, inputs: Sequence[Any]) -> Any:
-        """Run the call as a node of autograd's graph."""
-        call.wrt = tuple(i for i, value in enumerate((params, *inputs)) if type(value) in _box_types)
-        leaves = _leaves(_bridged(call, params, *inputs))
-        if len(leaves) > 1:
-            # What is not differentiable beside what is: a constant, as autograd's own argmax gives.
-            leaves = [
-                leaf if dtype.kind in INEXACT else _unboxed(leaf)
-                for leaf, (_, dtype) in zip(leaves, call.outputs)
-            ]
-        return call.assemble(leaves)
+
+def lifted(evaluation: Evaluation, arguments: Sequence[Any]) -> list[Any]:
+    """An evaluation as a node of autograd's graph: its leaves."""
+    value = _bridged(evaluation, *arguments)
+    if len(evaluation.outputs) == 1:
+        return [value]
+    # What is not differentiable beside what is: a constant, as autograd's own argmax gives.
+    return [value[i] if y.dtype.kind in INEXACT else y for i, y in enumerate(evaluation.outputs)]
 
 
 @primitive
-def _bridged(call: Call, params: Any, *inputs: Any) -> Any:
-    outputs = call.run(params, inputs)
-    return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-
-def _leaves(value: Any) -> list[Any]:
-    """Output of `_bridged`, boxed or not → its leaves. A box of a tuple is opened by indexing."""
-    if type(value) is tuple or type(value) is SequenceBox:
-        return [value[i] for i in range(len(value))]
-    return [value]
+def _bridged(evaluation: Evaluation, *arguments: Any) -> Any:
+    return evaluation.outputs[0] if len(evaluation.outputs) == 1 else evaluation.outputs
 
 
 def _pullback(argnums: Sequence[int], ans: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """VJP rule: one guest backward for all the arguments together, or a lifted pullback."""
-    call: Call = args[0]
-    arguments = args[1:]
-    wrt = tuple(argnum - 1 for argnum in argnums)
-    # Boxes among the arguments belong to an outer trace: the derivative itself is differentiated.
-    outer = any(map(_is_box, arguments))
+    evaluation: Evaluation = args[0]
+    wrt = (0,) if tuple(argnums) == (1,) else tuple([argnum - 1 for argnum in argnums])
 
     def pull(g: Any) -> Any:
+        outputs = evaluation.outputs
         # A box of a tuple boxes all of its leaves; those of integer outputs are zeros and do not move.
-        cotangents = [
-            c if dtype.kind in INEXACT else _unboxed(c) for c, (_, dtype) in zip(_leaves(g), call.outputs)
-        ]
-        if outer or any(map(_is_box, cotangents)):
-            return _lifted(call.differentiated(wrt), (*arguments, *cotangents))
-        return call.pull(cotangents, wrt)
+        cotangents = (
+            [g]
+            if len(outputs) == 1
+            else [g[i] if y.dtype.kind in INEXACT else merged.plain(g[i]) for i, y in enumerate(outputs)]
+        )
+        for value in (*args[1:], *cotangents):
+            if type(value) in _boxes:  # of an outer trace: the derivative itself is differentiated
+                return differentiated(evaluation, wrt, (*args[1:], *cotangents))
+        return evaluation.pull(cotangents, wrt)
 
     return pull
 
 
-def _lifted(call: Call, arguments: tuple[Any, ...]) -> list[Any]:
-    call.wrt = tuple(i for i, value in enumerate(arguments) if type(value) in _box_types)
-    return _leaves(_bridged(call, *arguments))
+def differentiated(evaluation: Evaluation, wrt: tuple[int, ...], arguments: Sequence[Any]) -> list[Any]:
+    """The gradients from what the evaluation recorded, as a node of the outer trace's graph."""
+    values, traced = [], ()
+    for index, value in enumerate(arguments):
+        if type(value) in _boxes:
+            traced = (*traced, index)
+        values.append(merged.plain(value))
+    return lifted(evaluation.differentiated(wrt).evaluate(values, traced), arguments)
 
 
 def _pushforward(
@@ -118,37 +135,37 @@ def _pushforward(
 
     Source: J. Townsend (2017), A new trick for calculating Jacobian-vector products.
     """
-    call: Call = args[0]
+    evaluation: Evaluation = args[0]
     arguments = args[1:]
-    wrt = tuple(argnum - 1 for argnum in argnums)
-    outer = any(map(_is_box, arguments)) or any(map(_is_box, tangents))
+    wrt = tuple([argnum - 1 for argnum in argnums])
+    if evaluation.tangents is not None and evaluation.wrt == wrt:
+        return _one_or_all(evaluation.tangents)
+    outer = any(type(a) in _boxes for a in (*arguments, *tangents))
     if not outer:
-        pushed = call.push(arguments[0], arguments[1:], wrt, tangents)
-        if pushed is not None:
-            return pushed[0] if len(pushed) == 1 else tuple(pushed)
+        try:
+            return _one_or_all(batched.push(evaluation, wrt, tangents))
+        except Unsupported:
+            pass
     try:
-        gradient = call.differentiated(wrt)
+        call = evaluation.differentiated(wrt)
     except HigherOrderError as error:
         raise HigherOrderError(
-            f"a forward-mode derivative (JVP) of {call.adapter.label} was asked for; its backend has no forward mode "
+            f"a forward-mode derivative (JVP) of {evaluation.adapter.label} was asked for; its backend has no forward mode "
             f"for it, so it is made from the derivative of its gradient, and {error}"
         ) from error
-    zeros = call.zero_cotangents()
+    zeros = evaluation.zero_cotangents()
     first = len(arguments)
-    gradient.wrt = tuple(range(first, first + len(zeros)))
-    # Run for its residuals and output shapes; nothing is traced here.
-    _bridged.fun(gradient, *[_unboxed(a) for a in (*arguments, *zeros)])
+    cotangents = tuple(range(first, first + len(zeros)))
+    every = (*arguments, *zeros)
+    traced = tuple(i for i, a in enumerate(arguments) if type(a) in _boxes)
+    gradient = call.evaluate([merged.plain(a) for a in every], (*traced, *cotangents))
     if outer:
-        pushed = _lifted(gradient.differentiated(gradient.wrt), (*arguments, *zeros, *tangents))
-    else:
-        pushed = gradient.pull(tangents, gradient.wrt)
-    return pushed[0] if len(pushed) == 1 else tuple(pushed)
+        return _one_or_all(differentiated(gradient, cotangents, (*every, *tangents)))
+    return _one_or_all(gradient.pull(tangents, cotangents))
 
 
-def _unboxed(value: Any) -> Any:
-    while _is_box(value):
-        value = value._value
-    return value
+def _one_or_all(leaves: Sequence[Any]) -> Any:
+    return leaves[0] if len(leaves) == 1 else tuple(leaves)
 
 
 defvjp_argnums(_bridged, _pullback)

@@ -1,7 +1,7 @@
 """JAX as a backend: functions of arrays, Flax NNX, Flax Linen and Equinox modules as guests."""
 
+from gradbridge.declarations import Backend
 from gradbridge.hookspecs import hookimpl
-from gradbridge.registry import Backend
 
 
 @hookimpl

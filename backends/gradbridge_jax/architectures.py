@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradbridge.protocol import Array, GuestOptions
-from gradbridge_jax.guest import FunctionAdapter
+from gradbridge_jax.functions import FunctionModel
 
 if TYPE_CHECKING:
     from gradbridge.architectures import Architecture, Layer
@@ -54,7 +54,7 @@ class Network:
         return cls(architecture, *children)
 
 
-class NetworkAdapter(FunctionAdapter):
+class NetworkModel(FunctionModel):
     """A `Network` as a function of its parameters."""
 
     def __init__(self, network: Network, options: GuestOptions) -> None:
@@ -62,10 +62,9 @@ class NetworkAdapter(FunctionAdapter):
         super().__init__(self._apply, dataclasses.replace(options, params=network.params))
         self.label = f"jax {network.architecture.name}"
 
-    def model(self, params: Array) -> Network:
-        """See `Adapter.model`."""
+    def native(self, weights: Sequence[Array]) -> Network:
         assert self._tree is not None
-        return Network(self._architecture, self._tree.fill(self.native(params), self.state()))
+        return Network(self._architecture, self._tree.fill(self.own_weights(weights), self.state))
 
     def _apply(self, params: list[dict[str, Any]], x: Any) -> Any:
         return apply(self._architecture, params, x)

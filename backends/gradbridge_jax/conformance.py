@@ -17,7 +17,7 @@ from gradbridge_jax.isolation import isolated
 
 
 class UnderTest(BackendUnderTest):
-    """See `gradbridge.testing.BackendUnderTest`."""
+    """The scenarios in JAX."""
 
     backend: ClassVar[str] = "jax"
 

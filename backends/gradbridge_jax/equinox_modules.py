@@ -9,20 +9,18 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
-import optree
 
+from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import GradbridgeWarning, OptionError
 from gradbridge.protocol import Array, GuestOptions
-from gradbridge.signatures import argument_names
-from gradbridge_jax.adapters import ArrayAdapter
-from gradbridge_jax.arrays import cast_floating, compute_device, floating_dtype, own_device
-from gradbridge_jax.guest import by_rows
+from gradbridge_jax.arrays import cast_floating, floating_dtype
+from gradbridge_jax.functions import by_rows
 from gradbridge_jax.isolation import isolated
+from gradbridge_jax.models import JaxModel
 from gradbridge_jax.parameters import ParameterTree
 
 
-class EquinoxAdapter(ArrayAdapter):
+class EquinoxModel(JaxModel):
     """An Equinox module, called as it is, or on each row with ``vmap=True``.
 
     An argument ``key`` of the module is given a key made from the call's noise, in train mode, or
@@ -42,59 +40,49 @@ class EquinoxAdapter(ArrayAdapter):
         dtype = floating_dtype(options.dtype)
         self._module = module  # immutable
         self.argument_names = argument_names(module)
-        self._train = options.mode == "train"
+        is_train = options.mode == "train"
         self._vmap = bool(options.extra.get("vmap"))
-        self._key: str | None = options.extra.get("key") or _key_argument(module, self._train)
-        self.draws = self._key is not None
+        self._key: str | None = options.extra.get("key") or _key_argument(module, is_train)
         with isolated(True, False):
-            self._tree = tree = ParameterTree(
-                eqx.nn.inference_mode(module, value=not self._train), dtype, label
-            )
+            self._tree = tree = ParameterTree(eqx.nn.inference_mode(module, value=not is_train), dtype, label)
             state, self._state_def = jax.tree.flatten(options.extra.get("state"))
             state = [cast_floating(leaf, dtype) for leaf in state]
         self._has_state = bool(state)
-        self.moving = self._train and self._has_state
         super().__init__(
             label,
             tree.layout,
             tree.dtypes,
             tree.common_dtype(),
-            compute_device(options.device) or own_device(tree.arrays),
-            options.extra.get("jit", "auto"),
+            options,
+            tree.arrays,
             (*tree.fixed, *state),
+            has_key=self._key is not None,
+            moves=is_train and self._has_state,
         )
         self._fixed = len(tree.fixed)
-        if not self._train:
+        if not is_train:
             _notice_train_mode(module, label)
 
-    def params(self) -> Array:
-        """See `Adapter.params`."""
-        return self._tree.present.copy()
+    def weights(self) -> Sequence[Any]:
+        return self._tree.arrays
 
-    def model(self, params: Array) -> Any:
-        """See `Adapter.model`: the module in the user's mode; with its state, if it has one, as a pair."""
-        with isolated(self.is_wide(()), False):
-            pieces = [jax.device_put(np.array(p), self._device) for p in self.cut(self.update(params))]
-            state = self.state()
-            filled = self._tree.fill(pieces, state[: self._fixed])
+    def native(self, weights: Sequence[Array]) -> Any:
+        """The module in the user's mode; with its state, if it has one, as a pair."""
+        filled = self._tree.fill(self.own_weights(weights), self.state[: self._fixed])
+        with isolated(self.uses_x64(()), False):
             model = _in_the_mode_of(self._module, filled)
-            if not self._has_state:
-                return model
-            return model, jax.tree.unflatten(self._state_def, state[self._fixed :])
+        if not self._has_state:
+            return model
+        return model, jax.tree.unflatten(self._state_def, self.state[self._fixed :])
 
-    def compute(
-        self,
-        pieces: Sequence[jax.Array],
-        inputs: list[Any],
-        structure: optree.PyTreeSpec,
-        key: jax.Array | None,
-        state: tuple[Any, ...],
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """Call a module made of these arrays."""
-        module = self._tree.fill(pieces, state[: self._fixed])
+    def call(
+        self, weights: Sequence[Any], inputs: list[Any], spec: CallSpec, extras: Sequence[Any]
+    ) -> tuple[Any, Sequence[Any]]:
+        key, state = self.opened(extras)
+        module = self._tree.fill(weights, state[: self._fixed])
 
         def call(leaves: list[Any], key: Any) -> Any:
-            args, kwargs = optree.tree_unflatten(structure, leaves)
+            args, kwargs = spec.bind(leaves)
             if self._key is not None:
                 kwargs = {**kwargs, self._key: key}
             if not self._has_state:
@@ -104,15 +92,15 @@ class EquinoxAdapter(ArrayAdapter):
             return output, tuple(jax.tree.leaves(after))
 
         if not self._vmap:
-            found = call(inputs, key)
+            result = call(inputs, key)
         elif self._has_state:
-            found = by_rows(call, inputs, key, axis_name="batch", out_axes=(0, None))
+            result = by_rows(call, inputs, key, axis_name="batch", out_axes=(0, None))
         else:
-            found = by_rows(call, inputs, key, axis_name="batch")
+            result = by_rows(call, inputs, key, axis_name="batch")
         if not self._has_state:
-            return found, ()
-        output, after = found
-        return output, ((*state[: self._fixed], *after) if self.moving else ())
+            return result, ()
+        output, after = result
+        return output, ((*state[: self._fixed], *after) if self.moves else ())
 
 
 def _key_argument(module: eqx.Module, train: bool) -> str | None:

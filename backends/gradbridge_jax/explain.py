@@ -36,7 +36,7 @@ _EXPECTED = {
 }
 
 
-def explained(error: Exception, label: str, inputs: Sequence[Any]) -> GradbridgeError:
+def explain_error(error: Exception, label: str, inputs: Sequence[Any]) -> GradbridgeError:
     """The error of ours that says which layer refused what.
 
     Args:

@@ -6,21 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
-import optree
 from flax import linen
 
+from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import OptionError
 from gradbridge.protocol import Array, GuestOptions
-from gradbridge.signatures import argument_names
-from gradbridge_jax.adapters import ArrayAdapter
-from gradbridge_jax.arrays import cast_floating, compute_device, floating_dtype, own_device
-from gradbridge_jax.guest import refuse_options
+from gradbridge_jax.arrays import cast_floating, floating_dtype
 from gradbridge_jax.isolation import isolated
+from gradbridge_jax.models import JaxModel, refuse_options
 from gradbridge_jax.parameters import ParameterTree
 
 
-class LinenAdapter(ArrayAdapter):
+class LinenModel(JaxModel):
     """A Linen module: its collection ``params`` are the params, its other collections its state.
 
     Linen modules are told by the caller whether they train (``f(params, X, train=False)``). With
@@ -51,54 +48,46 @@ class LinenAdapter(ArrayAdapter):
             rest, self._state_def = jax.tree.flatten(self._collections)
             state = [cast_floating(leaf, dtype) for leaf in rest]
         self._collections = dict.fromkeys(self._collections)
-        self.draws = self._train
-        self.moving = self._train and bool(state)
         super().__init__(
             label,
             tree.layout,
             tree.dtypes,
             tree.common_dtype(),
-            compute_device(options.device) or own_device(tree.arrays),
-            options.extra.get("jit", "auto"),
+            options,
+            tree.arrays,
             (*tree.fixed, *state),
+            has_key=self._train,
+            moves=self._train and bool(state),
         )
         self._fixed = len(tree.fixed)
 
-    def params(self) -> Array:
-        """See `Adapter.params`."""
-        return self._tree.present.copy()
+    def weights(self) -> Sequence[Any]:
+        return self._tree.arrays
 
-    def model(self, params: Array) -> linen.Module:
-        """See `Adapter.model`: the module bound to variables with these parameters."""
-        with isolated(self.is_wide(()), False):
-            pieces = [jax.device_put(np.array(p), self._device) for p in self.cut(self.update(params))]
-            return self._module.bind(self._variables(pieces, self.state()))
+    def native(self, weights: Sequence[Array]) -> linen.Module:
+        """The module bound to variables with these weights."""
+        return self._module.bind(self._variables(self.own_weights(weights), self.state))
 
-    def compute(
-        self,
-        pieces: Sequence[jax.Array],
-        inputs: list[Any],
-        structure: optree.PyTreeSpec,
-        key: jax.Array | None,
-        state: tuple[Any, ...],
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """Apply the module to variables made of these arrays."""
-        args, kwargs = optree.tree_unflatten(structure, inputs)
-        variables = self._variables(pieces, state)
+    def call(
+        self, weights: Sequence[Any], inputs: list[Any], spec: CallSpec, extras: Sequence[Any]
+    ) -> tuple[Any, Sequence[Any]]:
+        args, kwargs = spec.bind(inputs)
+        key, state = self.opened(extras)
+        variables = self._variables(weights, state)
         if not self._train:
             return self._module.apply(variables, *args, **kwargs), ()
         # Streams that have no key of their own are drawn from this one.
         rngs: Any = {"params": key}
-        if not self.moving:
+        if not self.moves:
             return self._module.apply(variables, *args, rngs=rngs, **kwargs), ()
         names = list(self._collections)
         output, after = self._module.apply(variables, *args, rngs=rngs, mutable=names, **kwargs)
         moved = jax.tree.leaves({name: after.get(name, variables[name]) for name in names})
         return output, (*state[: self._fixed], *moved)
 
-    def _variables(self, pieces: Sequence[Any], state: Sequence[Any]) -> dict[str, Any]:
+    def _variables(self, weights: Sequence[Any], state: Sequence[Any]) -> dict[str, Any]:
         rest = jax.tree.unflatten(self._state_def, state[self._fixed :])
-        return {"params": self._tree.fill(pieces, state[: self._fixed]), **rest}
+        return {"params": self._tree.fill(weights, state[: self._fixed]), **rest}
 
 
 def _with_dtype(module: linen.Module, dtype: Any) -> linen.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -9,21 +10,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optree
 from flax import nnx
 
+from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import GradbridgeWarning, NotDifferentiableError, OptionError, UnknownModelError
 from gradbridge.layout import ParameterLayout, dtype_name
 from gradbridge.protocol import Array, GuestOptions
-from gradbridge.signatures import argument_names
-from gradbridge_jax.adapters import ArrayAdapter
-from gradbridge_jax.arrays import cast_floating, compute_device, floating_dtype, own_device
-from gradbridge_jax.guest import refuse_options
+from gradbridge_jax.arrays import cast_floating, floating_dtype
 from gradbridge_jax.isolation import isolated, key_like
-from gradbridge_jax.parameters import common_dtype, flat_of
+from gradbridge_jax.models import JaxModel, refuse_options
+from gradbridge_jax.parameters import common_dtype
 
 
-class NNXAdapter(ArrayAdapter):
+class NNXModel(JaxModel):
     """An NNX module: its floating ``nnx.Param`` are the params, all other variables are its state.
 
     The state is as it was when bridged. With ``mode="train"`` it moves, once per forward, except
@@ -40,9 +39,9 @@ class NNXAdapter(ArrayAdapter):
         self.argument_names = argument_names(module)
         self._dtype_asked = floating_dtype(options.dtype)
         self._key: str | None = options.extra.get("key")
-        self._train = options.mode == "train"
+        is_train = options.mode == "train"
         with isolated(True, False):
-            own = _parted(module, label)
+            own = _split(module, label)
             layout = ParameterLayout(
                 tuple(map(_name, own.paths)),
                 tuple(tuple(leaf.shape) for leaf in own.params),
@@ -56,84 +55,95 @@ class NNXAdapter(ArrayAdapter):
                     )
             twin = nnx.merge(own.graph, own.params_tree, own.state_tree)
             _set_dtype(twin, self._dtype_asked)
-            twin.train() if self._train else twin.eval()
-            self._graph, *_ = nnx.split(twin, _trained, ...)
+            twin.train() if is_train else twin.eval()
+            self._graph, *_ = nnx.split(twin, _is_trained, ...)
             state = [cast_floating(leaf, self._dtype_asked) for leaf in own.state]
-        dtypes = [self._dtype_asked or np.dtype(leaf.dtype) for leaf in own.params]
         self._params_def, self._state_def, self._state_paths = own.params_def, own.state_def, own.state_paths
-        self._random = own.random
-        self.draws = self._key is not None or bool(self._random)
-        self.moving = self._train and len(state) > len(self._random)
+        # Of random streams only the kind is kept: their values are made from each call's noise.
+        self._random = {index: (state[index], is_key) for index, is_key in own.random.items()}
+        dtypes = [self._dtype_asked or np.dtype(leaf.dtype) for leaf in own.params]
         super().__init__(
             label,
             layout,
             dtypes,
             common_dtype(dtypes),
-            compute_device(options.device) or own_device(own.params),
-            options.extra.get("jit", "auto"),
-            state,
+            options,
+            own.params,
+            [leaf for index, leaf in enumerate(state) if index not in self._random],
+            has_key=self._key is not None or bool(self._random),
+            moves=is_train and len(state) > len(self._random),
         )
-        if not self._train:
+        if not is_train:
             _notice_train_mode(module, label)
 
-    def params(self) -> Array:
-        """See `Adapter.params`: read from the user's module as it is now."""
-        with isolated(True, False):
-            return flat_of(self.layout, _parted(self._module, self.label).params)
+    def __deepcopy__(self, memo: dict[int, Any]) -> NNXModel:
+        twin = copy.copy(self)
+        twin._module = copy.deepcopy(self._module, memo)  # read on each `weights`
+        return twin
 
-    def model(self, params: Array) -> nnx.Module:
-        """See `Adapter.model`. In the dtype and on the device of the computation, in the user's mode."""
-        with isolated(self.is_wide(()), False):
-            own = _parted(self._module, self.label)
-            pieces = [jax.device_put(np.array(p), self._device) for p in self.cut(self.update(params))]
-            state = jax.tree.unflatten(self._state_def, self.state())
-            module: nnx.Module = nnx.merge(own.graph, jax.tree.unflatten(self._params_def, pieces), state)
+    def weights(self) -> Sequence[Any]:
+        with isolated(True, False):
+            return _split(self._module, self.label).params
+
+    def native(self, weights: Sequence[Array]) -> nnx.Module:
+        """In the dtype and on the device of the computation, in the user's mode."""
+        own_weights = self.own_weights(weights)
+        with isolated(self.uses_x64(()), False):
+            own = _split(self._module, self.label)
+            state = jax.tree.unflatten(self._state_def, self._whole_state(self.state, None))
+            module: nnx.Module = nnx.merge(
+                own.graph, jax.tree.unflatten(self._params_def, own_weights), state
+            )
             _set_dtype(module, self._dtype_asked)
         return module
 
-    def compute(
-        self,
-        pieces: Sequence[jax.Array],
-        inputs: list[Any],
-        structure: optree.PyTreeSpec,
-        key: jax.Array | None,
-        state: tuple[Any, ...],
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """Call a module merged from these arrays."""
-        args, kwargs = optree.tree_unflatten(structure, inputs)
-        given = list(state)
-        if key is not None:
-            for index, is_key in self._random.items():
-                given[index] = key_like(state[index], key, index) if is_key else jnp.zeros_like(state[index])
+    def call(
+        self, weights: Sequence[Any], inputs: list[Any], spec: CallSpec, extras: Sequence[Any]
+    ) -> tuple[Any, Sequence[Any]]:
+        args, kwargs = spec.bind(inputs)
+        key, state = self.opened(extras)
         if self._key is not None and key is not None:
-            kwargs = {**kwargs, self._key: nnx.Rngs(jax.random.fold_in(key, len(given)))}
+            streams = jax.random.fold_in(key, len(self._state_paths))
+            kwargs = {**kwargs, self._key: nnx.Rngs(streams)}
         module = nnx.merge(
             self._graph,
-            jax.tree.unflatten(self._params_def, list(pieces)),
-            jax.tree.unflatten(self._state_def, given),
+            jax.tree.unflatten(self._params_def, list(weights)),
+            jax.tree.unflatten(self._state_def, self._whole_state(state, key)),
         )
         output = module(*args, **kwargs)
-        if not self.moving:
+        if not self.moves:
             return output, ()
         rest = _Parts(module).state_tree
         # By path: a module may make variables as it runs (`sow`), which nobody asked for.
         after = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(rest)[0]}
-        return output, tuple(
-            old if index in self._random else after.get(path, old)
-            for index, (path, old) in enumerate(zip(self._state_paths, state))
-        )
+        paths = [path for index, path in enumerate(self._state_paths) if index not in self._random]
+        return output, tuple(after.get(path, old) for path, old in zip(paths, state))
+
+    def _whole_state(self, state: Sequence[Any], key: jax.Array | None) -> list[Any]:
+        """State that moves, and random streams made from the key of a call (without one: as they were)."""
+        rest = iter(state)
+        whole = []
+        for index in range(len(self._state_paths)):
+            old, is_key = self._random.get(index, (None, False))
+            if index not in self._random:
+                whole.append(next(rest))
+            elif key is None:
+                whole.append(old)
+            else:
+                whole.append(key_like(old, key, index) if is_key else jnp.zeros_like(old))
+        return whole
 
 
 class _Parts:
     """A module as NNX splits it, and the leaves of its two halves."""
 
     def __init__(self, module: nnx.Module) -> None:
-        graph, params_tree, state_tree = nnx.split(module, _trained, ...)  # type: ignore[misc]
+        graph, params_tree, state_tree = nnx.split(module, _is_trained, ...)  # type: ignore[misc]
         self.graph: Any = graph
         self.params_tree: Any = params_tree
         self.state_tree: Any = state_tree
-        found, self.params_def = jax.tree_util.tree_flatten_with_path(self.params_tree)
-        self.paths, self.params = [path for path, _ in found], [leaf for _, leaf in found]
+        entries, self.params_def = jax.tree_util.tree_flatten_with_path(self.params_tree)
+        self.paths, self.params = [path for path, _ in entries], [leaf for _, leaf in entries]
         rest, self.state_def = jax.tree_util.tree_flatten_with_path(self.state_tree)
         self.state_paths, self.state = [_name(path) for path, _ in rest], [leaf for _, leaf in rest]
         #: {index in the state: whether it is a key (or a count of draws)}.
@@ -145,7 +155,7 @@ class _Parts:
             index += len(jax.tree.leaves(variable))
 
 
-def _parted(module: nnx.Module, label: str) -> _Parts:
+def _split(module: nnx.Module, label: str) -> _Parts:
     try:
         return _Parts(module)
     except Exception as error:
@@ -155,7 +165,7 @@ def _parted(module: nnx.Module, label: str) -> _Parts:
         ) from error
 
 
-def _trained(path: Any, value: Any) -> bool:
+def _is_trained(path: Any, value: Any) -> bool:
     return isinstance(value, nnx.Param) and all(
         jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(value)
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 try:
-    from jax import enable_x64
+    from jax import enable_x64 as enable_x64
 except ImportError:  # jax < 0.8
     from jax.experimental import enable_x64  # type: ignore[attr-defined, no-redef]
 
@@ -22,15 +22,15 @@ GENERATOR = "threefry2x32"
 
 
 @contextmanager
-def isolated(wide: bool, draws: bool) -> Iterator[None]:
+def isolated(x64: bool, draws: bool) -> Iterator[None]:
     """A block that computes with or without 64-bit numbers, outside of any trace of the caller's.
 
     Args:
-        wide: whether 64-bit numbers exist, whatever ``jax_enable_x64`` says.
+        x64: whether 64-bit numbers exist, whatever ``jax_enable_x64`` says.
         draws: whether random numbers are drawn, so that how they are drawn is pinned too.
     """
     # Without the first, a call under the caller's jax.jit, at constants, would become part of its trace.
-    with jax.ensure_compile_time_eval(), enable_x64(wide):
+    with jax.ensure_compile_time_eval(), enable_x64(x64):
         if draws:
             with jax.threefry_partitionable(True):
                 yield

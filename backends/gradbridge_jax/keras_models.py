@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
 import numpy as np
 
 from gradbridge.protocol import Array
-from gradbridge_jax.guest import FunctionAdapter
+from gradbridge_jax.functions import FunctionModel
 from gradbridge_keras.stateless import StatelessModel
 
 
-class KerasAdapter(StatelessModel, FunctionAdapter):
-    """See `StatelessModel`."""
+class KerasModel(StatelessModel, FunctionModel):
+    """A Keras model on JAX."""
 
     running: ClassVar[str] = "jax"
     framework: ClassVar[str] = "JAX"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> KerasModel:
+        twin = copy.copy(self)
+        twin._keras = copy.deepcopy(self._keras, memo)  # read on each `weights`
+        return twin
+
     @staticmethod
     def read(variable: Any) -> Array:
-        """See `StatelessModel.read`."""
         return np.array(variable.value)

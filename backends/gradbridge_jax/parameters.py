@@ -14,7 +14,6 @@ import optree
 from gradbridge import trees
 from gradbridge.errors import NotDifferentiableError, OptionError
 from gradbridge.layout import ParameterLayout, dtype_name
-from gradbridge.protocol import Array
 from gradbridge_jax.arrays import cast_floating, is_array, is_inexact
 from gradbridge_jax.isolation import isolated
 
@@ -73,19 +72,19 @@ class ParameterTree:
             tuple(dtype_name(leaf) for leaf in own),
             structure,
         )
-        self.present = flat_of(self.layout, own)
-        self.arrays = own
+        #: The trained ones, copied where they could be changed in place.
+        self.arrays = [leaf if isinstance(leaf, jax.Array) else np.array(leaf) for leaf in own]
 
     def common_dtype(self) -> np.dtype[Any] | None:
         """The dtype that inputs take: the widest of the parameters'."""
         return common_dtype(self.dtypes)
 
-    def fill(self, pieces: Sequence[Any], fixed: Sequence[Any]) -> Any:
+    def fill(self, weights: Sequence[Any], fixed: Sequence[Any]) -> Any:
         """The tree with these arrays in it."""
         leaves: list[Any] = [None] * self._count
         for index, leaf in self._rest.items():
             leaves[index] = leaf
-        for index, leaf in zip(self._trained, pieces):
+        for index, leaf in zip(self._trained, weights):
             leaves[index] = leaf
         for index, leaf in zip(self._fixed, fixed):
             leaves[index] = leaf
@@ -96,14 +95,6 @@ def common_dtype(dtypes: Sequence[Any]) -> np.dtype[Any] | None:
     """The widest of some floating dtypes, by JAX's rules."""
     with isolated(True, False):
         return np.dtype(jnp.result_type(*dtypes)) if dtypes else None
-
-
-def flat_of(layout: ParameterLayout, arrays: Sequence[Any]) -> Array:
-    """Arrays in the layout's order → one new float64 vector."""
-    flat = np.empty(layout.size)
-    for where, array in zip(layout.slices, arrays):
-        flat[where] = np.asarray(array).astype(np.float64).reshape(-1)
-    return flat
 
 
 class _Rebuild:
@@ -126,17 +117,17 @@ def _opened(
     Settings are the leaves that are attributes of a module, by index: a number there, the rate of a
     dropout, is how the module was made and no parameter, as in Equinox, which trains arrays.
     """
-    found, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    leaves = [leaf for _, leaf in found]
+    entries, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    leaves = [leaf for _, leaf in entries]
     if any(_is_foreign_container(leaf) for leaf in leaves):
         leaves, structure = trees.flatten(tree)
         names = ["/".join(map(str, path)) or "params" for path in structure.paths()]
         return names, leaves, _Rebuild(structure), structure, set()
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in found]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in entries]
     plain, spec = optree.tree_flatten(tree)
     same = len(plain) == len(leaves) and all(a is b for a, b in zip(plain, leaves))
     settings = {
-        i for i, (path, _) in enumerate(found) if path and isinstance(path[-1], jax.tree_util.GetAttrKey)
+        i for i, (path, _) in enumerate(entries) if path and isinstance(path[-1], jax.tree_util.GetAttrKey)
     }
     return names, leaves, _Rebuild(treedef), spec if same else None, settings
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import keras
 
+from gradbridge.call_spec import argument_names
 from gradbridge.errors import GuestError, OptionError, UnknownModelError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions
-from gradbridge.signatures import argument_names
 
 
 class StatelessModel:
-    """To be mixed in before a guest's adapter of functions: a built Keras model in eval mode.
+    """To be mixed in before a guest's model of functions: a built Keras model in eval mode.
 
-    Its trainable variables are the params, the others stay as they were.
+    Its trainable variables are the weights, the others stay as they were.
 
     Raises:
         UnknownModelError: Keras runs on another backend, or the model is not built.
@@ -70,12 +71,12 @@ class StatelessModel:
         self.label = model.name
         self.argument_names = argument_names(model.call)
 
-    def params(self) -> Array:
-        """See `Adapter.params`: read from the user's model as it is now."""
-        return self.layout.ravel([self.read(v) for v in self._keras.trainable_variables])
+    def weights(self) -> list[Array]:
+        """Read from the user's model as it is now."""
+        return [self.read(v) for v in self._keras.trainable_variables]
 
-    def model(self, params: Array) -> Any:
-        """See `Adapter.model`."""
+    def native(self, weights: Sequence[Array]) -> Any:
+        """A copy of the user's model that holds these weights."""
         try:
             twin = keras.models.clone_model(self._keras)
         except Exception:
@@ -85,7 +86,7 @@ class StatelessModel:
                 raise GuestError(
                     f"{self.label} cannot be copied ({type(error).__name__}: {error})"
                 ) from error
-        for variable, value in zip(twin.trainable_variables, self.layout.unravel(params).values()):
+        for variable, value in zip(twin.trainable_variables, weights):
             variable.assign(value)
         for variable, value in zip(twin.non_trainable_variables, self._fixed):
             variable.assign(value)

@@ -1,7 +1,7 @@
 """Functions without a framework as guests: NumPy, ctypes, a subprocess, any Python code."""
 
+from gradbridge.declarations import Backend
 from gradbridge.hookspecs import hookimpl
-from gradbridge.registry import Backend
 
 
 @hookimpl

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradbridge.errors import OptionError
-from gradbridge.layout import ParameterLayout
-from gradbridge.protocol import Adapter, Array, GuestOptions, Signature
-from gradbridge_numpy.dense import INPUT, PARAMS, DensePoint
-from gradbridge_numpy.pullbacks import PullbackAdapter, Root
+from gradbridge.call_spec import CallSpec
+from gradbridge.errors import InputError, OptionError
+from gradbridge.layout import Array, ParameterLayout
+from gradbridge.protocol import ArraySpec, GuestOptions
+from gradbridge_numpy.closed import FormsAdapter
+from gradbridge_numpy.dense import DenseJet
 
 if TYPE_CHECKING:
     from gradbridge.architectures import Architecture
@@ -53,67 +54,35 @@ class Network:
         return values
 
 
-class NetworkAdapter(Root):
+class NetworkAdapter(FormsAdapter):
     """A `Network` with its derivatives by hand, to second order."""
 
     def __init__(self, network: Network, options: GuestOptions) -> None:
         self.label = f"numpy {network.architecture.name}"
         self.layout: ParameterLayout = network.architecture.layout
+        self.dtype = np.dtype(options.dtype or np.float64)
         self._network = network
-        self._dtype = np.dtype(options.dtype) if options.dtype is not None else np.dtype(np.float64)
 
-    def params(self) -> Array:
-        """See `Adapter.params`."""
-        return self.layout.ravel(self._network.params)
+    def weights(self) -> Sequence[Array]:
+        return [self._network.params[name] for name in self.layout.names]
 
-    def model(self, params: Array) -> Network:
-        """See `Adapter.model`."""
-        return Network(
-            self._network.architecture, {k: v.copy() for k, v in self.layout.unravel(params).items()}
-        )
+    def model(self, weights: Sequence[Array]) -> Any:
+        params = {name: np.array(weight) for name, weight in zip(self.layout.names, weights)}
+        return Network(self._network.architecture, params)
 
-    def update(self, params: Array) -> dict[str, Array]:
-        """See `Adapter.update`."""
-        return self.layout.unravel(params.astype(self._dtype))
+    def jet(self, loaded: Sequence[Array], inputs: Sequence[Any], spec: CallSpec) -> DenseJet:
+        (x,), _ = spec.bind([np.array(self.border.view(leaf), dtype=self.dtype) for leaf in inputs])
+        params = dict(zip(self.layout.names, loaded))
+        architecture = self._network.architecture
+        return DenseJet(self.label, architecture, params, self._network.values(params, x))
 
-    def forward(
-        self, loaded: dict[str, Array], inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
-    ) -> tuple[Array, Any]:
-        """See `Adapter.forward`."""
-        point = self.point(loaded, inputs, signature)
-        return point.answer[0].copy(), (point if wrt else None)
-
-    def backward(
-        self, residuals: DensePoint, cotangents: Sequence[Array], wrt: tuple[int, ...]
-    ) -> list[Array]:
-        """See `Adapter.backward`."""
-        gradient = residuals.gradient(cotangents[0])
-        return [gradient[position].copy() for position in wrt]
-
-    def pushforward(
-        self,
-        loaded: dict[str, Array],
-        inputs: Sequence[Any],
-        signature: Signature,
-        wrt: tuple[int, ...],
-        tangents: Sequence[Array],
-    ) -> list[Array] | None:
-        """See `Adapter.pushforward`."""
-        return [self.point(loaded, inputs, signature).pushed(dict(zip(wrt, tangents)))]
-
-    def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
-        """See `Adapter.pullback`."""
-        return PullbackAdapter(self, signature, (wrt,))
-
-    def point(self, loaded: dict[str, Array], inputs: Sequence[Any], signature: Signature) -> DensePoint:
-        """See `Root.point`."""
-        (x,), _ = signature.bind([np.array(leaf, dtype=self._dtype) for leaf in inputs])
-        values = self._network.values(loaded, x)
-        return DensePoint(self.label, self._network.architecture, self.layout, loaded, values)
-
-    def places(self, signature: Signature) -> dict[int, tuple[int, ...]]:
-        """See `Root.places`."""
-        return {PARAMS: (0,), INPUT: (1,)}
+    def output_spec(self, inputs: Sequence[Any], spec: CallSpec) -> ArraySpec:
+        (x,), _ = spec.bind(inputs)
+        layers, shape = self._network.architecture.layers, tuple(np.shape(x))
+        if not shape or shape[-1] != layers[0].inputs:
+            raise InputError(f"{self.label} takes an array of shape (…, {layers[0].inputs}), got {shape}")
+        last = () if self._network.architecture.squeeze else (layers[-1].outputs,)
+        return ArraySpec((*shape[:-1], *last), np.dtype(self.dtype))
 
 
 def _activate(name: str | None, z: Array) -> Array:

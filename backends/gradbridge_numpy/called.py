@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,60 +13,69 @@ import optree
 
 from gradbridge import trees
 from gradbridge.borders import INEXACT
-from gradbridge.layout import ParameterLayout
-from gradbridge.protocol import Array, Signature
-from gradbridge_numpy.forms import OUTPUTS
-from gradbridge_numpy.pullbacks import Point
+from gradbridge.call_spec import CallSpec
+from gradbridge.errors import GradbridgeError, GradientShapeError, GuestError, LayoutError
+from gradbridge.layout import Array, ParameterLayout
+from gradbridge_numpy.forms import OUTPUTS, Jet
 from gradbridge_numpy.rules import Rules
 
 NUMBERS = (float, int, complex, np.ndarray, np.generic)
 
 
 @dataclass(frozen=True)
-class Plain:
-    """A plain function as its rules see it.
+class PlainFunction:
+    """A user's function as its derivatives see it: of all leaves of a call, the weights first.
 
     Attributes:
         function: the user's.
         label: what errors call it.
-        layout: of its parameters; None for a function of arrays alone.
-        dtype: that parameters are handed over in, or None.
+        layout: of its parameters; without a structure for a function of arrays alone.
         rules: that are written for it.
     """
 
     function: Callable[..., Any]
     label: str
-    layout: ParameterLayout | None
-    dtype: np.dtype[Any] | None
+    layout: ParameterLayout
     rules: Rules
 
-    def tree(self, params: Array) -> Any:
-        """A flat vector → the tree of parameters, new arrays."""
-        assert self.layout is not None
-        assert self.layout.structure is not None
-        vector = params.copy() if self.dtype is None else params.astype(self.dtype)
-        return trees.unflatten(self.layout.structure, list(self.layout.unravel(vector).values()))
+    @property
+    def has_params(self) -> bool:
+        """Whether its first argument is a tree of parameters."""
+        return self.layout.structure is not None
 
-    def arguments(self, params: Array, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """All positional arguments of the function."""
-        return args if self.layout is None else (self.tree(params), *args)
+    def __call__(self, leaves: Sequence[Any], spec: CallSpec) -> Any:
+        """What it returns, copied: it may return an array that it keeps, or one of its arguments.
 
-    def places(self, signature: Signature) -> dict[int, tuple[int, ...]]:
-        """{argument: positions of its leaves}; those that are passed by keyword are -2, -3 …"""
-        found = {argument: positions for argument, (positions, _) in _places(signature.structure).items()}
-        if self.layout is None:
-            return found
-        return {0: (0,), **{(a + 1 if a >= 0 else a): positions for a, positions in found.items()}}
+        Raises:
+            GuestError: it raised.
+        """
+        args, kwargs = self.bind(leaves, spec)
+        try:
+            output = self.function(*args, **kwargs)
+        except GradbridgeError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(str(getattr(a, "shape", type(a).__name__)) for a in args[self.has_params :])
+            raise GuestError(
+                f"{self.label} failed on inputs {shapes or '(none)'}: {type(error).__name__}: {error}"
+            ) from error
+        return copied_tree(output)
 
-    def structure(self, argument: int, signature: Signature) -> optree.PyTreeSpec:
-        """The tree of an argument other than the parameters."""
-        shift = int(self.layout is not None and argument >= 0)
-        return _places(signature.structure)[argument - shift][1]
+    def bind(self, leaves: Sequence[Any], spec: CallSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Leaves → all arguments as the function takes them."""
+        count = len(self.layout)
+        args, kwargs = spec.bind(leaves[count:])
+        if self.layout.structure is not None:
+            args = (trees.unflatten(self.layout.structure, leaves[:count]), *args)
+        return args, kwargs
 
-    def keyword(self, argument: int, signature: Signature) -> str:
+    def arguments(self, spec: CallSpec) -> dict[int, tuple[int, optree.PyTreeSpec]]:
+        """{argument: (position of its first leaf, its tree)}; those passed by keyword are -2, -3 …"""
+        return _arguments(spec.structure, self.layout.structure)
+
+    def keyword(self, argument: int, spec: CallSpec) -> str:
         """The name of an argument that was passed by keyword."""
-        _, kwargs = signature.bind(range(signature.count))
-        return list(kwargs)[-2 - argument]
+        return str(spec.structure.child(1).entry(-2 - argument))
 
     @functools.cached_property
     def signature(self) -> inspect.Signature | None:
@@ -78,66 +87,121 @@ class Plain:
 
 
 @functools.lru_cache(maxsize=1024)
-def _places(call: optree.PyTreeSpec) -> dict[int, tuple[tuple[int, ...], optree.PyTreeSpec]]:
-    """{argument: (positions of its leaves, its structure)}; asked on every call, so it is remembered."""
-    args, kwargs = trees.unflatten(call, range(1, call.num_leaves + 1))
-    found = {}
-    for argument, tree in [*enumerate(args), *((-2 - i, tree) for i, tree in enumerate(kwargs.values()))]:
-        positions, structure = trees.flatten(tree)
-        found[argument] = (tuple(positions), structure)
-    return found
+def _arguments(
+    call: optree.PyTreeSpec, params: optree.PyTreeSpec | None
+) -> dict[int, tuple[int, optree.PyTreeSpec]]:
+    """Asked on every call, so it is remembered."""
+    args, kwargs = call.children()
+    by_position = [*([] if params is None else [params]), *args.children()]
+    by_keyword = ((-2 - i, tree) for i, tree in enumerate(kwargs.children()))
+    start, arguments = 0, {}
+    for argument, tree in (*enumerate(by_position), *by_keyword):
+        arguments[argument] = (start, tree)
+        start += tree.num_leaves
+    return arguments
 
 
-class CalledPoint(Point):
+class CalledJet(Jet):
     """Copies of what one call of a plain function saw and returned.
 
     Args:
         plain: the function.
-        params: the vector.
-        leaves: of the inputs.
-        signature: of the call.
-        answer: what it returned.
+        leaves: of all arguments; nobody writes to them.
+        spec: of the call.
     """
 
-    def __init__(
-        self, plain: Plain, params: Array, leaves: list[Any], signature: Signature, answer: Any
-    ) -> None:
-        self.plain, self.params, self.leaves, self.signature = plain, params, leaves, signature
-        self.tree = answer
-        self.answer, self.structure = trees.flatten(answer)
-        self.places = plain.places(signature)
+    def __init__(self, plain: PlainFunction, leaves: list[Any], spec: CallSpec) -> None:
+        self.plain, self.leaves, self.spec = plain, leaves, spec
+        self.tree = plain(copies(leaves), spec)
+        self.answer, self.structure = trees.flatten(self.tree)
+        self._arguments = plain.arguments(spec)
+        self.arguments = tuple((argument, tree.num_leaves) for argument, (_, tree) in self._arguments.items())
 
-    def shape(self, place: int, leaf: int) -> tuple[int, ...]:
-        """Of one leaf of an argument or of the outputs; the parameters are one vector."""
+    def row(self, place: int) -> list[Any]:
+        """The leaves of an argument, or of the outputs."""
         if place == OUTPUTS:
-            return np.shape(self.answer[leaf])
-        position = self.places[place][leaf]
-        return np.shape(self.leaves[position - 1]) if position else self.params.shape
+            return self.answer
+        start, structure = self._arguments[place]
+        return self.leaves[start : start + structure.num_leaves]
 
     def zeros(self, place: int, leaf: int) -> Array:
-        """Zeros like one leaf of an argument or of the outputs, complex where that is."""
-        return np.zeros(
-            self.shape(place, leaf), np.complex128 if self.is_complex(place, leaf) else np.float64
-        )
-
-    def is_complex(self, place: int, leaf: int) -> bool:
-        """Whether a leaf of an argument or of the outputs is complex."""
-        return self._kind(place, leaf) == "c"
+        like = self.row(place)[leaf]
+        return np.zeros(np.shape(like), np.complex128 if kind_of(like) == "c" else np.float64)
 
     def moves(self, place: int, leaf: int) -> bool:
         """Whether a leaf has a derivative: an output that is not floating or complex has none."""
-        return place != OUTPUTS or self._kind(place, leaf) in INEXACT
+        return place != OUTPUTS or kind_of(self.answer[leaf]) in INEXACT
 
-    def _kind(self, place: int, leaf: int) -> str:
-        if place == OUTPUTS:
-            return np.asarray(self.answer[leaf]).dtype.kind
-        position = self.places[place][leaf]
-        return np.asarray(self.leaves[position - 1]).dtype.kind if position else "f"
+    def tree_of(self, place: int, leaves: Sequence[Any], like: Any) -> Any:
+        """Leaves of a place as the user has them there.
+
+        Args:
+            place: an argument or the outputs.
+            leaves: of it.
+            like: a value of the place: for parameters it may be a flat vector, or a mapping of names.
+        """
+        layout = self.plain.layout
+        if place == 0 and self.plain.has_params:
+            if _is_flat(like, layout):
+                return layout.join(leaves)
+            if isinstance(like, Mapping) and set(like) == set(layout.names):
+                return dict(zip(layout.names, leaves))
+        return trees.unflatten(self._structure(place), leaves)
+
+    def leaves_of(self, place: int, value: Any, kind: str) -> Sequence[Any]:
+        """The leaves of what a rule returned for a place.
+
+        Args:
+            place: an argument or the outputs.
+            value: what came.
+            kind: of rule, in words.
+
+        Raises:
+            GradientShapeError: it has another structure.
+        """
+        layout, label = self.plain.layout, self.plain.label
+        if place == 0 and self.plain.has_params:
+            if _is_flat(value, layout):
+                return layout.cut(np.asarray(value))
+            try:
+                return layout.arrays(value)
+            except LayoutError as error:
+                raise GradientShapeError(
+                    f"the {kind} of {label} for its parameters must return a tree like them, or a vector of shape "
+                    f"{(layout.size,)}: {error}"
+                ) from error
+        structure = self._structure(place)
+        if structure.num_nodes == 1:
+            return [value]
+        leaves, came = trees.flatten(value)
+        if came != structure:
+            like = "the outputs" if place == OUTPUTS else "its argument's"
+            raise GradientShapeError(
+                f"the {kind} of {label} must return a tree like {like}, {structure}, got {came}"
+            )
+        return leaves
+
+    def _structure(self, place: int) -> optree.PyTreeSpec:
+        return self.structure if place == OUTPUTS else self._arguments[place][1]
 
 
-def trees_map(convert: Callable[[Any], Any], tree: Any) -> Any:
-    """Apply a conversion to every number or array of a tree; leave the rest for the border to refuse."""
+def _is_flat(value: Any, layout: ParameterLayout) -> bool:
+    return not trees.is_container(value) and np.shape(value) == (layout.size,)
+
+
+def kind_of(value: Any) -> str:
+    """The kind of dtype of an array or a number."""
+    return np.asarray(value).dtype.kind
+
+
+def copies(leaves: Sequence[Any]) -> list[Any]:
+    """The arrays among some leaves copied, for who may write to them."""
+    return [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+
+
+def copied_tree(tree: Any) -> Any:
+    """Every number or array of a tree as a new array; the rest is left for the border to refuse."""
     if type(tree) is np.ndarray:
-        return convert(tree)
+        return tree.copy()
     leaves, structure = trees.flatten(tree)
-    return trees.unflatten(structure, [convert(x) if isinstance(x, NUMBERS) else x for x in leaves])
+    return trees.unflatten(structure, [np.array(x) if isinstance(x, NUMBERS) else x for x in leaves])

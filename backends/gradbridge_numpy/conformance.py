@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gradbridge.protocol import Array
+from gradbridge.layout import Array
 from gradbridge.testing import BackendUnderTest, Native
 from gradbridge_numpy.rules import VJPRule
 
 
 class UnderTest(BackendUnderTest):
-    """See `gradbridge.testing.BackendUnderTest`."""
+    """The scenarios as plain functions with written rules."""
 
     backend: ClassVar[str] = "numpy"
     reasons: ClassVar[dict[str, str]] = {

@@ -14,22 +14,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gradbridge.errors import HigherOrderError
-from gradbridge.layout import ParameterLayout
-from gradbridge.protocol import Array
-from gradbridge_numpy.pullbacks import Leaves, Point
+from gradbridge.layout import Array
+from gradbridge_numpy.forms import Jet, Leaves
 
 if TYPE_CHECKING:
     from gradbridge.architectures import Architecture, Layer
 
-#: The arguments.
-PARAMS, INPUT = 0, 1
 
-
-class Moved(NamedTuple):
+class Motion(NamedTuple):
     """How everything moves along a direction.
 
     Attributes:
-        params: tangents of the parameters by name.
+        params: tangents of the weights by name.
         before: tangent of each layer before its activation.
         values: tangents of the input and the output of each layer.
     """
@@ -39,58 +35,59 @@ class Moved(NamedTuple):
     values: list[Array]
 
 
-class DensePoint(Point):
-    """A stack of dense layers, evaluated.
+class DenseJet(Jet):
+    """A stack of dense layers, evaluated. Its weights and its input are one place: they take one pass.
 
     Args:
         label: what errors call it.
         architecture: the layers.
-        layout: of the params.
-        params: by name.
+        params: by name, in the order of the layout.
         values: the input and the output of each layer.
     """
 
     def __init__(
-        self,
-        label: str,
-        architecture: Architecture,
-        layout: ParameterLayout,
-        params: Mapping[str, Array],
-        values: list[Array],
+        self, label: str, architecture: Architecture, params: Mapping[str, Array], values: list[Array]
     ) -> None:
-        self._label, self._architecture, self._layout = label, architecture, layout
+        self._label, self._architecture = label, architecture
         self._params, self._values = params, values
-        self.answer = [values[-1][..., 0] if architecture.squeeze else values[-1]]
+        self.tree = self._squeezed(values[-1])
+        self.answer = [self.tree]
+        self.arguments = ((0, len(params) + 1),)
 
     def form(
         self, places: tuple[int, ...], free: int, fills: Sequence[Leaves | None], wanted: Sequence[int]
     ) -> list[Array] | None:
-        """See `Point.form`.
-
-        Raises:
-            HigherOrderError: it is of third order.
-        """
         self.require(places, free)
-        moves = [self._moved(place, fill) for place, fill in zip(places[1:], fills[1:]) if fill is not None]
+        motions = [self._motion(fill) for fill in fills[1:] if fill is not None]
         if free == 0:
-            found = moves[0].values[-1] if len(moves) == 1 else self._moved_twice(*moves)
-            return [found[..., 0] if self._architecture.squeeze else found]
-        (cotangent,) = fills[0] or (None,)
-        assert cotangent is not None
-        gradient = self.gradient_along(cotangent, moves[0]) if moves else self.gradient(cotangent)
-        return [gradient[places[free]].copy()]
+            return [self._squeezed(motions[0].values[-1] if len(motions) == 1 else self._second(*motions))]
+        (cotangent,) = fills[0] or [None]
+        v = np.asarray(cotangent, self._values[-1].dtype)
+        v = v[..., None] if self._architecture.squeeze else v
+        gradients = self._gradients_along(v, motions[0]) if motions else self._gradients(v)
+        return [gradients[leaf] for leaf in wanted]
 
     def require(self, places: tuple[int, ...], free: int) -> None:
-        """See `Point.require`."""
         if len(places) > 3:
             raise HigherOrderError(
                 f"a third derivative of {self._label} was asked for, and its derivatives are written by hand up to "
                 f"the second; use gradbridge.build(…, backend='torch') or another framework for more"
             )
 
-    def gradient(self, cotangent: Array) -> tuple[Array, Array]:
-        """A cotangent of the output → gradients with respect to the params and the input."""
-        v = self._cotangent(cotangent)
+    def zeros(self, place: int, leaf: int) -> Array:
+        return np.zeros_like([*self._params.values(), self._values[0]][leaf] if place >= 0 else self.tree)
+
+    # -- private ------------------------------------------------------------------------------
+
+    def _squeezed(self, output: Array) -> Array:
+        return output[..., 0] if self._architecture.squeeze else output
+
+    def _backwards(self) -> list[tuple[Layer, Array, Array]]:
+        """Each layer with its input and output, the last one first."""
+        return list(zip(self._architecture.layers, self._values, self._values[1:]))[::-1]
+
+    def _gradients(self, v: Array) -> list[Array]:
+        """A cotangent of the last layer → gradients of the weights and the input."""
         gradients: dict[str, Array] = {}
         for layer, x, y in self._backwards():
             v = pull(layer.activation, y, v)
@@ -98,16 +95,15 @@ class DensePoint(Point):
             gradients[f"{layer.name}.bias"] = rows.sum(0)
             gradients[f"{layer.name}.weight"] = x.reshape(-1, layer.inputs).T @ rows
             v = v @ self._params[f"{layer.name}.weight"].T
-        return self._layout.ravel(gradients), v
+        return [*(gradients[name] for name in self._params), v]
 
-    def gradient_along(self, cotangent: Array, move: Moved) -> tuple[Array, Array]:
-        """How `gradient` moves along a direction: the Hessian of ⟨v, f⟩ times it."""
-        v = self._cotangent(cotangent)
+    def _gradients_along(self, v: Array, motion: Motion) -> list[Array]:
+        """How `_gradients` move along a direction: the Hessian of ⟨v, f⟩ times it."""
         dv = np.zeros_like(v)
         gradients: dict[str, Array] = {}
-        tangents = zip(reversed(move.values[:-1]), reversed(move.values[1:]))
+        tangents = zip(reversed(motion.values[:-1]), reversed(motion.values[1:]))
         for (layer, x, y), (dx, dy) in zip(self._backwards(), tangents):
-            weight, dweight = (p[f"{layer.name}.weight"] for p in (self._params, move.params))
+            weight, dweight = (p[f"{layer.name}.weight"] for p in (self._params, motion.params))
             dv = pull(layer.activation, y, dv) + pull_along(layer.activation, y, v, dy)
             v = pull(layer.activation, y, v)
             rows, drows = (a.reshape(-1, layer.outputs) for a in (v, dv))
@@ -117,45 +113,23 @@ class DensePoint(Point):
             )
             dv = dv @ weight.T + v @ dweight.T
             v = v @ weight.T
-        return self._layout.ravel(gradients), dv
+        return [*(gradients[name] for name in self._params), dv]
 
-    def pushed(self, tangents: Mapping[int, Array]) -> Array:
-        """Tangents of the params and the input → that of the output."""
-        found = self._along(tangents).values[-1]
-        return found[..., 0] if self._architecture.squeeze else found
-
-    # -- private ------------------------------------------------------------------------------
-
-    def _cotangent(self, cotangent: Array) -> Array:
-        v = cotangent.astype(self._values[-1].dtype)
-        return v[..., None] if self._architecture.squeeze else v
-
-    def _backwards(self) -> list[tuple[Layer, Array, Array]]:
-        """Each layer with its input and output, the last one first."""
-        return list(zip(self._architecture.layers, self._values, self._values[1:]))[::-1]
-
-    def _moved(self, place: int, fill: Leaves) -> Moved:
-        (tangent,) = fill
-        assert tangent is not None
-        return self._along({place: tangent})
-
-    def _along(self, tangents: Mapping[int, Array]) -> Moved:
+    def _motion(self, fill: Leaves) -> Motion:
         """Forward mode by hand."""
         dtype = self._values[-1].dtype
-        flat = tangents.get(PARAMS)
-        dparams = self._layout.unravel(np.zeros(self._layout.size) if flat is None else flat)
-        dparams = {name: array.astype(dtype) for name, array in dparams.items()}
-        start = tangents.get(INPUT)
+        moved = [self.zeros(0, i) if t is None else np.asarray(t, dtype) for i, t in enumerate(fill)]
+        dparams = dict(zip(self._params, moved))
         before: list[Array] = []
-        values = [np.zeros_like(self._values[0]) if start is None else start.astype(dtype)]
+        values = moved[-1:]
         for layer, x, y in zip(self._architecture.layers, self._values, self._values[1:]):
             dz = values[-1] @ self._params[f"{layer.name}.weight"]
             dz = dz + x @ dparams[f"{layer.name}.weight"] + dparams[f"{layer.name}.bias"]
             before.append(dz)
             values.append(pull(layer.activation, y, dz))
-        return Moved(dparams, before, values)
+        return Motion(dparams, before, values)
 
-    def _moved_twice(self, one: Moved, other: Moved) -> Array:
+    def _second(self, one: Motion, other: Motion) -> Array:
         """D²f along two directions: the second-order tangent of the output."""
         both = np.zeros_like(self._values[0])
         for i, layer in enumerate(self._architecture.layers):

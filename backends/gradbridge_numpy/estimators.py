@@ -7,13 +7,15 @@ the estimators are read by their fitted attributes.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gradbridge.architectures import Architecture, Layer
 from gradbridge.errors import UnknownModelError
-from gradbridge.protocol import Array, GuestOptions
+from gradbridge.layout import Array
+from gradbridge.protocol import GuestOptions
 from gradbridge_numpy.architectures import Network, NetworkAdapter
 
 #: Qualified names of the classes that are read here.
@@ -55,18 +57,17 @@ class EstimatorAdapter(NetworkAdapter):
         super().__init__(Network(architecture, params), options)
         self.label = type(estimator).__name__
 
-    def model(self, params: Array) -> Any:
-        """See `Adapter.model`: a copy of the estimator with these coefficients."""
+    def model(self, weights: Sequence[Array]) -> Any:
+        """A copy of the estimator with these coefficients."""
         twin = copy.deepcopy(self._estimator)
-        arrays = list(self.layout.unravel(params.copy()).values())
-        biases, weights = arrays[::2], arrays[1::2]
+        arrays = [np.array(weight) for weight in weights]
+        biases, coefficients = arrays[::2], arrays[1::2]
         if hasattr(twin, "coefs_"):
-            twin.intercepts_, twin.coefs_ = biases, weights
+            twin.intercepts_, twin.coefs_ = biases, coefficients
         else:
-            twin.coef_ = weights[0].T.reshape(np.shape(twin.coef_))
-            twin.intercept_ = (
-                biases[0].reshape(np.shape(twin.intercept_)) if np.shape(twin.intercept_) else biases[0][0]
-            )
+            twin.coef_ = coefficients[0].T.reshape(np.shape(twin.coef_))
+            intercept = np.shape(twin.intercept_)
+            twin.intercept_ = biases[0].reshape(intercept) if intercept else biases[0][0]
         return twin
 
 

@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.borders import host_dtype
-from gradbridge.errors import GradbridgeError, GuestError, HigherOrderError, OptionError
-from gradbridge.layout import ParameterLayout
-from gradbridge.protocol import Adapter, Array, GuestOptions, Signature, refuse_unknown_options
-from gradbridge.signatures import argument_names
+from gradbridge import trees
+from gradbridge.call_spec import CallSpec, argument_names
+from gradbridge.errors import OptionError
+from gradbridge.layout import Array, ParameterLayout
+from gradbridge.protocol import Adapter, GuestOptions, Traits, refuse_unknown_options
 from gradbridge_numpy.architectures import Network, NetworkAdapter
-from gradbridge_numpy.called import CalledPoint, Plain, trees_map
+from gradbridge_numpy.called import CalledJet, PlainFunction, copies
+from gradbridge_numpy.chains import has_second_order
+from gradbridge_numpy.closed import FormsAdapter
 from gradbridge_numpy.estimators import EstimatorAdapter, is_estimator
-from gradbridge_numpy.forms import has_second_order
-from gradbridge_numpy.numeric import Differences, NumericGradient, NumericPoint, refuse_numeric
-from gradbridge_numpy.pullbacks import Plan, PullbackAdapter, Root, planned
+from gradbridge_numpy.numeric import Differences, NumericGradient, NumericJet, numeric_refusal
+from gradbridge_numpy.outputs import TriedOutputs
 from gradbridge_numpy.rules import Rules
-from gradbridge_numpy.written import WrittenPoint
+from gradbridge_numpy.written import WrittenJet
 
 OPTIONS = ("gradient", "vjp", "jvp", "step", "order")
 
@@ -29,7 +30,8 @@ def adapt(model: Callable[..., Any], options: GuestOptions) -> Adapter:
     """Make an adapter of a callable: the guest half of backend ``numpy``.
 
     Args:
-        model: a `Network`, or a fitted scikit-learn estimator of `estimators.CLASSES`; or a callable ``fn(*inputs)``, or ``fn(parameter tree, *inputs)`` if `options.params` is given.
+        model: a `Network`, or a fitted scikit-learn estimator of `estimators.CLASSES`; or a callable
+            ``fn(*inputs)``, or ``fn(parameter tree, *inputs)`` if `options.params` is given.
         options: `dtype` casts what the function sees. Extra options:
             gradient: ``"numeric"`` for finite differences; None for written rules.
             vjp: a written rule for each argument in order, or one alone, as for `defvjp`. A rule that
@@ -40,12 +42,11 @@ def adapt(model: Callable[..., Any], options: GuestOptions) -> Adapter:
     Raises:
         OptionError: an unknown option, or a model that is not callable.
     """
-    if is_estimator(model):
+    if is_estimator(model) or isinstance(model, Network):
         refuse_unknown_options("numpy", options.extra, ())
-        return EstimatorAdapter(model, options)
-    if isinstance(model, Network):
-        refuse_unknown_options("numpy", options.extra, ())
-        return NetworkAdapter(model, options)
+        return (
+            NetworkAdapter(model, options) if isinstance(model, Network) else EstimatorAdapter(model, options)
+        )
     refuse_unknown_options("numpy", options.extra, OPTIONS)
     if not callable(model):
         raise OptionError(f"backend 'numpy' bridges callables, got a {type(model).__name__}")
@@ -67,24 +68,24 @@ def adapt(model: Callable[..., Any], options: GuestOptions) -> Adapter:
     return adapter
 
 
-class CallableAdapter(Root):
+class CallableAdapter(FormsAdapter):
     """A callable of arrays with its derivatives written down for it, or finite differences."""
 
     def __init__(
         self, function: Callable[..., Any], options: GuestOptions, numeric: dict[str, Any] | None
     ) -> None:
         self.label = getattr(function, "__name__", type(function).__name__)
-        self._function = function
-        self._dtype = np.dtype(options.dtype) if options.dtype is not None else None
-        self._differences = Differences(numeric) if numeric is not None else None
-        self._has_params = options.params is not None
-        self.layout = ParameterLayout.of_tree(options.params) if self._has_params else ParameterLayout.empty()
+        self.dtype = np.dtype(options.dtype) if options.dtype is not None else None
+        has_params = options.params is not None
+        self.layout = ParameterLayout.of_tree(options.params) if has_params else ParameterLayout.empty()
         # Law 5: the caller may change the arrays of the tree later.
-        self._present = self.layout.ravel(options.params) if self._has_params else np.empty(0)
+        self._present = [np.array(leaf, dtype=np.float64) for leaf in trees.flatten(options.params)[0]]
+        self._differences = Differences(numeric) if numeric is not None else None
         self._rules = Rules.of(function, self.label)
-        layout = self.layout if self._has_params else None
-        self.argument_names = argument_names(function, skip=int(self._has_params))
-        self._plain = Plain(function, self.label, layout, self._dtype, self._rules)
+        self._plain = PlainFunction(function, self.label, self.layout, self._rules)
+        self._outputs = TriedOutputs(self.label)
+        self.argument_names = argument_names(function, skip=int(has_params))
+        self._look()
 
     def defvjp(self, *makers: Callable[..., Any] | None, argnums: Sequence[int] | None = None) -> Any:
         """Write down the gradient, one maker per argument of the function.
@@ -107,7 +108,11 @@ class CallableAdapter(Root):
             VJPSignatureError: a maker does not take (ans, *arguments).
         """
         self._refuse_rules("VJP")
-        return self._rules.defvjp(makers, argnums)
+        if not makers:
+            return lambda maker: self.defvjp(maker, argnums=argnums)
+        rules = self._rules.defvjp(*makers, argnums=argnums)
+        self._look()
+        return rules
 
     def defjvp(self, *makers: Callable[..., Any] | None, argnums: Sequence[int] | None = None) -> Any:
         """Write down the forward mode, one maker per argument of the function.
@@ -126,146 +131,75 @@ class CallableAdapter(Root):
             VJPSignatureError: a maker does not take (t, ans, *arguments).
         """
         self._refuse_rules("JVP")
-        return self._rules.defjvp(makers, argnums)
+        if not makers:
+            return lambda maker: self.defjvp(maker, argnums=argnums)
+        rules = self._rules.defjvp(*makers, argnums=argnums)
+        self._look()
+        return rules
 
     @property
     def numeric(self) -> NumericGradient | None:
         """How the numeric gradient is taken and its estimated error so far; None for written ones."""
-        return self._differences.told if self._differences is not None else None
+        return self._differences.account if self._differences is not None else None
 
     @property
     def gradient_note(self) -> str:  # type: ignore[override]
         """Where the gradient comes from, in words."""
         if self._differences is not None:
-            return str(self._differences.told)
+            return str(self._differences.account)
         if self._rules.vjps or not self._rules.jvps:
             return "written down" if self._rules.vjps else "not written down yet"
         return "written down as JVPs, one for each number of the argument"
 
-    @property
-    def second_order_refusal(self) -> str:  # type: ignore[override]
-        """Why there is no derivative of the gradient, "" where there is for some argument."""
-        try:
-            self._require_second_order()
-        except HigherOrderError as error:
-            return str(error)
-        return ""
+    def weights(self) -> Sequence[Array]:
+        return self._present
 
-    @property
-    def takes_complex(self) -> bool:  # type: ignore[override]
-        """Whether the gradient is written down: differences are taken along real numbers alone."""
-        return self._differences is None
-
-    @property
-    def has_forward_mode(self) -> bool:  # type: ignore[override]
-        """Whether `pushforward` answers: there is a rule of either kind, or the gradient is numeric."""
-        return self._differences is not None or bool(self._rules.vjps or self._rules.jvps)
-
-    def params(self) -> Array:
-        """See `Adapter.params`."""
-        return self._present.copy()
-
-    def model(self, params: Array) -> Callable[..., Any]:
+    def model(self, weights: Sequence[Array]) -> Callable[..., Any]:
         """The function with the parameters filled in: ``fn(*inputs)``."""
-        function = copy.copy(self._function)
-        if not self._has_params:
+        function = copy.copy(self._plain.function)
+        if self.layout.structure is None:
             return function
-        tree = self._plain.tree(params)
+        tree = trees.unflatten(self.layout.structure, self.update(weights))
         return lambda *args, **kwargs: function(tree, *args, **kwargs)
 
-    def update(self, params: Array) -> Array:
-        """See `Adapter.update`. A copy, because the caller may change its vector in place."""
-        return params.copy()
-
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: Sequence[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        """See `Adapter.forward`. The function gets copies: it cannot write to the caller's arrays."""
+        """The function gets copies: it cannot write to the caller's arrays."""
         if not wrt:
-            args, kwargs = signature.bind([self._own(leaf) for leaf in inputs])
-            # Copied, because the function may return an array that it keeps, or one of its inputs.
-            return trees_map(np.array, self._call(loaded, args, kwargs)), None
-        point = self.point(loaded, inputs, signature)
-        return trees_map(np.array, point.tree), point
+            return self._plain([*copies(loaded), *map(self.own, inputs)], spec), None
+        return super().forward(loaded, inputs, spec, wrt)
 
-    def backward(
-        self, residuals: CalledPoint, cotangents: Sequence[Array], wrt: tuple[int, ...]
-    ) -> list[Array]:
-        """See `Adapter.backward`.
-
-        Raises:
-            MissingVJPError: an argument has no written rule.
-            GradientShapeError: a rule returned a wrong shape.
-        """
-        point = residuals
-        return self._plan(point, wrt).compute(point, [point.params, *point.leaves, *cotangents])
-
-    def pushforward(
-        self,
-        loaded: Array,
-        inputs: Sequence[Any],
-        signature: Signature,
-        wrt: tuple[int, ...],
-        tangents: Sequence[Array],
-    ) -> list[Array] | None:
-        """See `Adapter.pushforward`: written, or exact from the VJP with one cotangent per output number.
-
-        Raises:
-            MissingVJPError: an argument has no written rule.
-            GradientShapeError: a rule returned a wrong shape.
-        """
-        if not self.has_forward_mode:
-            return None
-        point = self.point(loaded, inputs, signature)
-        return self._plan(point).pushed(wrt).compute(point, [point.params, *point.leaves, *tangents])
-
-    def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
-        """See `Adapter.pullback`.
-
-        It can always be differentiated by its cotangents. Where no rule gives the derivative by an
-        argument, its forward says so when that is asked for.
-
-        Raises:
-            HigherOrderError: nothing at all is written down.
-        """
-        if not self.has_forward_mode:
-            self._require_second_order()
-        return PullbackAdapter(self, signature, (wrt,))
-
-    def point(self, loaded: Array, inputs: Sequence[Any], signature: Signature) -> CalledPoint:
-        """See `Root.point`."""
-        kept = [self._own(leaf) for leaf in inputs]
-        args, kwargs = signature.bind([self._own(leaf) for leaf in inputs])
-        answer = trees_map(np.array, self._call(loaded, args, kwargs))
+    def jet(self, loaded: Sequence[Array], inputs: Sequence[Any], spec: CallSpec) -> CalledJet:
+        leaves = [*loaded, *map(self.own, inputs)]
         if self._differences is None:
-            return WrittenPoint(self._plain, loaded, kept, signature, answer)
-        return NumericPoint(self._plain, loaded, kept, signature, answer, self._call, self._differences)
+            return WrittenJet(self._plain, leaves, spec)
+        return NumericJet(self._plain, leaves, spec, self._differences)
 
-    def places(self, signature: Signature) -> dict[int, tuple[int, ...]]:
-        """See `Root.places`."""
-        return self._plain.places(signature)
+    def output_spec(self, inputs: Sequence[Any], spec: CallSpec) -> Any:
+        def function(leaves: list[Any]) -> Any:
+            return self._plain([*self.update(self._present), *map(self.own, leaves)], spec)
+
+        return self._outputs.of(inputs, spec, function)
+
+    def refusal(self, operation: str) -> str:
+        if operation == "pullback":
+            return self._second_order_refusal()
+        if operation == "pushforward" and not self.traits.has_forward_mode:
+            return f"no derivative of {self.label} is written down"
+        return super().refusal(operation)
 
     # -- private ------------------------------------------------------------------------------
 
-    def _own(self, leaf: Any) -> Any:
-        if type(leaf) is not np.ndarray:
-            return leaf
-        return leaf.copy() if self._dtype is None else leaf.astype(host_dtype(leaf.dtype, self._dtype))
-
-    def _call(self, loaded: Array, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
-            output = self._function(*self._plain.arguments(loaded, args), **kwargs)
-        except GradbridgeError:
-            raise
-        except Exception as error:
-            shapes = ", ".join(str(getattr(a, "shape", type(a).__name__)) for a in args)
-            raise GuestError(
-                f"{self.label} failed on inputs {shapes or '(none)'}: {type(error).__name__}: {error}"
-            ) from error
-        return np.asarray(output) if isinstance(output, (float, int, complex, np.generic)) else output
-
-    def _plan(self, point: CalledPoint, *wrts: tuple[int, ...]) -> Plan:
-        return planned(tuple(point.places.items()), len(point.leaves), len(point.answer), wrts)
+    def _look(self) -> None:
+        """Say what it is like with the rules that are written by now."""
+        numeric, vjps, jvps = self._differences is not None, self._rules.vjps, self._rules.jvps
+        self.traits = Traits(
+            takes_complex=not numeric,  # differences are taken along real numbers alone
+            has_forward_mode=numeric or bool(vjps or jvps),
+            checks_jvp=False,
+            is_gradient_cheap=not numeric and all(argument in vjps for argument in jvps),
+        )
 
     def _refuse_rules(self, kind: str) -> None:
         if self._differences is not None:
@@ -273,15 +207,17 @@ class CallableAdapter(Root):
                 f"{self.label} was made with gradient='numeric'; leave that out to write its {kind}"
             )
 
-    def _require_second_order(self) -> None:
+    def _second_order_refusal(self) -> str:
+        """Why there is no derivative of the gradient, "" where there is for some argument."""
         if self._differences is not None:
-            refuse_numeric(self.label)
+            return numeric_refusal(self.label)
         names = self._rules.names
         count = len(names) if names is not None else max([*self._rules.vjps, *self._rules.jvps, 0]) + 1
-        if not self.has_forward_mode or not has_second_order(self._rules, count):
-            raise HigherOrderError(
-                f"a derivative of the written-down gradient of {self.label} was asked for, and NumPy code cannot be "
-                f"differentiated; use first-order derivatives only, write the derivative of Q_vjp, the rule that "
-                f"@{self.label}.defvjp gives back, with @Q_vjp.defvjp or @Q_vjp.defjvp, or write {self.label} in a "
-                f"framework that has higher orders: @gradbridge.primitive(backend='torch')"
-            )
+        if self.traits.has_forward_mode and has_second_order(self._rules, count):
+            return ""
+        return (
+            f"a derivative of the written-down gradient of {self.label} was asked for, and NumPy code cannot be "
+            f"differentiated; use first-order derivatives only, write the derivative of Q_vjp, the rule that "
+            f"@{self.label}.defvjp gives back, with @Q_vjp.defvjp or @Q_vjp.defjvp, or write {self.label} in a "
+            f"framework that has higher orders: @gradbridge.primitive(backend='torch')"
+        )

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from gradbridge import trees
+from gradbridge.call_spec import CallSpec
 from gradbridge.errors import BackendUnavailableError, HigherOrderError
-from gradbridge.protocol import Array, Signature
-from gradbridge_numpy.called import CalledPoint, Plain
-from gradbridge_numpy.forms import OUTPUTS
-from gradbridge_numpy.pullbacks import Leaves
-
-#: Calls the function on (params, args, kwargs) as the adapter does.
-Called = Callable[[Array, tuple[Any, ...], dict[str, Any]], Any]
+from gradbridge.layout import Array
+from gradbridge_numpy.called import CalledJet, PlainFunction, copies
+from gradbridge_numpy.forms import OUTPUTS, Leaves
 
 # One for all, because a lock of their own could not be copied with them.
-_telling = threading.Lock()
+_counting = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -60,12 +57,8 @@ class Differences:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
-        self._told = NumericGradient(order=options.get("order", 2), step=options.get("step"))
-
-    @property
-    def told(self) -> NumericGradient:
-        """What is known of them now."""
-        return self._told
+        #: What is known of them now.
+        self.account = NumericGradient(order=options.get("order", 2), step=options.get("step"))
 
     def jacobian(self, function: Callable[[Array], Array], point: Array) -> Array:
         """(outputs, numbers of the point) of a function of a vector.
@@ -85,115 +78,83 @@ class Differences:
                 'pip install "gradbridge[numeric]"'
             ) from error
         # Step sizes are chosen by the library, unless they were given.
-        found = numdifftools.Jacobian(function, method="central", full_output=True, **self._options)(point)
+        result = numdifftools.Jacobian(function, method="central", full_output=True, **self._options)(point)
         # Its releases differ in what stands beside the value and the estimate of its error.
-        estimate = found if hasattr(found, "error_estimate") else found[1]
-        self._tell(float(np.max(np.abs(estimate.error_estimate))))
-        return np.asarray(found[0])
-
-    def _tell(self, error: float) -> None:
-        with _telling:
-            told = self._told
+        estimate = result if hasattr(result, "error_estimate") else result[1]
+        latest = float(np.max(np.abs(estimate.error_estimate)))
+        with _counting:
+            worst = self.account.estimated_error
             # A NaN stays: an error that is not known is not small.
-            worst = error if told.estimated_error is None else float(np.maximum(told.estimated_error, error))
-            self._told = NumericGradient(told.method, told.order, told.step, error, worst)
+            worst = latest if worst is None else float(np.maximum(worst, latest))
+            self.account = replace(self.account, latest_error=latest, estimated_error=worst)
+        return np.asarray(result[0])
 
 
-class NumericPoint(CalledPoint):
+class NumericJet(CalledJet):
     """First derivatives from numeric Jacobians, each computed once when it is first asked for.
 
     Args:
-        plain, params, leaves, signature, answer: see `CalledPoint`.
-        call: calls the function.
+        plain, leaves, spec: see `CalledJet`.
         differences: takes the Jacobians.
     """
 
     def __init__(
-        self,
-        plain: Plain,
-        params: Array,
-        leaves: list[Any],
-        signature: Signature,
-        answer: Any,
-        call: Called,
-        differences: Differences,
+        self, plain: PlainFunction, leaves: list[Any], spec: CallSpec, differences: Differences
     ) -> None:
-        super().__init__(plain, params, leaves, signature, answer)
-        self._call, self._differences = call, differences
+        super().__init__(plain, leaves, spec)
+        self._differences = differences
         self._jacobians: dict[int, Array] = {}
 
     def form(
         self, places: tuple[int, ...], free: int, fills: Sequence[Leaves | None], wanted: Sequence[int]
     ) -> list[Array] | None:
-        """See `Point.form`.
-
-        Raises:
-            HigherOrderError: it is not a first derivative.
-        """
         self.require(places, free)
-        argument = places[1]
+        start, _ = self._arguments[places[1]]
         if free == 1:
-            flat = np.concatenate([np.ravel(v) for v in self._filled(fills[0])])
+            v = np.concatenate([np.ravel(np.asarray(c)) for c in fills[0] or ()])
             return [
-                (flat @ self._jacobian(argument, leaf)).reshape(self.shape(argument, leaf)) for leaf in wanted
+                (v @ self._jacobian(start + leaf)).reshape(np.shape(self.leaves[start + leaf]))
+                for leaf in wanted
             ]
-        moved = np.zeros(sum(np.size(leaf) for leaf in self.answer))
-        for leaf, tangent in enumerate(fills[1] or ()):
+        sizes = [np.size(leaf) for leaf in self.answer]
+        moved = np.zeros(sum(sizes))
+        for position, tangent in enumerate(fills[1] or (), start):
             if tangent is not None:
-                moved = moved + self._jacobian(argument, leaf) @ np.ravel(tangent)
-        stops = np.cumsum([np.size(leaf) for leaf in self.answer])
-        parts = np.split(moved, stops[:-1])
+                moved = moved + self._jacobian(position) @ np.ravel(tangent)
+        parts = np.split(moved, np.cumsum(sizes)[:-1])
         return [
-            (parts[i] if self.moves(OUTPUTS, i) else 0 * parts[i]).reshape(self.shape(OUTPUTS, i))
+            parts[i].reshape(np.shape(self.answer[i])) if self.moves(OUTPUTS, i) else self.zeros(OUTPUTS, i)
             for i in wanted
         ]
 
     def require(self, places: tuple[int, ...], free: int) -> None:
-        """See `Point.require`."""
         if len(places) > 2:
-            refuse_numeric(self.plain.label)
+            raise HigherOrderError(numeric_refusal(self.plain.label))
 
-    def _filled(self, leaves: Leaves | None) -> list[Array]:
-        return [
-            np.zeros(self.shape(OUTPUTS, i)) if leaves is None or leaves[i] is None else np.asarray(leaves[i])
-            for i in range(len(self.answer))
-        ]
-
-    def _jacobian(self, argument: int, leaf: int) -> Array:
-        position = self.places[argument][leaf]
-        found = self._jacobians.get(position)
-        if found is None:
-            found = self._jacobians[position] = self._computed(position)
-        return found
+    def _jacobian(self, position: int) -> Array:
+        if position not in self._jacobians:
+            self._jacobians[position] = self._computed(position)
+        return self._jacobians[position]
 
     def _computed(self, position: int) -> Array:
-        point = self.leaves[position - 1] if position else self.params
-        size = int(np.size(point))
-        outputs = sum(np.size(leaf) for leaf in self.answer)
+        point = self.leaves[position]
+        size, outputs = int(np.size(point)), sum(np.size(leaf) for leaf in self.answer)
         if size == 0 or outputs == 0:
             return np.zeros((outputs, size))
 
         def flat(x: Array) -> Array:
-            leaves, params = list(self.leaves), self.params
-            if position:
-                leaves[position - 1] = x.reshape(np.shape(point)).astype(np.result_type(point, np.float64))
-            else:
-                params = x
-            args, kwargs = self.signature.bind(leaves)
-            result, _ = trees.flatten(self._call(params, args, kwargs))
+            leaves = copies(self.leaves)
+            leaves[position] = x.reshape(np.shape(point)).astype(np.result_type(point, np.float64))
+            result, _ = trees.flatten(self.plain(leaves, self.spec))
             return np.concatenate([np.ravel(np.asarray(leaf, dtype=np.float64)) for leaf in result])
 
         jacobian = self._differences.jacobian(flat, np.ravel(point).astype(np.float64))
         return jacobian.reshape(outputs, size)
 
 
-def refuse_numeric(label: str) -> None:
-    """Say why a numeric gradient is not differentiated again.
-
-    Raises:
-        HigherOrderError: always.
-    """
-    raise HigherOrderError(
+def numeric_refusal(label: str) -> str:
+    """Why a numeric gradient is not differentiated again."""
+    return (
         f"a derivative of the numeric gradient of {label} was asked for; differences of differences would lose most "
         f"of their digits: write its gradient and the rules of that down with @{label}.defvjp, or write {label} in a "
         f"framework that has higher orders: @gradbridge.primitive(backend='torch')"

@@ -1,7 +1,7 @@
 """Written derivatives: what `defvjp` and `defjvp` take in, checked when they are written.
 
 The rules of a function make a tree: a VJP rule is itself a function, ``(*arguments, v) ↦ gradient``,
-and takes rules of its own. `gradbridge_numpy.forms` finds the one that gives a derivative.
+and takes rules of its own. `gradbridge_numpy.chains` finds the one that gives a derivative.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Rules:
     @classmethod
     def of(cls, function: Callable[..., Any], label: str) -> Rules:
         """No rules yet, for a function as its signature tells."""
-        return cls(label, positional_names(function), _arity(function)[0])
+        return Rules(label, positional_names(function), _arity(function)[0])
 
     def name(self, argument: int) -> str:
         """An argument in words: ``1 (x)``."""
@@ -58,17 +58,27 @@ class Rules:
             return f"{argument} ({self.names[argument]})"
         return str(argument)
 
-    def defvjp(self, makers: Sequence[Maker | None], argnums: Sequence[int] | None) -> Any:
-        """Take VJP makers in.
+    def defvjp(self, *makers: Maker | None, argnums: Sequence[int] | None = None) -> Any:
+        """Write down the VJP, one maker per argument.
+
+        The maker of a function is called as ``maker(ans, *arguments)`` and returns
+        ``v ↦ vᵀ ∂ans/∂argument``. That of a VJP, which makes a second derivative, is called as
+        ``maker(gradient, *arguments, v)``, where gradient is what the VJP gives for v, and returns
+        ``u ↦ uᵀ ∂gradient/∂argument``; u is like the gradient. None declares that an argument has no
+        influence. The maker for v, the last argument, can be left out: that derivative is the JVP.
+
+        Args:
+            *makers: in the order of the arguments; without any, a decorator is given back.
+            argnums: which arguments they are for; by default 0, 1, 2 …
 
         Returns:
-            The rule, a tuple of them where there are several, a decorator where there is none.
+            The rule, which takes rules of its own for the next order; a tuple where there are several.
 
         Raises:
             VJPSignatureError: a maker has the wrong arity, or there are more than arguments.
         """
         if not makers:
-            return functools.partial(self._decorated, self.defvjp, argnums)
+            return lambda maker: self.defvjp(maker, argnums=argnums)
         numbers = self._numbers("defvjp", makers, argnums)
         for number, maker in zip(numbers, makers):
             self._check("VJP", maker, (self._answer,))
@@ -81,32 +91,36 @@ class Rules:
         self.vjps.update(zip(numbers, rules))
         return rules[0] if len(rules) == 1 else tuple(rules)
 
-    def defjvp(self, makers: Sequence[Maker | None], argnums: Sequence[int] | None) -> Any:
-        """Take JVP makers in.
+    def defjvp(self, *makers: Maker | None, argnums: Sequence[int] | None = None) -> Any:
+        """Write down the JVP, one maker per argument.
+
+        The maker of a function is called as ``maker(t, ans, *arguments)`` and returns the tangent of
+        the result; that of a VJP as ``maker(t, gradient, *arguments, v)``, and returns the tangent of
+        the gradient. It is enough for second order, for second derivatives are symmetric: what
+        `gradbridge_numpy.chains` makes of it.
+
+        Args:
+            *makers, argnums: as for `defvjp`.
 
         Returns:
-            The maker, a tuple of them where there are several, a decorator where there is none.
+            The maker; a tuple where there are several.
 
         Raises:
             VJPSignatureError: as for `defvjp`.
         """
         if not makers:
-            return functools.partial(self._decorated, self.defjvp, argnums)
+            return lambda maker: self.defjvp(maker, argnums=argnums)
         numbers = self._numbers("defjvp", makers, argnums)
         for maker in makers:
             self._check("JVP", maker, ("t", self._answer))
         self.jvps.update(zip(numbers, makers))
-        return makers[0] if len(makers) == 1 else tuple(makers)
+        return makers[0] if len(makers) == 1 else makers
 
     # -- private ------------------------------------------------------------------------------
 
     @property
     def _answer(self) -> str:
         return "gradient" if self.order else "ans"
-
-    @staticmethod
-    def _decorated(define: Callable[..., Any], argnums: Sequence[int] | None, maker: Maker) -> Any:
-        return define((maker,), argnums)
 
     def _numbers(self, what: str, makers: Sequence[Any], argnums: Sequence[int] | None) -> list[int]:
         numbers = list(range(len(makers))) if argnums is None else list(argnums)
@@ -147,7 +161,7 @@ class Rules:
             )
 
 
-class VJPRule:
+class VJPRule(Rules):
     """A written VJP: its maker, and as a function ``(*arguments, v) ↦ gradient`` with rules of its own.
 
     It is called as the maker that it was made from. `defvjp` gives one back for each maker; make
@@ -169,55 +183,15 @@ class VJPRule:
             names = (names or own[1:])[:count]
         cotangent = COTANGENTS[order] if order < len(COTANGENTS) else f"u{order}"
         known = None if names is None else (*names, cotangent)
-        #: What is written down about its own derivatives.
-        self.rules = Rules(name_of(maker), known, len(known or ()), order + 1, count)
+        super().__init__(name_of(maker), known, len(known or ()), order + 1, count)
         functools.update_wrapper(self, maker, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the maker."""
         return self.maker(*args, **kwargs)
 
-    def defvjp(self, *makers: Maker | None, argnums: Sequence[int] | None = None) -> Any:
-        """Write down the VJP of this VJP: a second derivative.
-
-        A maker is called as ``maker(gradient, *arguments, v)``, where gradient is what this rule
-        gives for v, and returns ``u ↦ uᵀ ∂gradient/∂argument``; u is like the gradient. None
-        declares that an argument has no influence on the gradient. The maker for v, the last
-        argument, can be left out: that derivative is the JVP of the function.
-
-        Args:
-            *makers: in the order of ``(*arguments, v)``; without any, a decorator is given back.
-            argnums: which arguments they are for; by default 0, 1, 2 …
-
-        Returns:
-            The rule, which takes rules of its own for the next order; a tuple where there are several.
-
-        Raises:
-            VJPSignatureError: a maker does not take (gradient, *arguments, v).
-        """
-        return self.rules.defvjp(makers, argnums)
-
-    def defjvp(self, *makers: Maker | None, argnums: Sequence[int] | None = None) -> Any:
-        """Write down the JVP of this VJP: how the gradient moves with an argument.
-
-        It is enough for second order, for second derivatives are symmetric: what
-        `gradbridge_numpy.forms` makes of it.
-
-        Args:
-            *makers: ``maker(t, gradient, *arguments, v)``, returns the tangent of the gradient, in
-                the order of the arguments; without any, a decorator is given back.
-            argnums: which arguments they are for; by default 0, 1, 2 …
-
-        Returns:
-            The maker; a tuple where there are several.
-
-        Raises:
-            VJPSignatureError: a maker does not take (t, gradient, *arguments, v).
-        """
-        return self.rules.defjvp(makers, argnums)
-
     def __repr__(self) -> str:
-        return f"<VJPRule {self.rules.label}>"
+        return f"<VJPRule {self.label}>"
 
 
 def name_of(function: Any) -> str:

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-import optree
 
-from gradbridge import trees
 from gradbridge.errors import (
     GradbridgeError,
     GradientShapeError,
     GuestError,
     HigherOrderError,
-    LayoutError,
     MissingVJPError,
     VJPSignatureError,
 )
-from gradbridge.layout import ParameterLayout
-from gradbridge.protocol import Array
-from gradbridge_numpy.called import CalledPoint, trees_map
-from gradbridge_numpy.forms import OUTPUTS, Choice, Written, choose
-from gradbridge_numpy.pullbacks import Leaves
-from gradbridge_numpy.rules import Maker, Rules, VJPRule, name_of
+from gradbridge.layout import Array
+from gradbridge_numpy.called import CalledJet, copied_tree, copies, kind_of
+from gradbridge_numpy.chains import Chain, choose
+from gradbridge_numpy.forms import OUTPUTS, Leaves
+from gradbridge_numpy.rules import Rules, VJPRule, name_of
 
 
-class WrittenPoint(CalledPoint):
+class WrittenJet(CalledJet):
     """Derivatives from written rules.
 
     Copies are handed out throughout: a rule may write to what it is given, and is asked more than once.
@@ -37,23 +33,22 @@ class WrittenPoint(CalledPoint):
     def form(
         self, places: tuple[int, ...], free: int, fills: Sequence[Leaves | None], wanted: Sequence[int]
     ) -> list[Array] | None:
-        """See `Point.form`.
+        """Follow the cheapest chain of rules.
 
         Raises:
             MissingVJPError: no rule is written for an argument.
             HigherOrderError: no rule is written for the derivative of its rule.
             GradientShapeError: a rule returned a wrong shape.
         """
-        choice = self._choice(places, free)
-        if choice.written.zero:
+        chain = self._chain(places, free)
+        if chain.zero:
             return None
-        if choice.exact:
-            return self._follow(choice.written, [fills[i] for i in choice.match], wanted)
-        return self._by_units(choice, places, free, fills, wanted)
+        if chain.free == free:
+            return self._follow(chain, places, fills, wanted)
+        return [self._by_units(chain, places, free, fills, leaf) for leaf in wanted]
 
     def require(self, places: tuple[int, ...], free: int) -> None:
-        """See `Point.require`."""
-        self._choice(places, free)
+        self._chain(places, free)
 
     # -- private ------------------------------------------------------------------------------
 
@@ -61,64 +56,61 @@ class WrittenPoint(CalledPoint):
     def _count(self) -> int:
         """How many arguments the function has."""
         names = self.plain.rules.names
-        return len(names) if names is not None else len(self._arguments()[0])
+        return len(names) if names is not None else len(self._copied_arguments()[0])
 
-    def _arguments(self, chain: Sequence[VJPRule] = ()) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _copied_arguments(self, chain: Sequence[VJPRule] = ()) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Copies of the arguments for the next rule of a chain.
 
         After the first rule come the cotangents, so that what stands before them is filled up: with
         arguments that were passed by keyword, and with defaults.
         """
-        args, kwargs = self.signature.bind([_copied(leaf) for leaf in self.leaves])
-        args = self.plain.arguments(self.params, args)
+        args, kwargs = self.plain.bind(copies(self.leaves), self.spec)
         if not chain or self.plain.signature is None:
             return args, kwargs
         bound = self.plain.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         # A default is the function's own.
-        full = (*bound.args[: len(args)], *map(_copied, bound.args[len(args) :]))
-        args = full[: chain[0].rules.count]
+        args = (*bound.args[: len(args)], *copies(bound.args[len(args) :]))[: chain[0].count]
         names = (self.plain.rules.names or ())[: len(args)]
         return args, {name: value for name, value in kwargs.items() if name not in names}
 
-    def _choice(self, places: tuple[int, ...], free: int) -> Choice:
-        found = choose(self.plain.rules, self._count, places, free)
-        return found if found is not None else self._refuse(places)
+    def _chain(self, places: tuple[int, ...], free: int) -> Chain:
+        chain = choose(self.plain.rules, self._count, places, free)
+        return chain if chain is not None else self._refuse(places)
 
-    def _follow(self, written: Written, fills: Sequence[Leaves | None], wanted: Sequence[int]) -> list[Array]:
+    def _follow(
+        self, chain: Chain, places: tuple[int, ...], fills: Sequence[Leaves | None], wanted: Sequence[int]
+    ) -> list[Array]:
         """Call the rules of a chain, one on the gradient of the other."""
-        value = self.tree
+        label, value = self.plain.label, self.tree
         given: list[Any] = []
-        for order, (rule, place) in enumerate(zip(written.chain, written.taken)):
-            cotangent = self._like(value, written.places[place], fills[place])
-            args, kwargs = self._arguments(written.chain[:order])
-            pull = self._called(rule, rule, _copies(value), *args, *map(_copies, given), **kwargs)
+        for order, (rule, place) in enumerate(zip(chain.rules, chain.taken)):
+            cotangent = self._like(value, places[place], fills[place])
+            args, kwargs = self._copied_arguments(chain.rules[:order])
+            pull = self._called(rule, rule, copied_tree(value), *args, *map(copied_tree, given), **kwargs)
             if not callable(pull):
                 raise VJPSignatureError(
-                    f"the VJP maker {name_of(rule)} of {self.plain.label} must return a function of the cotangent, "
-                    f"got {type(pull).__name__}; return `lambda v: …`"
+                    f"the VJP maker {name_of(rule)} of {label} must return a function of the cotangent, got "
+                    f"{type(pull).__name__}; return `lambda v: …`"
                 )
-            value = self._called(rule, pull, _copies(cotangent))
+            value = self._called(rule, pull, copied_tree(cotangent))
             given.append(cotangent)
-            if value is None:
-                self._refuse_none("VJP", written)
-        if written.last is not None:
-            args, kwargs = self._arguments(written.chain)
-            tangent = self._like(args[written.places[-1]], written.places[-1], fills[-1])
-            value = self._pushed(written.last, tangent, value, (*args, *map(_copies, given)), kwargs)
-            if value is None:
-                self._refuse_none("JVP", written)
-        place = written.places[written.free]
-        return [self._leaf(value, place, leaf, written, fills) for leaf in wanted]
-
-    def _pushed(self, maker: Maker, tangent: Any, value: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        pushed = self._called(maker, maker, tangent, _copies(value), *args, **kwargs)
-        if callable(pushed):
-            raise VJPSignatureError(
-                f"the JVP maker {name_of(maker)} of {self.plain.label} must return the tangent itself, got a function; "
-                f"it is given the tangent t of the argument first: `lambda t, ans, x: …`"
-            )
-        return pushed
+            self._refuse_none(value, "VJP", chain, places)
+        if chain.last is not None:
+            args, kwargs = self._copied_arguments(chain.rules)
+            moved = chain.order[-1]
+            tangent = self._like(args[places[moved]], places[moved], fills[moved])
+            args = (tangent, copied_tree(value), *args, *map(copied_tree, given))
+            value = self._called(chain.last, chain.last, *args, **kwargs)
+            if callable(value):
+                raise VJPSignatureError(
+                    f"the JVP maker {name_of(chain.last)} of {label} must return the tangent itself, got a function; "
+                    f"it is given the tangent t of the argument first: `lambda t, ans, x: …`"
+                )
+            self._refuse_none(value, "JVP", chain, places)
+        place, words = places[chain.free], self._words(chain, places)
+        leaves = self.leaves_of(place, value, words[0])
+        return [self._checked(leaves[leaf], place, leaf, words, fills) for leaf in wanted]
 
     def _called(self, rule: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
@@ -128,46 +120,38 @@ class WrittenPoint(CalledPoint):
         except Exception as error:
             shapes = ", ".join(str(np.shape(a)) for a in args if isinstance(a, (np.ndarray, float)))
             raise GuestError(
-                f"the rule {name_of(rule)} that is written for {self.plain.label} failed on arrays of shapes {shapes or '(none)'}: "
-                f"{type(error).__name__}: {error}"
+                f"the rule {name_of(rule)} that is written for {self.plain.label} failed on arrays of shapes "
+                f"{shapes or '(none)'}: {type(error).__name__}: {error}"
             ) from error
 
     def _by_units(
         self,
-        choice: Choice,
+        chain: Chain,
         places: tuple[int, ...],
         free: int,
         fills: Sequence[Leaves | None],
-        wanted: Sequence[int],
-    ) -> list[Array]:
-        """The form with another place free, from one unit vector for each number of the free one.
+        leaf: int,
+    ) -> Array:
+        """A leaf of a form whose chain leaves another place free, from a unit vector for each of its numbers.
 
         A complex number has two, and F(1) - i F(i) is what pairs with a tangent t as Re(… t).
         """
-        written = choice.written
-        other = choice.match[written.free]
+        place, other = places[free], places[chain.free]
         weights = {
-            i: w for i, w in enumerate(fills[other] or ()) if w is not None and self.moves(places[other], i)
+            i: w for i, w in enumerate(fills[chain.free] or ()) if w is not None and self.moves(other, i)
         }
-        found = []
-        for leaf in wanted:
-            gradient = self.zeros(places[free], leaf)
-            sizes = (1.0, 1.0j) if gradient.dtype.kind == "c" else (1.0,)
-            for index in np.ndindex(gradient.shape) if self.moves(places[free], leaf) else ():
-                for size in sizes:
-                    unit = np.zeros_like(gradient)
-                    unit[index] = size
-                    mine: Leaves = [None] * len(self._row(places[free]))
-                    mine[leaf] = unit
-                    filled = [mine if i == free else None if i == other else fills[i] for i in choice.match]
-                    moved = self._follow(written, filled, list(weights))
-                    along = math.fsum(float(np.sum(np.real(m * w))) for m, w in zip(moved, weights.values()))
-                    gradient[index] += along / size
-            found.append(gradient)
-        return found
-
-    def _row(self, place: int) -> Sequence[Any]:
-        return self.answer if place == OUTPUTS else self.places[place]
+        gradient = self.zeros(place, leaf)
+        filled = list(fills)
+        filled[chain.free] = None
+        for index in np.ndindex(gradient.shape) if self.moves(place, leaf) else ():
+            for size in (1.0, 1.0j) if gradient.dtype.kind == "c" else (1.0,):
+                unit = np.zeros_like(gradient)
+                unit[index] = size
+                filled[free] = [unit if i == leaf else None for i in range(len(self.row(place)))]
+                parts = self._follow(chain, places, filled, list(weights))
+                along = math.fsum(float(np.sum(np.real(p * w))) for p, w in zip(parts, weights.values()))
+                gradient[index] += along / size
+        return gradient
 
     def _like(self, value: Any, place: int, fill: Leaves | None) -> Any:
         """Leaves of a place as the user's value there is: a tree, an array or a flat vector; new arrays.
@@ -175,84 +159,60 @@ class WrittenPoint(CalledPoint):
         A place that is left free in the end is filled with ones: what comes out does not depend on it.
         """
         leaves = [
-            self.zeros(place, i) + 1 if fill is None else self._or_zeros(fill[i], place, i)
-            for i in range(len(self._row(place)))
+            self.zeros(place, i) + 1
+            if fill is None
+            else self.zeros(place, i)
+            if fill[i] is None
+            else np.array(fill[i])
+            for i in range(len(self.row(place)))
         ]
-        if place == 0 and self.plain.layout is not None:
-            return _params_like(value, leaves[0], self.plain.layout)
-        structure = self._structure(place)
-        return leaves[0] if structure.num_nodes == 1 else trees.unflatten(structure, leaves)
+        return self.tree_of(place, leaves, value)
 
-    def _or_zeros(self, leaf: Array | None, place: int, index: int) -> Array:
-        return self.zeros(place, index) if leaf is None else np.array(leaf)
-
-    def _structure(self, place: int) -> optree.PyTreeSpec:
-        if place == OUTPUTS:
-            return self.structure
-        return self.plain.structure(place, self.signature)
-
-    def _leaf(
-        self, value: Any, place: int, leaf: int, written: Written, fills: Sequence[Leaves | None]
+    def _checked(
+        self, value: Any, place: int, leaf: int, words: tuple[str, str], fills: Sequence[Leaves | None]
     ) -> Array:
-        """One leaf of what a rule returned, checked."""
+        """One leaf of what a rule returned."""
+        like = self.row(place)[leaf]
         if not self.moves(place, leaf):
             return self.zeros(place, leaf)
-        kind, whose = self._words(written)
-        array = self._found(value, place, leaf, kind)
-        expected, is_complex = self.shape(place, leaf), self.is_complex(place, leaf)
-        if array.shape != expected or array.dtype.kind not in ("fiubc" if is_complex else "fiub"):
-            if place == OUTPUTS:
-                hint = "return the Jacobian times the tangent t, which is like the argument"
-                of = f"the output's shape {expected}"
-            else:
-                v = next((np.shape(w) for w in fills[0] or () if w is not None), ())
-                hint = f"for a cotangent v of shape {v} return vᵀ times the Jacobian, summed over the output's axes"
-                if len(written.places) > 2:
-                    hint = "it is like the argument, or for a JVP like the gradient that it is the tangent of"
-                of = f"that argument's shape {expected}"
-            if array.shape == expected and array.dtype.kind == "c":
-                hint = "that of a real argument is the real part: np.real(…)"
-            numbers = "an array" if is_complex else "a real array"
-            raise GradientShapeError(
-                f"the {kind} of {self.plain.label} for {whose} must return {numbers} of {of}, got {array.shape} of "
-                f"dtype {array.dtype}; {hint}"
+        array, expected, is_complex = np.asarray(value), np.shape(like), kind_of(like) == "c"
+        if array.shape == expected and array.dtype.kind in ("fiubc" if is_complex else "fiub"):
+            return np.array(array, dtype=np.result_type(array, np.complex64 if is_complex else np.float32))
+        if place == OUTPUTS:
+            hint = "return the Jacobian times the tangent t, which is like the argument"
+            of = f"the output's shape {expected}"
+        else:
+            v = next((np.shape(w) for w in fills[0] or () if w is not None), ())
+            hint = (
+                f"for a cotangent v of shape {v} return vᵀ times the Jacobian, summed over the output's axes"
             )
-        return np.array(array, dtype=np.result_type(array, np.complex64 if is_complex else np.float32))
-
-    def _found(self, value: Any, place: int, leaf: int, kind: str) -> Array:
-        if place == 0 and (layout := self.plain.layout) is not None:
-            flat = not trees.is_container(value) and np.shape(value) == (layout.size,)
-            try:
-                return np.asarray(value) if flat else layout.ravel(value)
-            except LayoutError as error:
-                raise GradientShapeError(
-                    f"the {kind} of {self.plain.label} for its parameters must return a tree like them, or a vector of "
-                    f"shape {(layout.size,)}: {error}"
-                ) from error
-        structure = self._structure(place)
-        if structure.num_nodes == 1:
-            return np.asarray(value)
-        leaves, found = trees.flatten(value)
-        if found != structure:
-            like = "the outputs" if place == OUTPUTS else "its argument's"
-            raise GradientShapeError(
-                f"the {kind} of {self.plain.label} must return a tree like {like}, {structure}, got {found}"
-            )
-        return np.asarray(leaves[leaf])
-
-    def _words(self, written: Written) -> tuple[str, str]:
-        kind = "JVP" if written.last is not None else "VJP"
-        rule = written.last if written.last is not None else written.chain[-1]
-        if len(written.chain) + (written.last is not None) > 1:
-            kind = f"{kind} {name_of(rule)}"
-        return kind, " and ".join(f"argument {a}" for a in written.places[1:])
-
-    def _refuse_none(self, kind: str, written: Written) -> NoReturn:
-        what = "gradient" if kind == "VJP" else "tangent"
+            if len(fills) > 2:
+                hint = "it is like the argument, or for a JVP like the gradient that it is the tangent of"
+            of = f"that argument's shape {expected}"
+        if array.shape == expected and array.dtype.kind == "c":
+            hint = "that of a real argument is the real part: np.real(…)"
+        numbers = "an array" if is_complex else "a real array"
+        kind, whose = words
         raise GradientShapeError(
-            f"the {kind} of {self.plain.label} for {self._words(written)[1]} returned None; return the {what}, or "
-            f"declare that the argument has no influence by giving None in place of the rule"
+            f"the {kind} of {self.plain.label} for {whose} must return {numbers} of {of}, got {array.shape} of "
+            f"dtype {array.dtype}; {hint}"
         )
+
+    def _words(self, chain: Chain, places: tuple[int, ...]) -> tuple[str, str]:
+        """(kind of rule, arguments that it is for), in words."""
+        kind = "JVP" if chain.last is not None else "VJP"
+        rule = chain.last if chain.last is not None else chain.rules[-1]
+        if len(chain.rules) + (chain.last is not None) > 1:
+            kind = f"{kind} {name_of(rule)}"
+        return kind, " and ".join(f"argument {places[i]}" for i in chain.order[1:])
+
+    def _refuse_none(self, value: Any, kind: str, chain: Chain, places: tuple[int, ...]) -> None:
+        if value is None:
+            what = "gradient" if kind == "VJP" else "tangent"
+            raise GradientShapeError(
+                f"the {kind} of {self.plain.label} for {self._words(chain, places)[1]} returned None; return the {what}, or "
+                f"declare that the argument has no influence by giving None in place of the rule"
+            )
 
     def _refuse(self, places: tuple[int, ...]) -> NoReturn:
         rules, label = self.plain.rules, self.plain.label
@@ -260,32 +220,26 @@ class WrittenPoint(CalledPoint):
         keywords = [p for p in places[1:] if p < OUTPUTS]
         if keywords:
             raise MissingVJPError(
-                f"argument {self.plain.keyword(keywords[0], self.signature)!r} of {label} was passed by keyword, and "
+                f"argument {self.plain.keyword(keywords[0], self.spec)!r} of {label} was passed by keyword, and "
                 f"written gradients belong to positional arguments; pass it by position to differentiate with "
                 f"respect to it"
             )
         if len(places) == 2:
-            argument = places[1]
             known = sorted({*rules.vjps, *rules.jvps})
             state = f"it has rules for argument {', '.join(map(str, known))} only" if known else "it has none"
             raise MissingVJPError(
-                f"the gradient of {label} with respect to argument {rules.name(argument)} was asked for, and {state}; "
+                f"the gradient of {label} with respect to argument {rules.name(places[1])} was asked for, and {state}; "
                 f"write it with @{spelled}.defvjp, or make the function with gradient='numeric'"
             )
-        refuse_order(rules, places)
+        _refuse_order(rules, places)
 
 
-def refuse_order(rules: Rules, places: tuple[int, ...]) -> NoReturn:
-    """Say which rule a higher derivative needs.
-
-    Raises:
-        HigherOrderError: always.
-    """
-    label = rules.label
+def _refuse_order(rules: Rules, places: tuple[int, ...]) -> NoReturn:
+    """Say which rule a higher derivative needs."""
     asked = " and then ".join(f"argument {rules.name(a)}" for a in places[1:])
     rule = rules.vjps.get(places[1])
     for argument in places[2:-1]:
-        rule = rule.rules.vjps.get(argument) if rule is not None else None
+        rule = rule.vjps.get(argument) if rule is not None else None
     if rule is not None:
         name = name_of(rule)
         name = name if name.isidentifier() and name != "_" else "Q_vjp"
@@ -293,26 +247,7 @@ def refuse_order(rules: Rules, places: tuple[int, ...]) -> NoReturn:
     else:
         how = "write the VJPs up to it, each with @….defvjp of the one before"
     raise HigherOrderError(
-        f"a derivative of the written-down gradient of {label} was asked for, with respect to {asked}, and no rule "
-        f"gives it: NumPy code cannot be differentiated; {how}, or write {label} in a framework that has higher "
-        f"orders: @gradbridge.primitive(backend='torch')"
+        f"a derivative of the written-down gradient of {rules.label} was asked for, with respect to {asked}, and no "
+        f"rule gives it: NumPy code cannot be differentiated; {how}, or write {rules.label} in a framework that has "
+        f"higher orders: @gradbridge.primitive(backend='torch')"
     )
-
-
-def _params_like(value: Any, flat: Array, layout: ParameterLayout) -> Any:
-    """The vector in the form that the user's own value has: a vector, or a tree, or a mapping of names."""
-    if not trees.is_container(value) and np.shape(value) == (layout.size,):
-        return flat
-    arrays = layout.unravel(flat)
-    if isinstance(value, Mapping) and set(value) == set(layout.names):
-        return arrays
-    assert layout.structure is not None
-    return trees.unflatten(layout.structure, list(arrays.values()))
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
-
-
-def _copies(tree: Any) -> Any:
-    return trees_map(np.array, tree)

@@ -1,7 +1,7 @@
 """TensorFlow as a backend: Keras 3 models, tf.Modules and functions of tensors as guests."""
 
+from gradbridge.declarations import Backend
 from gradbridge.hookspecs import hookimpl
-from gradbridge.registry import Backend
 
 
 @hookimpl

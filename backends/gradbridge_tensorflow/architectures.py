@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from gradbridge.errors import UnknownModelError
-from gradbridge.protocol import Array
+from gradbridge.layout import Array
 
 if TYPE_CHECKING:
     from gradbridge.architectures import Architecture, Layer

@@ -9,17 +9,14 @@ from typing import Any, ClassVar
 import keras
 import tensorflow as tf
 
-from gradbridge.protocol import Array
+from gradbridge.layout import Array
 from gradbridge.testing import BackendUnderTest
 
 
 class UnderTest(BackendUnderTest):
-    """See `gradbridge.testing.BackendUnderTest`."""
-
     backend: ClassVar[str] = "tensorflow"
 
     def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> Any:
-        """A Keras model of two dense layers and a tanh."""
         layers = [
             keras.layers.Dense(weight1.shape[1], activation="tanh", dtype="float64"),
             keras.layers.Dense(weight2.shape[1], dtype="float64"),
@@ -27,40 +24,31 @@ class UnderTest(BackendUnderTest):
         return _built([3], layers, [weight1, bias1, weight2, bias2])
 
     def embedding(self, table: Array) -> Any:
-        """A Keras lookup layer."""
         return _built([3], [keras.layers.Embedding(*table.shape, dtype="float64")], [table], "int64")
 
     def energy(self) -> Any:
-        """A function of tensors."""
         return lambda x, y: tf.reduce_sum(x**2 * y)
 
     def outputs(self, scale: Array) -> Any:
-        """A tf.Module that returns a dict with a tuple in it."""
         return _Outputs(scale)
 
     def tied(self, weight: Array) -> Any:
-        """A tf.Module with one variable in two places."""
         return _Tied(weight)
 
     def unused(self, weight: Array, spare: Array) -> Any:
-        """A tf.Module with a variable, and an input, that it ignores."""
         return _Unused(weight, spare)
 
     def dropout(self, rate: float) -> Any:
-        """A Keras model of the layer alone."""
         return _built([8], [keras.layers.Dropout(rate, dtype="float64")], [])
 
     def batchnorm(self, scale: Array, shift: Array, epsilon: float) -> Any:
-        """A Keras model of the layer alone, with its affine parameters set."""
         layer = keras.layers.BatchNormalization(epsilon=epsilon, dtype="float64")
         return _built([len(scale)], [layer], [scale, shift])
 
     def wave(self, scale: Array) -> Any:
-        """A tf.Module of complex tensors."""
         return _Wave(scale)
 
     def state(self, model: Any) -> Any:
-        """Variables, losses and flags of a model; the global state of TensorFlow and Keras."""
         surroundings = (
             keras.config.floatx(),
             keras.config.dtype_policy().name,
@@ -75,7 +63,6 @@ class UnderTest(BackendUnderTest):
         return surroundings
 
     def surroundings(self) -> Iterable[tuple[str, AbstractContextManager[Any]]]:
-        """What a TensorFlow program may have set around us."""
         yield "under keras floatx float16", _floatx("float16")
         yield "within a gradient tape", tf.GradientTape(persistent=True)
         yield "within tf.init_scope()", tf.init_scope()

@@ -14,6 +14,7 @@ from gradbridge.errors import (
     HigherOrderError,
     InputError,
     NotDifferentiableError,
+    Unsupported,
 )
 from gradbridge_tensorflow.repairs import flat_gradients, lost_moments
 
@@ -46,19 +47,20 @@ _GLOBAL_NOISE = {
 _WRITES = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
 
 
-def explained(error: Exception, label: str, leaves: Sequence[Any]) -> GradbridgeError:
+def explained(
+    error: Exception, label: str, inputs: Sequence[Any], dtype: tf.DType | None, doing: str
+) -> GradbridgeError:
     """The error of ours that says what the model was given and what it said.
 
     Args:
         error: what the model or its graph raised.
         label: the model's name.
-        leaves: the input leaves, tensors or not.
+        inputs: leaves, arrays or not.
+        dtype: that floating ones are cast to; None keeps theirs.
+        doing: what was done where it was no forward: ``"the derivative of"``.
     """
-    given = ", ".join(
-        f"input {i} of shape {tuple(x.shape)} {x.dtype.name}"
-        for i, x in enumerate(leaves)
-        if isinstance(x, tf.Tensor)
-    )
+    kinds = {i: _named(x, dtype) for i, x in enumerate(inputs) if hasattr(x, "dtype") and hasattr(x, "shape")}
+    given = ", ".join(f"input {i} of shape {tuple(inputs[i].shape)} {name}" for i, name in kinds.items())
     text = _first_line(str(error))
     said = f"{type(error).__name__}: {text}"
     if _MISFIT.search(text) and not isinstance(error, (AttributeError, NameError)):
@@ -66,9 +68,7 @@ def explained(error: Exception, label: str, leaves: Sequence[Any]) -> Gradbridge
             f"the bridge over {label}: the model was given {given or 'no array'} and refused ({said}); check "
             f"the number of columns and the axes of the inputs"
         )
-    came = {
-        x.dtype.name for x in leaves if isinstance(x, tf.Tensor) and (x.dtype.is_integer or x.dtype.is_bool)
-    }
+    came = {name for name in kinds.values() if name.startswith(("int", "uint", "bool"))}
     refused = re.search(rf"\b(?:DataType|type|of|got|an?) ({'|'.join(came)})\b", text) if came else None
     if refused:
         return InputError(
@@ -86,7 +86,8 @@ def explained(error: Exception, label: str, leaves: Sequence[Any]) -> Gradbridge
             "; some part of it computes in a dtype of its own: leave dtype= out, or write that part so that "
             "it follows the dtype of its inputs"
         )
-    return GuestError(f"{label} failed on {given or 'no array'}: {said}{advice}")
+    what = f"{doing} {label}" if doing else label
+    return GuestError(f"{what} failed on {given or 'no array'}: {said}{advice}")
 
 
 def refuse_foreign_operations(graph: Any, label: str, differentiated: bool) -> None:
@@ -161,10 +162,15 @@ def refuse_lost_tangents(graph: Any, label: str, plain: Callable[[], Any]) -> No
         plain: traces what it is the JVP of.
 
     Raises:
+        Unsupported: TensorFlow has none that is the transposed of the VJP.
         HigherOrderError: it would be a wrong number.
     """
     lost = False
     for nodes, returned in bodies(graph):
+        if any("_gradient_op_type" in node.attr for node in nodes):
+            # An accumulator pushes tangents through what the operation computes, and does not ask its
+            # gradient: a JVP would not be the transposed of the VJP.
+            raise Unsupported(f"{label} has no forward mode: an operation in it has a custom gradient")
         if any(flat_gradients(nodes)):
             raise HigherOrderError(f"{label} has no forward mode: the gradient of an operation in it is flat")
         lost = lost or next(lost_moments(nodes, returned), None) is not None
@@ -172,7 +178,7 @@ def refuse_lost_tangents(graph: Any, label: str, plain: Callable[[], Any]) -> No
         refuse_lost_derivatives(plain(), label)
 
 
-def refuse_missing_derivatives(error: Exception, graph: Any, label: str) -> None:
+def refuse_missing_derivatives(error: tf.errors.NotFoundError, graph: Any, label: str) -> None:
     """Say so if a compiled derivative fails because TensorFlow has none for a function of its own.
 
     It finds that out when it runs: it writes the name of a gradient in the graph that nobody defines.
@@ -185,11 +191,9 @@ def refuse_missing_derivatives(error: Exception, graph: Any, label: str) -> None
     Raises:
         HigherOrderError
     """
-    if not isinstance(error, tf.errors.NotFoundError):
-        return
     asked = [n for nodes, _ in bodies(graph) for n in nodes if n.op == "SymbolicGradient"]
     if asked:
-        scopes = [part for part in asked[0].name.split("/") if part != "gradient_tape"]
+        scopes = [part for part in asked[0].name.split("/") if not part.startswith("gradient")]
         raise HigherOrderError(
             f"the derivative of {label} was asked for, and TensorFlow has none for an operation of the model, "
             f"{scopes[0]!r}; replace that operation, or give it a gradient with tf.custom_gradient"
@@ -202,6 +206,12 @@ def bodies(graph: Any) -> Iterator[tuple[list[Any], list[str]]]:
     yield list(definition.node), []
     for function in definition.library.function:
         yield list(function.node_def), list(function.ret.values())
+
+
+def _named(array: Any, dtype: tf.DType | None) -> str:
+    """The dtype in which an array crosses the border."""
+    name = str(array.dtype).rsplit(".", 1)[-1] if not isinstance(array.dtype, tf.DType) else array.dtype.name
+    return dtype.name if dtype is not None and "float" in name else name
 
 
 def _first_line(text: str) -> str:

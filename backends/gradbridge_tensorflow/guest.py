@@ -8,14 +8,15 @@ from typing import Any
 import tensorflow as tf
 
 from gradbridge.errors import OptionError, UnknownModelError
-from gradbridge.protocol import GuestOptions, refuse_unknown_options
-from gradbridge_tensorflow.adapters import ProgramAdapter
-from gradbridge_tensorflow.functions import FunctionAdapter
+from gradbridge.execution.functional import FunctionalAdapter
+from gradbridge.options import GuestOptions, refuse_unknown_options
+from gradbridge_tensorflow.framework import TensorFlow
+from gradbridge_tensorflow.functions import FunctionModel, TensorFlowModel
 from gradbridge_tensorflow.isolation import eagerly
-from gradbridge_tensorflow.modules import ModuleAdapter
+from gradbridge_tensorflow.modules import ModuleModel
 
 
-def adapt(model: Any, options: GuestOptions) -> ProgramAdapter:
+def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
     """Make an adapter of a model or a function: the guest half of backend ``tensorflow``.
 
     Args:
@@ -29,27 +30,28 @@ def adapt(model: Any, options: GuestOptions) -> ProgramAdapter:
         UnknownModelError: none of these, or a model that cannot be bridged.
     """
     refuse_unknown_options("tensorflow", options.extra, ())
-    return eagerly(None, lambda: _adapted(model, options))
+    source = eagerly(None, lambda: _model(model, options))
+    return FunctionalAdapter(TensorFlow(source.label), source)
 
 
-def _adapted(model: Any, options: GuestOptions) -> ProgramAdapter:
+def _model(model: Any, options: GuestOptions) -> TensorFlowModel:
     if options.params is not None and (_is_keras(model) or isinstance(model, tf.Module)):
         raise OptionError(f"params= belongs to functions; a {type(model).__name__} brings its own parameters")
     if _is_keras(model):
         _refuse_other_keras_backends(model)
         # Keras takes a second to import: it is there already when there is a model of it.
-        from gradbridge_tensorflow.keras_models import KerasAdapter
+        from gradbridge_tensorflow.keras_models import KerasModel
 
-        return KerasAdapter(model, options)
+        return KerasModel(model, options)
     if any(cls.__module__.startswith("tf_keras.") for cls in type(model).__mro__):
         raise UnknownModelError(
             f"{type(model).__name__} is a model of tf_keras (Keras 2); build it with Keras 3 (import keras), or "
             f"bridge a function of its weights with params=…"
         )
     if isinstance(model, tf.Module):
-        return ModuleAdapter(model, options)
+        return ModuleModel(model, options)
     if callable(model) and not isinstance(model, type):
-        return FunctionAdapter(model, options)
+        return FunctionModel(model, options)
     raise UnknownModelError(
         f"backend 'tensorflow' bridges Keras models, tf.Modules and callables, got a {type(model).__name__}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -9,6 +10,9 @@ from typing import TypeVar
 import tensorflow as tf
 
 T = TypeVar("T")
+
+#: One trace at a time in the process: Keras' layers keep notes on the call under way.
+tracing = threading.RLock()
 
 
 def eagerly(device: str | None, step: Callable[[], T]) -> T:

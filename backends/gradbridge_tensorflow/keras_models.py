@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,124 +13,124 @@ import numpy as np
 import tensorflow as tf
 
 from gradbridge import trees
+from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import GuestError, NotDifferentiableError, UnknownModelError
-from gradbridge.layout import ParameterLayout
-from gradbridge.protocol import Array, GuestOptions, Signature
-from gradbridge.signatures import argument_names
-from gradbridge_tensorflow.adapters import ModelAdapter
-from gradbridge_tensorflow.autographed import called
+from gradbridge.layout import Array, ParameterLayout
+from gradbridge.options import GuestOptions
+from gradbridge_tensorflow.functions import TensorFlowModel, called
 from gradbridge_tensorflow.isolation import eagerly
 from gradbridge_tensorflow.keras_copies import copied, is_in_dtype, same_outputs
-from gradbridge_tensorflow.programs import Traced, seeds_of
-from gradbridge_tensorflow.tensors import compute_device, floating_dtype, joined
+from gradbridge_tensorflow.tensors import compute_device, floating_dtype, to_array, to_tensor
 
 _settings = threading.RLock()
 
 
-class KerasAdapter(ModelAdapter):
-    """A Keras model: its trainable variables are the params, all else is kept as it was when bridged.
+class KerasModel(TensorFlowModel):
+    """A Keras model: its trainable variables are the weights, all else is kept as it was when bridged.
 
     The model is called within a `keras.StatelessScope`, where its variables stand for tensors:
-    the parameters of the call, and copies of the others. In train mode the copies move, and
-    they are the adapter's. Random generators are variables too; each gets its seed from the call.
+    the weights of the call, and copies of the others. In train mode the copies move, and they are
+    the bridge's. Random generators are variables too; each gets its seed from the call.
     """
+
+    any_rows = True
 
     def __init__(self, model: Any, options: GuestOptions) -> None:
         _refuse_unready(model)
-        dtype, device = floating_dtype(options.dtype), compute_device(options.device)
         self._model = model  # the user's own: read, never written to
-        self.argument_names = argument_names(model.call)
-        self._train = options.mode == "train"
         self._own = list(model.trainable_variables)
-        others = [v for v in model.non_trainable_variables if not _is_seed(v)]
-        self._as_is = dtype is None or is_in_dtype(model, dtype.name)
-        self._running = model if self._as_is else copied(model, dtype.name)
-        self._unchecked = not self._as_is
-        self._floatx = keras.config.floatx() if self._as_is else dtype.name
-        seeds = [v for v in model.non_trainable_variables if _is_seed(v)]
-        self.generators = len(seeds)
-        self._rest = [_snapshot(v, None if self._as_is else dtype) for v in others]
-        self._moving = self._train and bool(others)
-        self.stochastic = self._moving or bool(seeds)
-        self._moves = threading.Lock()
-        names = _unique([v.path for v in self._own])
-        layout = ParameterLayout(
-            tuple(names),
+        self.layout = ParameterLayout(
+            tuple(_unique([v.path for v in self._own])),
             tuple(tuple(int(n) for n in v.shape) for v in self._own),
             tuple(keras.backend.standardize_dtype(v.dtype) for v in self._own),
         )
-        dtypes = [dtype or tf.as_dtype(v.dtype) for v in self._own]
-        own = next((tf.as_dtype(v.dtype) for v in model.variables if _is_float(v)), None)
-        super().__init__(model.name, layout, dtypes, dtype or own, device, any_rows=True)
+        floating = next((tf.as_dtype(v.dtype) for v in model.variables if _is_float(v)), None)
+        asked, self.device = floating_dtype(options.dtype), compute_device(options.device)
+        self.label, self.dtype = model.name, asked or floating
+        self.dtypes = [asked or tf.as_dtype(v.dtype) for v in self._own]
+        self.argument_names = argument_names(model.call)
+        self._train = options.mode == "train"
+        copy_in = None if asked is None or is_in_dtype(model, asked.name) else asked
+        self._copied_in: str | None = copy_in and copy_in.name
+        self._floatx = self._copied_in or keras.config.floatx()
+        self._running = copied(model, self._copied_in) if copy_in else model
+        self._is_checked = copy_in is None
+        self._latest: CallSpec | None = None
+        others, seeds = _others(model)
+        self._generators = len(seeds)
+        self._rest = [_snapshot(v, copy_in) for v in others]
+        self._moves = self._train and bool(others)
+        self.draws = self._moves or bool(seeds)
 
-    def params(self) -> Array:
-        """See `Adapter.params`: read from the user's model as it is now."""
-        return eagerly(None, lambda: joined(self.layout, [tf.convert_to_tensor(v.value) for v in self._own]))
+    def weights(self) -> Sequence[Any]:
+        # Read from the user's model as it is now.
+        return eagerly(None, lambda: [to_array(tf.convert_to_tensor(v.value)) for v in self._own])
 
-    def model(self, params: Array) -> Any:
-        """See `Adapter.model`. In the dtype of the computation, with the bridge's own statistics."""
-        return eagerly(None, lambda: self._twin(params))
+    def native(self, weights: Sequence[Array]) -> Any:
+        # In the dtype of the computation, with the bridge's own statistics.
+        return eagerly(None, lambda: self._twin(weights))
 
-    def state(self) -> list[tf.Tensor]:
-        """The moving variables: none in eval mode, where they are compiled in."""
-        return self._rest if self._moving else []
+    def extras(self, noise: int) -> Sequence[Any]:
+        # The moving variables: none in eval mode, where they are compiled in.
+        seeds = [tf.constant(_seeds(noise, self._generators))] if self._generators else []
+        return [*seeds, *self._rest] if self._moves else seeds
 
-    def move(self, state: list[tf.Tensor]) -> None:
-        """Take over the statistics that a forward left behind, all at once."""
-        with self._moves:
-            self._rest = list(state)
+    def move(self, after: Sequence[Any]) -> None:
+        self._rest = list(after)  # all at once
 
-    def forward(
-        self, loaded: tf.Tensor, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
-    ) -> tuple[Any, Any]:
-        """See `Adapter.forward`."""
-        if self._unchecked:
-            self._check(inputs, signature)
-        return super().forward(loaded, inputs, signature, wrt)
+    def isolated(
+        self, thunk: Callable[[], Any], inputs: Sequence[Any], noise: int | None, record: bool
+    ) -> Any:
+        if self._is_checked or noise is None:
+            return eagerly(self.device, thunk)
 
-    def compute(self, given: Traced) -> Any:
-        """Call the model on tensors in place of its variables."""
-        args, kwargs = given.bind()
-        rest = given.state if self._moving else self._rest
+        def checked() -> Any:
+            result = thunk()
+            self._check(inputs, noise)
+            return result
+
+        return eagerly(self.device, checked)
+
+    def call(
+        self, weights: Sequence[Any], inputs: list[Any], spec: CallSpec, extras: Sequence[Any]
+    ) -> tuple[Any, Sequence[Any]]:
+        self._latest = spec
+        args, kwargs = spec.bind(inputs)
+        count = int(bool(self._generators))
+        rest = extras[count:] if self._moves else self._rest
+        seeds = extras[0] if count else None
         with _floatx(self._floatx):
-            output, after = self._call(self._running, given.pieces, rest, given.seeds, args, kwargs)
-        if self._moving:
-            given.state[:] = after
-        return output
+            output, after = self._called(self._running, weights, rest, seeds, args, kwargs, self._train)
+        return output, after if self._moves else ()
 
     # -- private ------------------------------------------------------------------------------
 
-    def _twin(self, params: Array) -> Any:
-        twin = copied(self._model, None if self._as_is else self._floatx)
-        pieces = self.layout.unravel(params)
-        for v, name in zip(twin.trainable_variables, self.layout.names):
-            v.assign(pieces[name])
-        others = [v for v in twin.non_trainable_variables if not _is_seed(v)]
-        for v, value in zip(others, self._rest):
+    def _twin(self, weights: Sequence[Array]) -> Any:
+        twin = copied(self._model, self._copied_in)
+        for v, value in zip((*twin.trainable_variables, *_others(twin)[0]), (*weights, *self._rest)):
             v.assign(value)
         return twin
 
-    def _call(
+    def _called(
         self,
         model: Any,
-        pieces: Sequence[tf.Tensor],
+        weights: Sequence[tf.Tensor],
         rest: Sequence[tf.Tensor],
-        seeds: tf.Tensor | None,
+        seeds: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        train: bool | None = None,
+        train: bool,
     ) -> tuple[Any, list[tf.Tensor]]:
-        others = [v for v in model.non_trainable_variables if not _is_seed(v)]
-        generators = [v for v in model.non_trainable_variables if _is_seed(v)]
+        others, generators = _others(model)
         mapping = [
-            *zip(model.trainable_variables, pieces),
+            *zip(model.trainable_variables, weights),
             *zip(others, rest),
             *((v, tf.cast(seeds[i], v.dtype)) for i, v in enumerate(generators)),
         ]
         known = {id(v) for v, _ in mapping}
         if len(args) > 1 and isinstance(getattr(model, "_inputs_struct", None), (list, tuple)):
             args = (list(args),)  # f(params, a, b) of a functional model with the inputs [a, b]
-        kwargs = {"training": self._train if train is None else train, **kwargs}
+        kwargs = {"training": train, **kwargs}
         # Losses are collected in the scope, or the layers would keep them.
         scope = keras.StatelessScope(mapping, collect_losses=True, initialize_variables=False)
         with scope:
@@ -142,39 +143,37 @@ class KerasAdapter(ModelAdapter):
             )
         return output, [scope.get_current_value(v) for v in others]
 
-    def _check(self, inputs: Sequence[Any], signature: Signature) -> None:
+    def _check(self, inputs: Sequence[Any], noise: int) -> None:
         """Compare the copy in another dtype with the user's model, on the first inputs there are.
 
         Raises:
             UnknownModelError: they are not the same function.
         """
-        args, kwargs = signature.bind([tf.constant(x) if type(x) is np.ndarray else x for x in inputs])
-        found = []
-        seeds = tf.constant(seeds_of(signature.noise, self.generators)) if self.generators else None
+        spec = self._latest
+        if spec is None or spec.count != len(inputs):
+            return  # another thread's call came between
+        if self._generators:
+            self._is_checked = True
+            return
+        results = []
         for model in (self._model, self._running):
-            cast = [
-                tf.cast(x, model.compute_dtype) if isinstance(x, tf.Tensor) and x.dtype.is_floating else x
-                for x in trees.flatten((args, kwargs))[0]
-            ]
-            mine, named = trees.unflatten(signature.structure, cast)
-            pieces = [v.value for v in model.trainable_variables]
-            rest = [v.value for v in model.non_trainable_variables if not _is_seed(v)]
+            dtype = tf.as_dtype(model.compute_dtype)
+            leaves = [to_tensor(x, dtype) if hasattr(x, "__dlpack__") else x for x in inputs]
+            args, kwargs = spec.bind(leaves)
+            variables = model.trainable_variables, _others(model)[0]
+            weights, rest = [[v.value for v in group] for group in variables]
             try:
-                output, _ = self._call(model, pieces, rest, seeds, mine, named, train=False)
-            except Exception:
-                return  # the forward itself will tell
-            found.append([tf.convert_to_tensor(x) for x in trees.flatten(output)[0]])
-        if not self.generators and not same_outputs(*found):
+                output, _ = self._called(model, weights, rest, None, args, kwargs, False)
+            except (ValueError, TypeError, RuntimeError, AttributeError, tf.errors.OpError):
+                break  # it computes in graphs alone, or not at all in its own dtype: there is nothing to compare
+            results.append([tf.convert_to_tensor(x) for x in trees.flatten(output)[0]])
+        if len(results) == 2 and not same_outputs(*results):
             raise UnknownModelError(
-                f"{self.label} rebuilt from its config in {self._floatx} does not compute what it computes in its "
-                f"own dtype, so get_config() leaves something out; leave dtype= out, or build the model in "
-                f"{self._floatx} with keras.config.set_dtype_policy"
+                f"{self.label} rebuilt from its config in {self._copied_in} does not compute what it computes in "
+                f"its own dtype, so get_config() leaves something out; leave dtype= out, or build the model in "
+                f"{self._copied_in} with keras.config.set_dtype_policy"
             )
-        self._unchecked = False
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._moves = threading.Lock()
-        super().__setstate__(state)
+        self._is_checked = True
 
 
 def _refuse_unready(model: Any) -> None:
@@ -191,6 +190,17 @@ def _refuse_unready(model: Any) -> None:
             )
 
 
+def _others(model: Any) -> tuple[list[Any], list[Any]]:
+    """The variables that are no weights: (state, states of random generators)."""
+    fixed = model.non_trainable_variables
+    return [v for v in fixed if not _is_seed(v)], [v for v in fixed if _is_seed(v)]
+
+
+def _seeds(noise: int, count: int) -> np.ndarray[Any, Any]:
+    """(count, 2) int64: a seed for each generator, from the noise of one call alone."""
+    return np.random.SeedSequence(noise).generate_state(2 * count).astype(np.int64).reshape(count, 2)
+
+
 def _is_seed(variable: Any) -> bool:
     return variable.path.endswith("seed_generator_state") and tuple(variable.shape) == (2,)
 
@@ -205,10 +215,10 @@ def _snapshot(variable: Any, dtype: tf.DType | None) -> tf.Tensor:
 
 
 def _unique(paths: Sequence[str]) -> list[str]:
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     names = []
     for path in paths:
-        seen[path] = seen.get(path, 0) + 1
+        seen[path] += 1
         names.append(path if seen[path] == 1 else f"{path}_{seen[path]}")
     return names
 

@@ -5,104 +5,91 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-import threading
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import GuestError, NotDifferentiableError, UnknownModelError
-from gradbridge.layout import ParameterLayout
-from gradbridge.protocol import Array, GuestOptions
-from gradbridge.signatures import argument_names
-from gradbridge_tensorflow.adapters import ModelAdapter
-from gradbridge_tensorflow.autographed import called
+from gradbridge.layout import Array, ParameterLayout
+from gradbridge.options import GuestOptions
+from gradbridge_tensorflow.functions import TensorFlowModel, called
 from gradbridge_tensorflow.isolation import eagerly
-from gradbridge_tensorflow.programs import Traced
 from gradbridge_tensorflow.slots import filled, slot
-from gradbridge_tensorflow.tensors import compute_device, floating_dtype, joined
+from gradbridge_tensorflow.tensors import compute_device, floating_dtype, to_array
 
 
-class ModuleAdapter(ModelAdapter):
-    """A callable ``tf.Module``: its trainable variables are the params, all else is kept as it was.
+class ModuleModel(TensorFlowModel):
+    """A callable ``tf.Module``: its trainable variables are the weights, all else is kept as it was.
 
     Whether the module has a train mode is seen from its signature: ``training`` or
     ``is_training`` is passed if it is there. In train mode the variables that it assigns move, in
-    the adapter; in eval mode they stay.
+    the bridge; in eval mode they stay.
     """
 
     def __init__(self, module: tf.Module, options: GuestOptions) -> None:
         _refuse_unready(module)
-        dtype, device = floating_dtype(options.dtype), compute_device(options.device)
         self._module = module  # the user's own: read, never written to
-        self.argument_names = argument_names(_body(module))
-        self._computed_in = options.dtype
         self._own = list(module.trainable_variables)
-        self._template, own, others = _duplicated(module, dtype)
-        self._places = own, others
         names = _names(module)
-        layout = ParameterLayout(
+        self.layout = ParameterLayout(
             tuple(names[id(v)] for v in self._own),
             tuple(tuple(int(n) for n in v.shape) for v in self._own),
             tuple(v.dtype.name for v in self._own),
         )
-        self._rest = [v.read_value() for v in others]
-        train = options.mode == "train"
-        self._moving = train and bool(others)
-        self.stochastic = self._moving
-        self._moves = threading.Lock()
-        self._mode = dict.fromkeys(_mode_arguments(module), train)
-        dtypes = [v.dtype for v in own]
-        floating = next((v.dtype for v in (*own, *others) if v.dtype.is_floating), None)
-        super().__init__(type(module).__name__, layout, dtypes, dtype or floating, device, any_rows=False)
-
-    def params(self) -> Array:
-        """See `Adapter.params`: read from the user's module as it is now."""
-        return eagerly(None, lambda: joined(self.layout, [v.read_value() for v in self._own]))
-
-    def model(self, params: Array) -> tf.Module:
-        """See `Adapter.model`. In the dtype of the computation, with the bridge's own moving state."""
-        return eagerly(None, lambda: self._twin(params))
-
-    def state(self) -> list[tf.Tensor]:
-        """The variables that are no parameters: none in eval mode, where they are compiled in."""
-        return self._rest if self._moving else []
-
-    def move(self, state: list[tf.Tensor]) -> None:
-        """Take over what a forward assigned, all at once."""
-        with self._moves:
-            self._rest = list(state)
-
-    def compute(self, given: Traced) -> Any:
-        """Call a fresh copy whose variables are slots.
-
-        Fresh, because a tf.function within the module remembers the tensors of the trace before.
-        """
-        args, kwargs = given.bind()
+        self._asked = floating_dtype(options.dtype)
+        self._template, *self._places = _duplicated(module, self._asked)
         own, others = self._places
+        floating = next((v.dtype for v in (*own, *others) if v.dtype.is_floating), None)
+        self.label, self.device = type(module).__name__, compute_device(options.device)
+        self.dtypes, self.dtype = [v.dtype for v in own], self._asked or floating
+        self.argument_names = argument_names(_body(module))
+        train = options.mode == "train"
+        self._mode = dict.fromkeys(_mode_arguments(module), train)
+        self._rest = [v.read_value() for v in others]
+        self.draws = self._moves = train and bool(others)
+
+    def weights(self) -> Sequence[Any]:
+        # Read from the user's module as it is now.
+        return eagerly(None, lambda: [to_array(v.read_value()) for v in self._own])
+
+    def native(self, weights: Sequence[Array]) -> tf.Module:
+        # In the dtype of the computation, with the bridge's own moving state.
+        return eagerly(None, lambda: self._twin(weights))
+
+    def extras(self, noise: int) -> Sequence[Any]:
+        # The variables that are no weights: none in eval mode, where they are compiled in.
+        return self._rest if self._moves else ()
+
+    def move(self, after: Sequence[Any]) -> None:
+        self._rest = list(after)  # all at once
+
+    def call(
+        self, weights: Sequence[Any], inputs: list[Any], spec: CallSpec, extras: Sequence[Any]
+    ) -> tuple[Any, Sequence[Any]]:
+        args, kwargs = spec.bind(inputs)
+        own, others = self._places
+        # A fresh copy, because a tf.function within the module remembers the tensors of the trace before.
         with tf.init_scope():
             slots = [slot(v, v.dtype) for v in (*own, *others)]
             memo = {id(v): s for v, s in zip((*own, *others), slots)}
             twin = copy.deepcopy(self._template, memo)
-        rest = given.state if self._moving else self._rest
-        values = {id(s): t for s, t in zip(slots, (*given.pieces, *rest))}
+        values = {id(s): t for s, t in zip(slots, (*weights, *(extras or self._rest)))}
         with filled(values):
             output = called(_body(twin), args, {**self._mode, **kwargs})
             output = tf.nest.map_structure(
                 lambda x: tf.convert_to_tensor(x) if isinstance(x, tf.Variable) else x, output
             )
         self._refuse_strays()
-        if self._moving:
-            given.state[:] = [values[id(s)] for s in slots[len(own) :]]
-        return output
+        return output, [values[id(s)] for s in slots[len(own) :]] if self._moves else ()
 
     # -- private ------------------------------------------------------------------------------
 
-    def _twin(self, params: Array) -> tf.Module:
-        twin, own, others = _duplicated(self._module, floating_dtype(self._computed_in))
-        for v, piece in zip(own, self.layout.unravel(params).values()):
-            v.assign(tf.cast(piece, v.dtype))
-        for v, value in zip(others, self._rest):
-            v.assign(value)
+    def _twin(self, weights: Sequence[Array]) -> tf.Module:
+        twin, own, others = _duplicated(self._module, self._asked)
+        for v, value in zip((*own, *others), (*weights, *self._rest)):
+            v.assign(tf.cast(value, v.dtype))
         return twin
 
     def _refuse_strays(self) -> None:
@@ -114,10 +101,6 @@ class ModuleAdapter(ModelAdapter):
                     f"{self.label} reads its variable {name!r} through a closure (a lambda or a tf.function "
                     f"made in its constructor), where a bridge cannot put new parameters; make that a method"
                 )
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._moves = threading.Lock()
-        super().__setstate__(state)
 
 
 def _duplicated(

@@ -1,388 +1,203 @@
-"""Programs: a traceable function of tensors, its compiled forms, and its pullback, a program again.
-
-The parameters are a tensor per entry of the layout here, in as in out. One flat tensor, cut inside
-the graph, is copied by the cut and by the concatenation of its gradient: 0.3 ms of 8.2 ms with
-670 000 parameters.
-"""
+"""Programs: a computation compiled for each kind of leaves, and for more orders as they are asked for."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import optree
 import tensorflow as tf
 
-from gradbridge import trees
-from gradbridge.constants import constant_key
-from gradbridge.errors import GradbridgeError, HigherOrderError, NotDifferentiableError, OutputError
-from gradbridge_tensorflow.explain import explained, refuse_foreign_operations, refuse_lost_derivatives
-from gradbridge_tensorflow.isolation import apart
-from gradbridge_tensorflow.partition import Halves, partition
-from gradbridge_tensorflow.repairs import repaired_derivatives
-from gradbridge_tensorflow.tensors import carrier, is_inexact
+from gradbridge.errors import GradbridgeError, Unsupported
+from gradbridge.program import Computation, Form, Program
+from gradbridge_tensorflow.isolation import apart, tracing
+from gradbridge_tensorflow.stages import Path, Stage, spread
 
-# One trace at a time in the process: Keras' layers keep notes on the call under way.
-tracing = threading.RLock()
+#: Kinds of leaves of one rank that a program is kept for, where each size is a kind of its own.
+_KINDS = 32
 
 
-@dataclass
-class Traced:
-    """What a computation is given while it is traced, and what it hands back besides its outputs.
+class TensorFlowProgram(Program):
+    """A computation, compiled once per kind of leaves; where the number of rows is open, once for all.
 
-    Attributes:
-        pieces: the parameters, one per entry of the layout.
-        state: the model's moving variables as they stand; the computation replaces those it moves.
-        seeds: (n, 2) int64, a seed for each of the model's random generators; None without any.
-        leaves: the input leaves, tensors or the Python objects that the user passed.
-        structure: how the leaves fit together.
+    Args:
+        label: of the model, for refusals.
+        fn: the computation.
+        places: of the leaves that it is pulled back to.
+        rows: of the leaves whose first axis is left open from the start. Functions may look at the number
+            of rows; for theirs it is left open when a second one comes, as `tf.function` does.
     """
 
-    pieces: list[tf.Tensor]
-    state: list[tf.Tensor]
-    seeds: tf.Tensor | None
-    leaves: list[Any]
-    structure: optree.PyTreeSpec
+    records = merges = True
 
-    def bind(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments as the user passed them."""
-        args, kwargs = optree.tree_unflatten(self.structure, self.leaves)
-        return args, kwargs
+    def __init__(self, label: str, fn: Computation, places: tuple[int, ...], rows: Sequence[int]) -> None:
+        self.label, self.fn, self.places, self.rows = label, fn, places, rows
+        self._kinds: dict[Any, list[Kind]] = {}
+        self._latest: Kind | None = None
 
+    def run(self, leaves: list[Any]) -> tuple[list[Any], list[Any], Form, Sequence[Any], Any]:
+        kind = self._latest
+        if kind is None or not kind.fits(leaves):
+            kind = self._latest = self._kind(leaves)
+        stage = kind.stage
+        floats, others, after, residuals = stage.forward(*leaves)
+        kept = Kept(kind, stage, leaves, (), residuals, None) if self.places else None
+        return floats, others, stage.form, after, kept
 
-@dataclass(frozen=True)
-class Compiled:
-    """A program compiled for some kinds of inputs.
+    def pull(
+        self, kept: Kept, cotangents: Sequence[Any], wanted: Sequence[int], many: bool = False
+    ) -> Sequence[Any]:
+        gradients = kept.stage.pull(kept, cotangents, many)
+        return [gradients[i] for i in wanted]
 
-    Attributes:
-        halves: the compiled functions.
-        structure: of the outputs; None for a single tensor.
-        floating: for each output, the dtype in which its cotangent comes, None where it has none.
-        moved: how many of the forward's results are new state, after the outputs.
-        specs: the shapes of the input tensors that it was compiled for.
-        source: the graph that the halves were cut from; functions that they call, the bodies of
-            loops, are unregistered when it goes.
-        mapped: what was made of the halves for many cotangents at once; see `jacobians`.
-    """
+    def pull_recorded(
+        self, kept: Kept, cotangents: Sequence[Any], wanted: Sequence[int]
+    ) -> tuple[Sequence[Any], Kept]:
+        depth = len(kept.cotangents)
+        path = (*kept.stage.path[:depth], tuple(wanted))
+        if kept.stage.path[: depth + 1] != path:
+            kept = kept.kind.deepened(kept, path)
+        return kept.recorded(cotangents)
 
-    halves: Halves
-    structure: optree.PyTreeSpec | None
-    floating: tuple[tf.DType | None, ...]
-    moved: int
-    specs: tuple[tf.TensorShape, ...]
-    source: Any
-    mapped: dict[str, Any] = field(default_factory=dict)
+    def pull_to_boundary(
+        self, kept: Kept, recorded: Kept, cotangents: Sequence[Any]
+    ) -> tuple[Sequence[Any], Any]:
+        product = recorded.stage.product
+        if product is None or len(recorded.cotangents) != 1:
+            raise Unsupported(f"a loop of {self.label} keeps lists of tensors, which cannot be met half-way")
+        tangents = recorded.stage.heard(1, cotangents)
+        by_cotangents, left = product.to_boundary(*recorded.residuals, *tangents)
+        return spread(by_cotangents, product.outward), (recorded.base, left)
 
-
-@dataclass
-class Program:
-    """A function of (pieces, seeds, state, leaves), compiled when it first meets a kind of inputs.
-
-    Attributes:
-        label: what errors call it.
-        pieces: shapes and dtypes of the parameters.
-        random: whether it takes seeds.
-        compute: the function; called while a graph is traced.
-        order: how many derivatives it is of a model.
-        any_rows: whether the first compilation is for any number of rows already. A model of Keras
-            is made for that. Other functions may look at the number, so theirs is left open only
-            when a second one comes, as `tf.function` does.
-        mapped: what was made of it for rows apart, and for tangents; see `jacobians` and `forward_mode`.
-    """
-
-    label: str
-    pieces: tuple[tf.TensorSpec, ...]
-    random: bool
-    compute: Callable[[Traced], Any]
-    any_rows: bool = False
-    order: int = 0
-    traces: int = 0
-    mapped: dict[Any, Any] = field(default_factory=dict)
-    _families: dict[Any, list[Compiled]] = field(default_factory=dict)
-    _rigid: set[Any] = field(default_factory=set)
-    _pullbacks: dict[Any, Program] = field(default_factory=dict)
-
-    def compiled(
-        self, structure: optree.PyTreeSpec, leaves: Sequence[Any], wrt: tuple[int, ...], state: Sequence[Any]
-    ) -> Compiled:
-        """The form for these inputs, traced if none fits.
-
-        Args:
-            structure: of the leaves.
-            leaves: eager tensors, and other objects, which are compiled in; with one that may change,
-                the form is traced anew, and not kept.
-            wrt: positions that will be pulled back to.
-            state: the moving variables' values.
-        """
-        kinds = kinds_of(leaves, lambda index, x: x.shape.rank)
-        if kinds is None:
-            with tracing:
-                exact = _shapes(leaves)
-                return apart(lambda: self._trace(structure, leaves, exact, wrt, state))
-        kind = (structure, wrt, kinds)
-        for known in self._families.get(kind, ()):
-            if _fits(known.specs, leaves):
-                return known
-        with tracing:
-            family = self._families.setdefault(kind, [])
-            for known in family:
-                if _fits(known.specs, leaves):
-                    return known
-            compiled = apart(lambda: self._widest(kind, family, structure, leaves, wrt, state))
-            family.append(compiled)
-            return compiled
-
-    def pullback(self, structure: optree.PyTreeSpec, wrt: tuple[int, ...]) -> Program:
-        """The program ``(…, *leaves, *cotangents) ↦ gradients``, made once."""
-        with tracing:
-            known = self._pullbacks.get((structure, wrt))
-            if known is None:
-                known = self._pullbacks[structure, wrt] = Program(
-                    f"gradient of {self.label}",
-                    self.pieces,
-                    self.random,
-                    lambda given: _gradients(self, structure, wrt, given),
-                    self.any_rows,
-                    self.order + 1,
-                )
-            return known
+    def pull_merged(
+        self, kept: Kept, cotangents: Sequence[Any], wanted: Sequence[int], left: Sequence[Any]
+    ) -> Sequence[Any]:
+        # The forward may have been made again since: each of these knows its own residuals.
+        bars = list(cotangents)
+        total: list[Any] = [None] * len(self.places)
+        for base, part in left:
+            product = base.stage.product
+            (found,) = product.home(*base.residuals, *bars, *part)
+            total = [
+                b if a is None else a if b is None else a + b
+                for a, b in zip(total, spread(found, product.homeward))
+            ]
+            bars = list(map(tf.zeros_like, bars))
+        return [total[i] for i in wanted]
 
     # -- private ------------------------------------------------------------------------------
 
-    def _widest(
-        self, kind: Any, family: list[Compiled], structure: Any, leaves: Any, wrt: Any, state: Any
-    ) -> Compiled:
-        """Compile for as many shapes as the model lets, this one among them."""
-        exact = _shapes(leaves)
-        wide = exact
-        if kind not in self._rigid:
-            if family:
-                wide = tuple(a.most_specific_compatible_shape(b) for a, b in zip(family[-1].specs, exact))
-            elif self.any_rows:
-                wide = tuple(tf.TensorShape([None, *s[1:]]) if s.rank else s for s in exact)
+    def _kind(self, leaves: list[Any]) -> Kind:
+        ranks = tuple([(x.dtype, x.shape.rank) for x in leaves])
+        known = next((kind for kind in self._kinds.get(ranks, ()) if kind.fits(leaves)), None)
+        if known is not None:
+            return known
+        with tracing:
+            family = self._kinds.setdefault(ranks, [])
+            known = next((kind for kind in family if kind.fits(leaves)), None)
+            if known is None:
+                known = self._traced(family, leaves)
+                family.append(known)
+                del family[:-_KINDS]
+            return known
+
+    def _traced(self, family: list[Kind], leaves: list[Any]) -> Kind:
+        """Compile for as many shapes as the computation lets, this one among them."""
+        exact = wide = [x.shape for x in leaves]
+        if not any(kind.is_rigid for kind in family):
+            if family and not family[-1].stage.form.shapes:
+                wide = [a.most_specific_compatible_shape(b) for a, b in zip(family[-1].shapes, exact)]
+            elif self.rows:
+                wide = [
+                    tf.TensorShape([None, *s[1:]]) if i in self.rows and s.rank else s
+                    for i, s in enumerate(exact)
+                ]
         if wide != exact:
             try:
-                return self._trace(structure, leaves, wide, wrt, state)
+                return Kind(self, leaves, wide, False)
+            except GradbridgeError:
+                raise
             except Exception:
-                # It looks at the sizes, or the inputs do not fit: the exact shapes tell.
-                self._rigid.add(kind)
-        return self._trace(structure, leaves, exact, wrt, state)
-
-    def _trace(
-        self,
-        structure: optree.PyTreeSpec,
-        leaves: Sequence[Any],
-        shapes: tuple[tf.TensorShape, ...],
-        wrt: tuple[int, ...],
-        state: Sequence[tf.Tensor],
-    ) -> Compiled:
-        self.traces += 1
-        sizes = iter(shapes)
-        specs = [tf.TensorSpec(next(sizes), x.dtype) for x in leaves if isinstance(x, tf.Tensor)]
-        found: dict[str, Any] = {}
-
-        def joint(*flat: tf.Tensor) -> list[tf.Tensor]:
-            rest = iter(flat)
-            pieces = [next(rest) for _ in self.pieces]
-            seeds = next(rest) if self.random else None
-            moving = [next(rest) for _ in state]
-            mine = [next(rest) if isinstance(x, tf.Tensor) else x for x in leaves]
-            given = Traced(pieces, moving, seeds, list(mine), structure)
-            watched = at_positions(pieces, mine, wrt)
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(watched)
-                outputs, tree = output_leaves(self.compute(given), self.label)
-            crossing = [tf.cast(t, carrier(t.dtype)) for t in outputs]
-            floating = tuple(t.dtype if is_inexact(t.dtype) else None for t in crossing)
-            # A cotangent is fed to the backward half only, so it is no argument of this function.
-            cotangents = [tf.compat.v1.placeholder(t.dtype, t.shape) for t in crossing if is_inexact(t.dtype)]
-            gradients: list[tf.Tensor] = []
-            if wrt:
-                pairs = zip((t for t in outputs if is_inexact(t.dtype)), cotangents)
-                gradients = pulled(tape, list(pairs), watched, self)
-                gradients = [tf.cast(g, carrier(g.dtype)) for g in gradients]
-            found.update(
-                arguments=flat,
-                outputs=[*crossing, *given.state],
-                cotangents=cotangents,
-                gradients=gradients,
-                structure=tree,
-                floating=floating,
-            )
-            return [*crossing, *given.state, *gradients]
-
-        every = [
-            *self.pieces,
-            *([tf.TensorSpec([None, 2], tf.int64)] if self.random else []),
-            *(tf.TensorSpec(s.shape, s.dtype) for s in state),
-            *specs,
-        ]
-        try:
-            with repaired_derivatives():
-                whole = tf.function(joint, input_signature=every, autograph=False).get_concrete_function()
-            refuse_foreign_operations(whole.graph, self.label, bool(wrt))
-            halves = partition(
-                whole.graph,
-                found["arguments"],
-                whole.graph.captures,
-                found["cotangents"],
-                found["outputs"],
-                found["gradients"],
-            )
-        except GradbridgeError:
-            raise
-        except Exception as error:
-            raise explained(error, self.label, leaves) from error
-        return Compiled(halves, found["structure"], found["floating"], len(state), shapes, whole)
+                # A user's code that looks at the sizes fails in any way where one is open. If it was
+                # something else, it fails for these sizes as well, and says so.
+                return Kind(self, leaves, exact, True)
+        return Kind(self, leaves, exact, False)
 
 
-def seeds_of(noise: int, count: int) -> np.ndarray[Any, Any]:
-    """(count, 2) int64: a seed for each generator, from the noise of one call alone."""
-    return np.random.SeedSequence(noise).generate_state(2 * count).astype(np.int64).reshape(count, 2)
-
-
-def _gradients(
-    parent: Program, structure: optree.PyTreeSpec, wrt: tuple[int, ...], given: Traced
-) -> tuple[tf.Tensor, ...]:
-    """The VJP of a program, traced with the graph of its own computation recorded."""
-    count = structure.num_leaves
-    primals, cotangents = given.leaves[:count], given.leaves[count:]
-    inner = Traced(given.pieces, list(given.state), given.seeds, list(primals), structure)
-    watched = at_positions(given.pieces, primals, wrt)
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(watched)
-        outputs, _ = output_leaves(parent.compute(inner), parent.label)
-    pairs = [(t, c) for t, c in zip(outputs, cotangents) if is_inexact(t.dtype)]
-    found = iter(pulled(tape, pairs, watched, parent))
-    return tuple(_joined([next(found) for _ in given.pieces]) if p == 0 else next(found) for p in wrt)
-
-
-def at_positions(pieces: Sequence[tf.Tensor], leaves: Sequence[Any], wrt: tuple[int, ...]) -> list[tf.Tensor]:
-    """The tensors at some positions, in order; position 0 is all the pieces."""
-    return [t for p in wrt for t in (pieces if p == 0 else [leaves[p - 1]])]
-
-
-def _joined(pieces: list[tf.Tensor]) -> tf.Tensor:
-    """Pieces as one vector, in float64 if they are not of one dtype."""
-    if not pieces:
-        return tf.zeros([0], tf.float64)
-    dtype = pieces[0].dtype if len({t.dtype for t in pieces}) == 1 else tf.float64
-    return tf.concat([tf.cast(tf.reshape(t, [-1]), dtype) for t in pieces], 0)
-
-
-def pulled(
-    tape: tf.GradientTape,
-    pairs: list[tuple[tf.Tensor, tf.Tensor]],
-    watched: list[tf.Tensor],
-    program: Program,
-) -> list[tf.Tensor]:
-    """Gradients of the watched tensors, dense; zeros where there is no influence.
-
-    TensorFlow's gradients are the conjugates of the protocol's: what is complex is turned, both ways.
-    """
-    found: list[Any] = [None] * len(watched)
-    label = program.label
-    refuse_lost_derivatives(tf.compat.v1.get_default_graph(), label)
-    if pairs:
-        try:
-            found = tape.gradient(
-                [t for t, _ in pairs],
-                watched,
-                output_gradients=[_turned(tf.cast(c, t.dtype)) for t, c in pairs],
-            )
-        except LookupError as error:
-            raise NotDifferentiableError(
-                f"the derivative of {label} was asked for, and TensorFlow has none for an operation in it "
-                f"({str(error).splitlines()[0]}); replace that operation, or give it a gradient with "
-                f"tf.custom_gradient"
-            ) from error
-        except NotImplementedError as error:  # by a gradient that is written in Python
-            raise (HigherOrderError if program.order else NotDifferentiableError)(
-                f"the derivative of {label} was asked for, and the gradient of an operation in it refuses "
-                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); replace that operation "
-                f"(a function within tf.recompute_grad has first derivatives only: call it without)"
-            ) from error
-    return [
-        tf.zeros_like(w) if g is None else _turned(tf.convert_to_tensor(g)) for w, g in zip(watched, found)
-    ]
-
-
-def _turned(tensor: tf.Tensor) -> tf.Tensor:
-    return tf.math.conj(tensor) if tensor.dtype.is_complex else tensor
-
-
-def output_leaves(output: Any, label: str) -> tuple[list[tf.Tensor], optree.PyTreeSpec | None]:
-    """The outputs of a model → its leaves as tensors, and their structure."""
-    if isinstance(output, tf.Tensor):
-        return [output], None
-    leaves, structure = trees.flatten(output)
-    tensors = []
-    for index, leaf in enumerate(leaves):
-        if isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor, tf.IndexedSlices)) or not (
-            isinstance(leaf, (float, int, complex, tf.Tensor, tf.Variable, np.ndarray, np.generic))
-            or hasattr(leaf, "__tf_tensor__")
-        ):
-            raise OutputError(
-                f"output {index} of {label} is a {type(leaf).__name__}; a bridged model returns a dense "
-                f"tensor, or a tuple, list, dict or dataclass of tensors: drop the rest or make it a tensor"
-            )
-        tensors.append(tf.convert_to_tensor(leaf))
-    return tensors, structure
-
-
-def kinds_of(
-    leaves: Sequence[Any], size: Callable[[int, tf.Tensor], Hashable]
-) -> tuple[Hashable, ...] | None:
-    """What tells the leaves of one trace from those of another.
+class Kind:
+    """One kind of leaves: a stage for each order that was asked for, the deepest of them in use.
 
     Args:
-        leaves: eager tensors, and other objects, which are compiled in.
-        size: (index, tensor) ↦ what of its shape matters.
-
-    Returns:
-        Their kinds; None if one of them may change without being another, so that no trace with it
-        is right for the next call.
+        program: compiled.
+        leaves: some of that kind.
+        shapes: of such leaves, some axes open.
+        is_rigid: whether the computation looks at sizes, so that each is a kind of its own.
     """
-    kinds: list[Hashable] = []
-    for index, leaf in enumerate(leaves):
-        if isinstance(leaf, tf.Tensor):
-            kinds.append((leaf.dtype, size(index, leaf)))
-            continue
-        key = _constant_key(leaf)
-        if key is None:
-            return None
-        kinds.append(key)
-    return tuple(kinds)
+
+    def __init__(
+        self, program: TensorFlowProgram, leaves: list[Any], shapes: list[tf.TensorShape], is_rigid: bool
+    ) -> None:
+        self._program, self.shapes, self.is_rigid = program, shapes, is_rigid
+        self._dtypes = [x.dtype for x in leaves]
+        self._stages: dict[Path, Stage] = {}
+        self.stage = self._stage(())
+
+    def fits(self, leaves: list[Any]) -> bool:
+        """Whether leaves are of this kind."""
+        for leaf, dtype, shape in zip(leaves, self._dtypes, self.shapes):
+            if leaf.dtype is not dtype or not ((s := leaf.shape) == shape or shape.is_compatible_with(s)):
+                return False
+        return True
+
+    def deepened(self, kept: Kept, path: Path) -> Kept:
+        """The call once more, so that enough is kept for derivatives along a path; later calls keep it at once."""
+        with tracing:
+            now = self.stage.path
+            # It grows, so that no order undoes another.
+            stage = self._stage(now if now[: len(path)] == path else path)
+            if len(stage.path) > len(now):
+                self.stage = stage
+        *_, residuals = stage.forward(*kept.leaves)
+        again = Kept(self, stage, kept.leaves, (), residuals, None)
+        for cotangents in kept.cotangents:
+            _, again = again.recorded(cotangents)
+        return again
+
+    def _stage(self, path: Path) -> Stage:
+        if path not in self._stages:
+            program = self._program
+            specs = [tf.TensorSpec(s, d) for s, d in zip(self.shapes, self._dtypes)]
+            self._stages[path] = apart(lambda: Stage(program.label, program.fn, program.places, specs, path))
+        return self._stages[path]
 
 
-def _constant_key(leaf: Any) -> Hashable | None:
-    if isinstance(leaf, (tf.DType, tf.TensorShape, tf.TypeSpec)):
-        return type(leaf), leaf
-    if isinstance(leaf, (tf.Variable, tf.SparseTensor, tf.RaggedTensor, tf.IndexedSlices)):
-        return _Same(leaf)  # a trace reads a variable when it runs; the others never change
-    return constant_key(leaf)
+class Kept:
+    """What a run, or a gradient that was recorded, keeps: the tensors that the next part of the graph reads.
 
+    Args:
+        kind: of the leaves.
+        stage: that made it.
+        leaves: of the run.
+        cotangents: of each gradient that was recorded.
+        residuals: for the next part.
+        base: what the part before kept.
+    """
 
-class _Same:
-    """An object by identity; held, so that its identity is not used again."""
+    __slots__ = ("base", "cotangents", "kind", "leaves", "residuals", "stage")
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    def __init__(
+        self,
+        kind: Kind,
+        stage: Stage,
+        leaves: list[Any],
+        cotangents: tuple[list[Any], ...],
+        residuals: Sequence[Any],
+        base: Kept | None,
+    ) -> None:
+        self.kind, self.stage, self.leaves, self.cotangents = kind, stage, leaves, cotangents
+        self.residuals, self.base = residuals, base
 
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
-
-
-def _shapes(leaves: Sequence[Any]) -> tuple[tf.TensorShape, ...]:
-    return tuple(x.shape for x in leaves if isinstance(x, tf.Tensor))
-
-
-def _fits(specs: tuple[tf.TensorShape, ...], leaves: Sequence[Any]) -> bool:
-    tensors = (x for x in leaves if isinstance(x, tf.Tensor))
-    return all(spec.is_compatible_with(x.shape) for spec, x in zip(specs, tensors))
+    def recorded(self, cotangents: Sequence[Any]) -> tuple[list[Any], Kept]:
+        """(gradients, what their own pull needs)."""
+        gradients, residuals = self.stage.record(len(self.cotangents), self.residuals, cotangents)
+        cotangents = (*self.cotangents, list(cotangents))
+        return gradients, Kept(self.kind, self.stage, self.leaves, cotangents, residuals, self)

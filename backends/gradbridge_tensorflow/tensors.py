@@ -1,4 +1,4 @@
-"""The border between NumPy arrays and tensors: the one place of this backend that casts."""
+"""The border between tensors and the arrays of others: the one place of this backend that casts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import tensorflow as tf
 from tensorflow.python.framework.ops import EagerTensor
 
 from gradbridge.errors import InputError, OptionError
-from gradbridge.layout import ParameterLayout
-from gradbridge.protocol import Array
+from gradbridge.layout import Array, ParameterLayout
 
 FLOATING = {
     "float64": tf.float64,
@@ -71,32 +70,79 @@ def carrier(dtype: tf.DType) -> tf.DType:
     return tf.float32 if dtype == tf.bfloat16 else dtype
 
 
-def to_tensor(array: Array, dtype: tf.DType | None) -> tf.Tensor:
-    """A new tensor with the array's content; floating ones are cast to `dtype` if it is given.
+def to_tensor(array: Any, dtype: tf.DType | None, lent: bool = False) -> tf.Tensor:
+    """An array as a tensor; floating ones are cast to `dtype` if it is given.
 
-    Complex ones are cast to the complex dtype of that precision, complex64 for less than float32.
-    Always a copy: the caller may change its array.
+    Complex ones are cast to the complex dtype of that precision, complex64 for less than float32. A
+    tensor is taken as it is: nobody can change it. All else is copied, once.
+
+    Args:
+        array: NumPy's, or any DLPack producer's.
+        dtype: of floating numbers; None keeps theirs.
+        lent: whether nobody changes the array as long as the tensor is used, so that it may be shared.
 
     Raises:
         InputError: TensorFlow has no such dtype.
     """
-    if array.dtype.kind == "c":
+    if isinstance(array, tf.Tensor):
+        return _cast(array, dtype)
+    if type(array) is not np.ndarray:
+        array = _imported(array)
+        if isinstance(array, tf.Tensor):
+            return _cast(array if lent else tf.raw_ops.DeepCopy(x=array), dtype)
+    kind = array.dtype.kind
+    if kind == "c":
         wide = dtype in (tf.float64, tf.complex128) if dtype is not None else array.dtype.itemsize > 8
-        return _copied(array, np.dtype(np.complex128 if wide else np.complex64))
-    if array.dtype.kind == "f":
-        through = np.dtype(carrier(dtype).as_numpy_dtype if dtype is not None else array.dtype)
+        return _taken(array, np.dtype(np.complex128 if wide else np.complex64), lent)
+    if kind == "f":
+        through = array.dtype if dtype is None else _NUMPY[dtype]
         if through.itemsize > 8:
             through = np.dtype(np.float64)
-        tensor = _copied(array, through.newbyteorder("="))
+        tensor = _taken(array, through.newbyteorder("="), lent)
         return tensor if dtype is None or tensor.dtype == dtype else tf.cast(tensor, dtype)
     try:
-        return _copied(array, array.dtype.newbyteorder("="))
+        return _taken(array, array.dtype.newbyteorder("="), lent)
     except (TypeError, ValueError, tf.errors.OpError) as error:
         raise InputError(
             f"tensorflow has no tensors of dtype {array.dtype}; convert the input of shape {array.shape} to "
             f"numbers"
         ) from error
 
+
+def cut(vector: Array, layout: ParameterLayout, dtypes: Sequence[tf.DType]) -> list[tf.Tensor]:
+    """The flat vector → a tensor per weight, all of them in one copy, each of them aligned in it."""
+    one = dtypes[0] if len(set(dtypes)) == 1 else None
+    if one is None or one == tf.bfloat16 or type(vector) is not np.ndarray or vector.size * one.size < _LARGE:
+        return [to_tensor(weight, dtype) for weight, dtype in zip(layout.cut(vector), dtypes)]
+    step = _ALIGNMENT // one.size
+    starts = [0, *itertools.accumulate(-(-size // step) * step for size in layout.sizes)]
+    own = _aligned(starts[-1], np.dtype(one.as_numpy_dtype))
+    tensors = []
+    for start, where, shape in zip(starts, layout.slices, layout.shapes):
+        weight = own[start : start + where.stop - where.start]
+        weight[...] = vector[where]
+        tensors.append(_Tensor(weight.reshape(shape), _host(), None))
+    return tensors
+
+
+def is_inexact(dtype: tf.DType) -> bool:
+    """Whether a dtype is of floating or complex numbers: what can have a gradient."""
+    return bool(dtype.is_floating or dtype.is_complex)
+
+
+def to_array(tensor: tf.Tensor) -> Array:
+    """The content of an eager tensor, which may share its memory; bfloat16 widens to float32."""
+    if tensor.dtype == tf.bfloat16:
+        tensor = tf.cast(tensor, tf.float32)
+    # Tensor.numpy() copies; the buffer protocol knows neither strings nor arrays without elements.
+    if tensor.dtype == tf.string or 0 in tensor.shape:
+        return np.asarray(tensor.numpy())
+    return np.asarray(memoryview(tensor))
+
+
+# Where bfloat16 crosses, NumPy has no such dtype.
+_NUMPY = {dtype: np.dtype(carrier(dtype).as_numpy_dtype) for dtype in FLOATING.values()}
+_NUMPY |= {tf.complex64: np.dtype(np.float32), tf.complex128: np.dtype(np.float64)}
 
 # Bytes from which a copy costs more than the call that makes it.
 _LARGE = 1 << 16
@@ -108,6 +154,29 @@ _ALIGNMENT = 64
 _Tensor: Any = EagerTensor
 
 
+def _imported(array: Any) -> Any:
+    """Another library's array, sharing its memory: NumPy's where NumPy takes it, else a tensor."""
+    try:
+        return np.from_dlpack(array)
+    except (BufferError, RuntimeError, TypeError, ValueError, AttributeError):
+        pass  # it is on a device, or of a dtype that NumPy lacks
+    try:
+        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+    except (tf.errors.OpError, BufferError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"tensorflow cannot take a {type(array).__name__} of dtype {getattr(array, 'dtype', 'unknown')} "
+            f"({str(error).splitlines()[0]}); convert it to a NumPy array"
+        ) from error
+
+
+def _cast(tensor: tf.Tensor, dtype: tf.DType | None) -> tf.Tensor:
+    if dtype is None or tensor.dtype == dtype or not is_inexact(tensor.dtype):
+        return tensor
+    if tensor.dtype.is_complex and not dtype.is_complex:
+        dtype = tf.complex128 if dtype == tf.float64 else tf.complex64
+    return tf.cast(tensor, dtype)
+
+
 @functools.cache
 def _host() -> str:
     """Where arrays come in; TensorFlow moves them on to where it computes."""
@@ -116,14 +185,16 @@ def _host() -> str:
     return name
 
 
-def _copied(array: Array, dtype: np.dtype[Any]) -> tf.Tensor:
-    """A tensor of a copy in a dtype, made in one pass.
+def _taken(array: Array, dtype: np.dtype[Any], lent: bool) -> tf.Tensor:
+    """An array as a tensor in a dtype, copied in one pass unless it is lent.
 
     `tf.constant` takes 15 µs longer, and copies twice more: once to be safe, once to align. With
     670 000 parameters each pass costs up to 1 ms in memory that is new to the caches.
     """
     if dtype.kind not in "fiubc":
         return tf.constant(array.astype(dtype, copy=False))
+    if lent and array.dtype == dtype:
+        return _Tensor(np.ascontiguousarray(array).reshape(array.shape), _host(), None)
     if array.size * dtype.itemsize < _LARGE:
         return _Tensor(np.array(array, dtype=dtype, order="C"), _host(), None)
     own = _aligned(array.size, dtype).reshape(array.shape)
@@ -131,54 +202,7 @@ def _copied(array: Array, dtype: np.dtype[Any]) -> tf.Tensor:
     return _Tensor(own, _host(), None)
 
 
-def pieces_of(params: Array, layout: ParameterLayout, dtypes: Sequence[tf.DType]) -> list[tf.Tensor]:
-    """The flat vector → a tensor per parameter, all of them in one copy, each of them aligned in it."""
-    one = dtypes[0] if len(set(dtypes)) == 1 else None
-    if one is None or one == tf.bfloat16 or params.size * one.size < _LARGE:
-        return [
-            to_tensor(params[where].reshape(shape), dtype)
-            for where, shape, dtype in zip(layout.slices, layout.shapes, dtypes)
-        ]
-    step = _ALIGNMENT // one.size
-    starts = [0, *itertools.accumulate(-(-size // step) * step for size in layout.sizes)]
-    own = _aligned(starts[-1], np.dtype(one.as_numpy_dtype))
-    tensors = []
-    for start, where, shape in zip(starts, layout.slices, layout.shapes):
-        piece = own[start : start + where.stop - where.start]
-        piece[...] = params[where]
-        tensors.append(_Tensor(piece.reshape(shape), _host(), None))
-    return tensors
-
-
 def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
     raw = np.empty(size * dtype.itemsize + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + size * dtype.itemsize].view(dtype)
-
-
-def is_inexact(dtype: tf.DType) -> bool:
-    """Whether a dtype is of floating or complex numbers: what can have a gradient."""
-    return bool(dtype.is_floating or dtype.is_complex)
-
-
-def to_array(tensor: tf.Tensor) -> Array:
-    """A new, writable NumPy array with the content of an eager tensor; bfloat16 widens to float32."""
-    return np.array(_view(tensor))
-
-
-def joined(layout: ParameterLayout, tensors: Sequence[tf.Tensor]) -> Array:
-    """Tensors as one flat float64 vector, in the order of a layout; the cast is the copy."""
-    flat = np.empty(layout.size)
-    for where, tensor in zip(layout.slices, tensors):
-        flat[where] = _view(tensor).reshape(-1)
-    return flat
-
-
-def _view(tensor: tf.Tensor) -> Array:
-    """The content of an eager tensor as an array that may share its memory: not to be written to."""
-    if tensor.dtype == tf.bfloat16:
-        tensor = tf.cast(tensor, tf.float32)
-    # Tensor.numpy() copies; the buffer protocol knows neither strings nor arrays without elements.
-    if tensor.dtype == tf.string or 0 in tensor.shape:
-        return np.asarray(tensor.numpy())
-    return np.asarray(memoryview(tensor))

@@ -1,7 +1,7 @@
 """PyTorch as a backend: modules and functions of tensors as guests."""
 
+from gradbridge.declarations import Backend
 from gradbridge.hookspecs import hookimpl
-from gradbridge.registry import Backend
 
 
 @hookimpl

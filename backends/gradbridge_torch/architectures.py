@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from gradbridge.protocol import Array
+from gradbridge.layout import Array
 
 if TYPE_CHECKING:
     from gradbridge.architectures import Architecture, Layer

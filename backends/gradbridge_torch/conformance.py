@@ -9,57 +9,45 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from gradbridge.protocol import Array
+from gradbridge.layout import Array
 from gradbridge.testing import BackendUnderTest
 
 
 class UnderTest(BackendUnderTest):
-    """See `gradbridge.testing.BackendUnderTest`."""
-
     backend: ClassVar[str] = "torch"
 
     def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> nn.Module:
-        """Two linear layers and a tanh."""
         return nn.Sequential(_linear(weight1, bias1), nn.Tanh(), _linear(weight2, bias2))
 
     def embedding(self, table: Array) -> nn.Module:
-        """A lookup layer."""
         return nn.Embedding.from_pretrained(torch.tensor(table), freeze=False)
 
     def energy(self) -> Any:
-        """A function of tensors."""
         return lambda x, y: (x**2 * y).sum()
 
     def outputs(self, scale: Array) -> nn.Module:
-        """A module that returns a dict with a tuple in it."""
         return _Outputs(scale)
 
     def tied(self, weight: Array) -> nn.Module:
-        """Two linear layers with one weight between them."""
         first, second = _linear(weight), _linear(weight)
         second.weight = first.weight
         return nn.Sequential(first, nn.Tanh(), second)
 
     def unused(self, weight: Array, spare: Array) -> nn.Module:
-        """A module with a parameter, and an input, that its forward ignores."""
         return _Unused(weight, spare)
 
     def dropout(self, rate: float) -> nn.Module:
-        """The layer."""
         return nn.Dropout(rate)
 
     def batchnorm(self, scale: Array, shift: Array, epsilon: float) -> nn.Module:
-        """The layer, with its affine parameters set."""
         layer = nn.BatchNorm1d(len(scale), eps=epsilon, dtype=torch.float64)
         layer.weight, layer.bias = _parameter(scale), _parameter(shift)
         return layer
 
     def wave(self, scale: Array) -> nn.Module:
-        """A module of complex tensors."""
         return _Wave(scale)
 
     def state(self, model: Any) -> Any:
-        """Parameters, gradients, buffers, modes and hooks of a module; torch's global state."""
         surroundings = (
             torch.get_rng_state().numpy().tobytes(),
             torch.get_default_dtype(),
@@ -74,7 +62,6 @@ class UnderTest(BackendUnderTest):
         return surroundings, tensors, slots, modes
 
     def surroundings(self) -> Iterable[tuple[str, AbstractContextManager[Any]]]:
-        """What a torch program may have set around us."""
         yield "under torch.no_grad()", torch.no_grad()
         yield "under torch.inference_mode()", torch.inference_mode()
         yield "under autocast", torch.autocast("cpu", dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Why a model's forward failed, in terms of the layer that refused and what it expects."""
+"""Why a model failed, in terms of the layer that refused and what it expects, or of the derivative that torch has not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradbridge.errors import GradbridgeError, GuestError, InputError
+from gradbridge.errors import GradbridgeError, GuestError, HigherOrderError, InputError
+from gradbridge_torch.replicas import Replica
 
 # Attribute that a layer's input must match, and how to write the shape it wants.
 _EXPECTED = (
@@ -25,60 +26,89 @@ _EXPECTED = (
 )
 
 
-def explained(error: Exception, label: str, root: nn.Module | None, inputs: Sequence[Any]) -> GradbridgeError:
+def explain_forward(error: Exception, label: str, inputs: Sequence[Any]) -> GradbridgeError:
     """The error of ours that says which layer refused what.
 
     Args:
         error: what the model raised.
         label: the model's name.
-        root: the module that ran, or None for a function.
         inputs: the leaves that the model was given.
     """
     given = ", ".join(
         f"input {i} of shape {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
         for i, x in enumerate(inputs)
-        if isinstance(x, torch.Tensor)
+        if hasattr(x, "shape")
     )
-    said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    layer, came = _refusing_layer(error.__traceback__, root)
-    if layer is not None and root is not None:
-        name = next((n for n, m in root.named_modules() if m is layer), "")
-        where = f"layer {name!r} ({type(layer).__name__})" if name else type(layer).__name__
-        expects = next((describe(layer) for kind, describe in _EXPECTED if isinstance(layer, kind)), None)
-        if (
-            came is not None
-            and not came.is_floating_point()
-            and expects
-            and not isinstance(layer, nn.Embedding)
-        ):
-            return InputError(
-                f"the bridge over {label}: {where} expects floating inputs, got {came.dtype}; integers pass the "
-                f"bridge untouched, so cast them with X.astype(float) ({said})"
-            )
-        if expects is not None:
-            got = f", got {tuple(came.shape)}" if came is not None else ""
-            return InputError(
-                f"the bridge over {label}: {where} expects {expects}{got}; the model was given "
-                f"{given or 'no array'} ({said}); check the number of columns and the axes of the inputs"
-            )
+    said = f"{type(error).__name__}: {_first_line(error)}"
+    root, layer, came = _refusing_layer(error.__traceback__)
+    if layer is None or root is None:
+        return GuestError(f"{label} failed on {given or 'no array'}: {said}")
+    name = next((n for n, m in root.named_modules() if m is layer), "")
+    where = f"layer {name!r} ({type(layer).__name__})" if name else type(layer).__name__
+    expects = next((describe(layer) for kind, describe in _EXPECTED if isinstance(layer, kind)), None)
+    if expects is None:
         return GuestError(f"{label} failed in {where} on {given or 'no array'}: {said}")
-    return GuestError(f"{label} failed on {given or 'no array'}: {said}")
+    if came is not None and not came.is_floating_point() and not isinstance(layer, nn.Embedding):
+        return InputError(
+            f"the bridge over {label}: {where} expects floating inputs, got {came.dtype}; integers pass the "
+            f"bridge untouched, so cast them with X.astype(float) ({said})"
+        )
+    got = f", got {tuple(came.shape)}" if came is not None else ""
+    return InputError(
+        f"the bridge over {label}: {where} expects {expects}{got}; the model was given "
+        f"{given or 'no array'} ({said}); check the number of columns and the axes of the inputs"
+    )
+
+
+def explain_backward(error: Exception, label: str, of_gradient: bool) -> GradbridgeError:
+    """The error of ours for a derivative that torch has not.
+
+    Args:
+        error: torch's.
+        label: the model's name.
+        of_gradient: whether it is a gradient that was differentiated.
+    """
+    first = _first_line(error)
+    if not of_gradient:
+        way = "look for operations in it that torch cannot differentiate"
+        if "inplace" in first:
+            way = "the model writes to what its derivative needs: write to a clone()"
+        if "use_reentrant" in first:
+            way = "call torch.utils.checkpoint.checkpoint with use_reentrant=False"
+        return GuestError(f"the derivative of {label} failed in torch: {first}; {way}")
+    way = "use first-order derivatives only, or write the model without the operation that it names"
+    if "scaled_dot_product" in first:
+        way = (
+            "torch's fast attention has one derivative; call the model within "
+            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), in a module around it"
+        )
+    return HigherOrderError(
+        f"a derivative of the gradient of {label} was asked for, and torch has none: {first}; {way}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
 
 
 def _refusing_layer(
-    traceback: TracebackType | None, root: nn.Module | None
-) -> tuple[nn.Module | None, torch.Tensor | None]:
-    """The innermost module in the traceback, and the first tensor it was called with."""
+    traceback: TracebackType | None,
+) -> tuple[nn.Module | None, nn.Module | None, torch.Tensor | None]:
+    """(the module that ran, the innermost of its parts in the traceback, the first tensor it was called with)."""
+    root: nn.Module | None = None
     layer: nn.Module | None = None
     came: torch.Tensor | None = None
-    parts = set(map(id, root.modules())) if root is not None else set()
+    parts: set[int] = set()
     while traceback is not None:
         values = traceback.tb_frame.f_locals
-        owner = values.get("self")
+        replica, owner = values.get("replica"), values.get("self")
+        if isinstance(replica, Replica):
+            root = replica.module
+            parts = set(map(id, root.modules()))
         if isinstance(owner, nn.Module) and id(owner) in parts:
             if owner is not layer:
                 layer, came = owner, None
             if came is None:
                 came = next((v for v in values.values() if isinstance(v, torch.Tensor)), None)
         traceback = traceback.tb_next
-    return layer, came
+    return root, layer, came

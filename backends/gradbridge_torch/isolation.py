@@ -1,6 +1,6 @@
 """Running a model so that torch's global state is neither changed nor trusted (law 9).
 
-Grad mode and autocast are per thread and cheap to pin. The default dtype and the
+Grad mode, inference mode and autocast are per thread and cheap to pin. The default dtype and the
 random state are global to the process, so they are touched only when they must be, under a lock,
 and put back.
 """
@@ -8,109 +8,153 @@ and put back.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-T = TypeVar("T")
+from gradbridge.errors import GradbridgeError
+from gradbridge.framework import Model
+from gradbridge_torch.explain import explain_backward, explain_forward
+from gradbridge_torch.replicas import EmptiedError
+
+# The hooks that are called when a tensor is saved for a backward, if any are.
+_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 # One lock for the process: the state behind it is the process's.
 _globals = threading.RLock()
 
 
-def _surroundings_are_plain(default_dtype: torch.dtype) -> bool:
-    return not (
-        torch.is_autocast_enabled("cpu")
-        or torch.is_autocast_enabled("cuda")
-        or torch.get_default_dtype() is not default_dtype
-    )
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
-class Isolation:
-    """How one adapter's model is run.
+_KEPT = (_as_it_is, _as_it_is)
+
+
+class TorchModel(Model):
+    """A model of tensors, run in isolation.
 
     Args:
         device: where it computes.
-        stochastic: whether it is known to draw random numbers.
+        draws: whether it is known to draw random numbers.
         watched: whether it might; then the first draw is noticed. Watching costs 5 µs a call.
     """
 
-    def __init__(self, device: torch.device | None, stochastic: bool, watched: bool = True) -> None:
-        self._cuda = device if device is not None and device.type == "cuda" else None
+    def __init__(self, device: torch.device | None, draws: bool, watched: bool) -> None:
+        self.device, self.draws = device, draws
         self._default_dtype = torch.get_default_dtype()
-        self.stochastic = stochastic
-        self._is_watched = watched
-        self._is_probed = False
+        self._is_watched, self._is_probed = watched, False
+        #: Whether it takes gradients itself, by its weights or inputs, so that a plain forward records, too.
+        self.differentiates = False
 
-    def run(self, compute: Callable[[], T], tracked: bool, noise: int) -> T:
-        """Run `compute` with gradients recorded or not, its random numbers from `noise` alone.
+    def isolated(
+        self, thunk: Callable[[], Any], inputs: Sequence[Any], noise: int | None, record: bool
+    ) -> Any:
+        if (
+            torch.get_default_dtype() is not self._default_dtype
+            or torch.is_inference_mode_enabled()
+            or torch.is_autocast_enabled("cpu")
+            or torch.is_autocast_enabled("cuda")
+            or _top_hooks(True) not in (None, _KEPT)
+        ):
+            with self._pinned():
+                return self.isolated(thunk, inputs, noise, record)
+        before = torch.is_grad_enabled()
+        # What torch.set_grad_enabled does, in a tenth of the time.
+        torch._C._set_grad_enabled(record or self.differentiates)
+        try:
+            if noise is not None and (self.draws or self._is_watched):
+                return self._watched(thunk, noise)
+            return thunk()
+        except RuntimeError as error:
+            if noise is None or not self._learns(error, record):
+                raise
+        finally:
+            torch._C._set_grad_enabled(before)
+        return self.isolated(thunk, inputs, noise, record)
 
-        Args:
-            compute: the evaluation; may be run twice.
-            tracked: whether torch records the graph.
-            noise: seed of the random numbers.
-        """
-        if _surroundings_are_plain(self._default_dtype):
-            before = torch.is_grad_enabled()
-            if before is not tracked:
-                torch.set_grad_enabled(tracked)
-            try:
-                return self._drawn(compute, noise)
-            finally:
-                if torch.is_grad_enabled() is not before:
-                    torch.set_grad_enabled(before)
-        with ExitStack() as stack:
-            stack.enter_context(torch.set_grad_enabled(tracked))
-            for kind in ("cpu", "cuda"):
-                if torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, enabled=False))
-            if torch.get_default_dtype() is not self._default_dtype:
-                stack.enter_context(self._pinned_dtype())
-            return self._drawn(compute, noise)
+    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
+        if doing.startswith("the derivative"):
+            return explain_backward(error, self.label, "gradient" in doing)
+        return explain_forward(error, self.label, inputs)
 
-    def _drawn(self, compute: Callable[[], T], noise: int) -> T:
-        if self.stochastic:
-            return self._seeded(compute, noise)
-        return self._watched(compute, noise) if self._is_watched else compute()
+    def tracked(self, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The weights as a model that takes gradients itself needs them."""
+        return [w if w.requires_grad or w.is_inference() else w.detach().requires_grad_() for w in weights]
 
-    def _watched(self, compute: Callable[[], T], noise: int) -> T:
+    def _learns(self, error: RuntimeError, record: bool) -> bool:
+        """Whether a forward that failed will not if it is tried again, now that it is known what it does."""
+        if isinstance(error, EmptiedError):
+            return self.keep_for_rerun()
+        if record or self.differentiates or "does not require grad" not in str(error):
+            return False
+        self.differentiates = True
+        return True
+
+    # -- random numbers -----------------------------------------------------------------------
+
+    def _watched(self, thunk: Callable[[], Any], noise: int) -> Any:
+        if self.draws:
+            return self._seeded(thunk, noise)
         if self._is_probed:
-            return self._probed(compute, noise)
+            return self._probed(thunk, noise)
         # Alone the first time: another thread that puts the state back would hide a draw.
         with _globals:
-            result = self._seeded(compute, noise) if self.stochastic else self._probed(compute, noise)
+            result = self._seeded(thunk, noise) if self.draws else self._probed(thunk, noise)
             self._is_probed = True
             return result
 
-    def _probed(self, compute: Callable[[], T], noise: int) -> T:
+    def _probed(self, thunk: Callable[[], Any], noise: int) -> Any:
         generator = torch.default_generator
         with _globals:  # not in the middle of somebody's seeded run
             before = generator.get_state()
-        result = compute()
+        try:
+            result = thunk()
+        except BaseException:
+            with _globals:
+                generator.set_state(before)
+            raise
         with _globals:
             if torch.equal(before, generator.get_state()):
                 return result
             # It drew numbers after all: put them back, and from now on give it its own.
             generator.set_state(before)
-        self.stochastic = True
-        return self._seeded(compute, noise)
+        self.draws = True
+        return self._seeded(thunk, noise)
 
-    def _seeded(self, compute: Callable[[], T], noise: int) -> T:
+    def _seeded(self, thunk: Callable[[], Any], noise: int) -> Any:
         generators = [torch.default_generator]
-        if self._cuda is not None:
-            index = self._cuda.index if self._cuda.index is not None else torch.cuda.current_device()
+        if self.device is not None and self.device.type == "cuda":
+            index = self.device.index if self.device.index is not None else torch.cuda.current_device()
             generators.append(torch.cuda.default_generators[index])
         with _globals:
             states = [generator.get_state() for generator in generators]
             try:
                 for generator in generators:
                     generator.manual_seed(noise)
-                return compute()
+                return thunk()
             finally:
                 for generator, state in zip(generators, states):
                     generator.set_state(state)
+
+    # -- modes --------------------------------------------------------------------------------
+
+    @contextmanager
+    def _pinned(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            # Hooks on saved tensors (a lossy memory, a checkpoint around us): only the innermost ones are called.
+            if _top_hooks(True) not in (None, _KEPT):
+                stack.enter_context(torch.autograd.graph.saved_tensors_hooks(*_KEPT))
+            # What is made in inference mode can never be differentiated.
+            stack.enter_context(torch.inference_mode(False))
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            if torch.get_default_dtype() is not self._default_dtype:
+                stack.enter_context(self._pinned_dtype())
+            yield
 
     @contextmanager
     def _pinned_dtype(self) -> Iterator[None]:
@@ -121,6 +165,3 @@ class Isolation:
                 yield
             finally:
                 torch.set_default_dtype(changed)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__

@@ -6,18 +6,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gradbridge.protocol import Array
+from gradbridge.layout import Array
 from gradbridge_keras.stateless import StatelessModel
-from gradbridge_torch.guest import FunctionAdapter
+from gradbridge_torch.functions import TensorFunction
 
 
-class KerasAdapter(StatelessModel, FunctionAdapter):
-    """See `StatelessModel`."""
+class KerasModel(StatelessModel, TensorFunction):
+    """A built Keras model, called functionally."""
 
     running: ClassVar[str] = "torch"
     framework: ClassVar[str] = "PyTorch"
 
     @staticmethod
     def read(variable: Any) -> Array:
-        """See `StatelessModel.read`."""
         return np.array(variable.value.detach().cpu().numpy())

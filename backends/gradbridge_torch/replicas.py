@@ -3,12 +3,15 @@
 Filling slots costs about 50 µs less per call than `torch.func.functional_call`, and a replica is
 held by one thread alone: functional_call on one shared module from two threads swaps the
 parameters of one under the other, silently.
+
+Buffers are lent to a forward copy-on-write: 0.5 µs each, where a clone of 36 MB takes 18 ms. A
+forward that writes to one gets a copy of its own at that moment, made by torch under its own lock,
+and nobody else sees what it wrote.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import deque
 from typing import Any
 
 import torch
@@ -29,80 +32,75 @@ class _Emptied(torch.Tensor):
         raise EmptiedError("parameters of a call that has ended were used again")
 
 
-_EMPTIED = torch.Tensor._make_subclass(_Emptied, torch.empty(0))
+#: In every slot between calls.
+EMPTIED = torch.Tensor._make_subclass(_Emptied, torch.empty(0))
 
 
 class Replica:
-    """One copy of the module, and where its parameters go."""
-
-    def __init__(self, module: nn.Module, names: dict[int, int]) -> None:
-        self.module = module
-        # (slot dict, key, index of the parameter); tied parameters have several slots.
-        self._slots = [
-            (holder._parameters, key, names[id(value)])
-            for holder in module.modules()
-            for key, value in holder._parameters.items()
-            if value is not None and id(value) in names
-        ]
-
-    def fill(self, pieces: list[torch.Tensor]) -> None:
-        """Put these tensors where the parameters go."""
-        for slots, key, index in self._slots:
-            slots[key] = pieces[index]  # type: ignore[assignment]
-
-    def empty(self) -> None:
-        """Take the tensors out: a graph must not outlive its call by hanging in a slot."""
-        for slots, key, _ in self._slots:
-            slots[key] = _EMPTIED  # type: ignore[assignment]
-
-
-class ReplicaPool:
-    """As many replicas as there are forwards at once.
+    """One copy of a module, and where its parameters go.
 
     Args:
-        template: the module to copy; its trainable parameters are shared by all copies as
-            placeholders and never read.
+        template: what it is a copy of. Its trainable parameters are placeholders, and never read.
         trainable: those parameters, in the order of the layout.
-        share_buffers: whether copies share the template's buffers, because nothing moves them.
+        lends: whether its forward may write to buffers, so that it has some of its own in every call.
     """
 
-    def __init__(self, template: nn.Module, trainable: list[nn.Parameter], share_buffers: bool) -> None:
-        self._template = template
-        self._trainable = trainable
-        self._share_buffers = share_buffers
-        self._names = {id(p): i for i, p in enumerate(trainable)}
-        # The template itself never runs: it would be copied while its slots are filled.
-        self._idle: deque[Replica] = deque()
+    def __init__(self, template: nn.Module, trainable: list[nn.Parameter], lends: bool) -> None:
+        own = {id(p): p for p in trainable}
+        for frozen in template.parameters():
+            own.setdefault(id(frozen), _lent_parameter(frozen) if lends else frozen)
+        self.module = _deep_copy(template, {**own, **{id(b): b for b in template.buffers()}})
+        indices = {id(p): i for i, p in enumerate(trainable)}
+        #: (slot dict, key, index of the parameter); tied parameters have several slots.
+        self.slots = [
+            (holder._parameters, key, indices[id(value)])
+            for holder in self.module.modules()
+            for key, value in holder._parameters.items()
+            if value is not None and id(value) in indices
+        ]
+        self._buffers = (
+            [
+                (ours._buffers, theirs._buffers)
+                for ours, theirs in zip(template.modules(), self.module.modules())
+            ]
+            if lends
+            else []
+        )
 
-    def take(self) -> Replica:
-        """A replica that nobody else holds, until it is given back."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self.new()
+    def lend_buffers(self) -> None:
+        """Give it the buffers of the template as they are now."""
+        for ours, theirs in self._buffers:
+            for key, value in ours.items():
+                theirs[key] = None if value is None else lent(value)
 
-    def give_back(self, replica: Replica) -> None:
-        """Let the next call have it."""
-        self._idle.append(replica)
+    def buffers(self) -> list[dict[str, torch.Tensor | None]]:
+        """Its buffers as a forward left them, for each module."""
+        return [dict(theirs) for _, theirs in self._buffers]
 
-    def new(self) -> Replica:
-        """A replica that is nobody else's, to be kept."""
-        shared: list[torch.Tensor] = list(self._trainable)
-        if self._share_buffers:
-            shared += [*self._template.buffers(), *self._template.parameters()]
-        return Replica(duplicate(self._template, shared), self._names)
+
+def lent(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's content for somebody who may write to it: a copy, as late as possible."""
+    if tensor.layout is torch.strided and type(tensor) in (torch.Tensor, nn.Buffer):
+        return tensor._lazy_clone()  # type: ignore[no-any-return]
+    return tensor.clone()
+
+
+def _lent_parameter(frozen: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(lent(frozen.detach()), frozen.requires_grad)
 
 
 def duplicate(module: nn.Module, shared: list[torch.Tensor]) -> nn.Module:
     """A deep copy of a module that shares some of its tensors.
 
-    Tensors that a module computes and stores between calls (old-style weight norm does) cannot be
-    deep-copied by torch; they are detached, because the next forward computes them anew.
-
     Raises:
         GuestError: the module cannot be copied.
     """
-    memo: dict[int, Any] = {id(t): t for t in shared}
+    return _deep_copy(module, {id(t): t for t in shared})
+
+
+def _deep_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    # Tensors that a module computes and stores between calls (old-style weight norm does) cannot be
+    # deep-copied by torch; they are detached, because the next forward computes them anew.
     for part in module.modules():
         for value in vars(part).values():
             if isinstance(value, torch.Tensor) and not value.is_leaf:

@@ -1,4 +1,4 @@
-"""The border between NumPy arrays and tensors: the one place of this backend that casts."""
+"""The border between arrays of other kinds and tensors: the one place of this backend that casts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gradbridge.errors import InputError, OptionError
-from gradbridge.protocol import Array
+from gradbridge.layout import Array
 
 FLOATING = {
     "float64": torch.float64,
@@ -17,6 +17,18 @@ FLOATING = {
     "bfloat16": torch.bfloat16,
 }
 _ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
+
+#: What NumPy casts to while it copies; bfloat16 it does not have.
+NUMPY_DTYPES: dict[torch.dtype | None, np.dtype[Any]] = {
+    torch.float64: np.dtype(np.float64),
+    torch.float32: np.dtype(np.float32),
+    torch.float16: np.dtype(np.float16),
+    torch.complex128: np.dtype(np.complex128),
+    torch.complex64: np.dtype(np.complex64),
+}
+
+# Libraries whose arrays nobody can change in place.
+_IMMUTABLE = ("jax", "jaxlib", "tensorflow")
 
 
 def floating_dtype(name: str | None) -> torch.dtype | None:
@@ -33,6 +45,15 @@ def floating_dtype(name: str | None) -> torch.dtype | None:
     return dtype
 
 
+def in_precision(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    """What a tensor of a dtype is cast to where floating ones go to `wanted`: complex ones in that precision."""
+    if wanted is None:
+        return dtype
+    if dtype.is_complex:
+        return torch.complex128 if wanted in (torch.float64, torch.complex128) else torch.complex64
+    return wanted if dtype.is_floating_point else dtype
+
+
 def compute_device(device: Any) -> torch.device | None:
     """The torch device of an option, checked to exist.
 
@@ -42,70 +63,62 @@ def compute_device(device: Any) -> torch.device | None:
     if device is None:
         return None
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
+        usable = torch.device(device)
+        torch.empty(0, device=usable)
     except (RuntimeError, AssertionError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise OptionError(
             f"device {device!r} cannot be used here: {first}; leave it out or use 'cpu'"
         ) from error
-    if found.type == "meta":
+    if usable.type == "meta":
         raise OptionError("device 'meta' holds no numbers, so nothing can be computed on it; use 'cpu'")
-    return found
+    return usable
 
 
-def to_tensor(array: Array, dtype: torch.dtype | None, device: torch.device | None) -> torch.Tensor:
-    """A new tensor with the array's content; floating ones are cast to `dtype` if it is given.
+def to_tensor(array: Any, dtype: torch.dtype | None, device: torch.device | None, lend: bool) -> torch.Tensor:
+    """A tensor with an array's content, in one copy at most.
 
-    Complex ones are cast to the complex dtype of that precision, complex64 for less than float32.
-
-    Always a copy: the caller may change its array, and the model may write to its input.
+    Args:
+        array: NumPy's, or any DLPack producer's, tensors among them.
+        dtype: what floating ones are cast to, and complex ones in that precision; None keeps theirs.
+        device: where it is to be; None is where it is.
+        lend: whether memory may be shared with an array that nobody can change in place, because
+            nothing writes to the tensor.
 
     Raises:
         InputError: torch has no such dtype.
     """
+    if isinstance(array, np.ndarray):
+        return _of_numpy(array, dtype, device)
+    if isinstance(array, torch.Tensor):
+        tensor = array.detach()
+    else:
+        try:
+            tensor = torch.from_dlpack(array)
+        except (BufferError, RuntimeError, TypeError):  # a dtype that DLPack or this library's does not know
+            return _of_numpy(np.asarray(array), dtype, device)
+    moved = tensor.to(device=device, dtype=in_precision(tensor.dtype, dtype))
+    if moved is not tensor or (lend and type(array).__module__.partition(".")[0] in _IMMUTABLE):
+        return moved
+    return moved.clone()
+
+
+def _of_numpy(array: Array, dtype: torch.dtype | None, device: torch.device | None) -> torch.Tensor:
+    """Always a copy: the caller may change its array, and the model may write to its input."""
+    through = array.dtype.newbyteorder("=")
     if array.dtype.kind == "f":
-        # NumPy casts while it copies, except to bfloat16, which it does not have.
-        through = _NUMPY_FLOATING.get(dtype)
-        if through is None:
-            through = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.dtype(np.float64)
-        tensor = torch.from_numpy(np.array(array, dtype=through, order="C"))
-        if (dtype is None or tensor.dtype is dtype) and (device is None or device.type == "cpu"):
-            return tensor
-        return tensor.to(device=device, dtype=dtype)
-    if array.dtype.kind == "c":
-        wide = dtype in (torch.float64, torch.complex128) if dtype is not None else array.dtype.itemsize > 8
-        tensor = torch.from_numpy(np.array(array, np.complex128 if wide else np.complex64, order="C"))
-        return tensor if device is None else tensor.to(device)
+        wide = np.dtype(np.float64) if array.dtype.itemsize > 8 else through
+        through = NUMPY_DTYPES.get(dtype, wide)
+    elif array.dtype.kind == "c":
+        default = torch.float64 if array.dtype.itemsize > 8 else torch.float32
+        through = NUMPY_DTYPES[in_precision(torch.complex128, dtype or default)]
     try:
-        tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+        tensor = torch.from_numpy(np.array(array, through, order="C"))
     except TypeError as error:
         raise InputError(
             f"torch has no tensors of dtype {array.dtype}; convert the input of shape {array.shape} to numbers"
         ) from error
-    return tensor if device is None else tensor.to(device)
-
-
-_NUMPY_FLOATING: dict[torch.dtype | None, np.dtype[Any]] = {
-    torch.float64: np.dtype(np.float64),
-    torch.float32: np.dtype(np.float32),
-    torch.float16: np.dtype(np.float16),
-}
-
-
-def is_inexact(tensor: torch.Tensor) -> bool:
-    """Whether a tensor holds floating or complex numbers: what can have a gradient."""
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def turned(tensor: torch.Tensor) -> torch.Tensor:
-    """A gradient from torch's convention to the protocol's, or back: its complex conjugate."""
-    return tensor.conj() if tensor.is_complex() else tensor
-
-
-def to_array(tensor: torch.Tensor) -> Array:
-    """A new NumPy array with the tensor's content; bfloat16 widens to float32."""
-    return np.array(view_of(tensor))
+    return tensor.to(device=device, dtype=dtype if dtype is torch.bfloat16 and through.kind == "f" else None)
 
 
 def view_of(tensor: torch.Tensor) -> Array:

@@ -1,17 +1,17 @@
 """gradbridge: differentiate straight through a model that lives in another framework.
 
-The names here are for users. Those who write a backend also need `gradbridge.protocol`
-(`Adapter`), `gradbridge.registry` (`Backend`) and `gradbridge.hookspecs` (`hookimpl`).
+The names here are for users; those for whoever writes a backend are in `gradbridge.extend`.
 """
 
 from gradbridge import errors
 from gradbridge.architectures import build
 from gradbridge.bridge import Bridge, bridge
+from gradbridge.declarations import BackendInfo
 from gradbridge.errors import GradbridgeError
 from gradbridge.layout import ParameterLayout
 from gradbridge.primitive import Primitive, primitive
 from gradbridge.protocol import Adapter
-from gradbridge.registry import BackendInfo, default_registry
+from gradbridge.registry import default_registry
 from gradbridge.tracing import Trace, trace
 
 __version__ = "0.1.0"

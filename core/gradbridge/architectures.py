@@ -27,10 +27,11 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge.choice import default_backend
 from gradbridge.errors import OptionError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array
-from gradbridge.registry import Registry, default_backend, default_registry
+from gradbridge.registry import Registry, default_registry
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softmax")
 

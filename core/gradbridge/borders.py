@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from gradbridge.errors import (
-    CotangentMismatchError,
     InputError,
     NonFiniteParamsError,
     NotDifferentiableError,
@@ -27,11 +26,50 @@ from gradbridge.errors import (
     ParamsDtypeError,
     ParamsShapeError,
 )
-from gradbridge.layout import ParameterLayout
-from gradbridge.protocol import Array
+from gradbridge.layout import Array, ParameterLayout
 
 #: Kinds of dtypes that have derivatives: floating and complex numbers.
 INEXACT = ("f", "c")
+
+
+class Border:
+    """How a guest's arrays become a NumPy host's, and a flat vector its weights, and back.
+
+    Args:
+        layout: of the weights.
+    """
+
+    def __init__(self, layout: ParameterLayout) -> None:
+        self.layout = layout
+
+    def view(self, native: Any) -> Array:
+        """A guest's array as NumPy's, which may share its memory."""
+        if type(native) is np.ndarray:
+            return native
+        if hasattr(native, "__array__") or not hasattr(native, "__dlpack__"):
+            return np.asarray(native)
+        return np.from_dlpack(native)
+
+    def cut(self, vector: Any) -> Sequence[Any]:
+        """(P,) → one array per weight."""
+        return self.layout.cut(vector)
+
+    def copy(self, native: Any, dtype: np.dtype[Any] | None = None) -> Array:
+        """A new array of NumPy's, which its owner may write to; floating numbers in `dtype` if it is given."""
+        array = self.view(native)
+        return np.array(
+            array, dtype if dtype is None or array.dtype.kind == "f" else host_dtype(array.dtype, dtype)
+        )
+
+    def join(self, gradients: Sequence[Any], lead: tuple[int, ...] = ()) -> Array:
+        """One native per weight → (*lead, P) float64; a single one of that size, as packed weights have it.
+
+        The cast is the copy.
+        """
+        if len(gradients) == 1:
+            return np.array(self.view(gradients[0]), np.float64).reshape(*lead, self.layout.size)
+        return self.layout.join([self.view(g) for g in gradients], lead)
+
 
 _DTYPE_ADVICE = {
     "c": "params are a real vector: keep the real and imaginary parts as two real parameters",
@@ -99,7 +137,7 @@ def check_finite(params: Array, layout: ParameterLayout, label: str) -> None:
     )
 
 
-def admit(leaf: Any, position: int, label: str, takes_complex: bool) -> Any:
+def admit(leaf: Any, index: int, label: str, takes_complex: bool) -> Any:
     """Bring one untraced input leaf into the form that guests take.
 
     Floating values become NumPy arrays, other arrays stay as they are, and what is no array
@@ -115,12 +153,12 @@ def admit(leaf: Any, position: int, label: str, takes_complex: bool) -> Any:
     elif isinstance(leaf, (float, complex, np.generic)):
         array = np.asarray(leaf)
     elif hasattr(leaf, "__array__") and not isinstance(leaf, type):
-        array = as_array(leaf, f"input {position - 1} of {label}")
+        array = as_array(leaf, f"input {index} of {label}")
     else:
         return leaf
     if array.dtype.kind == "c" and not takes_complex:
         raise InputError(
-            f"input {position - 1} of {label} has dtype {array.dtype}, and its backend, or its numeric gradient, "
+            f"input {index} of {label} has dtype {array.dtype}, and its backend, or its numeric gradient, "
             f"takes no complex numbers; pass the real and imaginary parts as two inputs"
         )
     return array
@@ -141,36 +179,42 @@ def as_array(value: Any, what: str) -> Array:
         ) from error
 
 
-def admit_differentiated(
-    inputs: Sequence[Any], wrt: tuple[int, ...], label: str, takes_complex: bool
-) -> Sequence[Any]:
-    """Check the inputs that a host differentiates, now that their values are known.
+def admit_differentiated(values: Sequence[Any], wrt: tuple[int, ...], call: Any) -> Sequence[Any]:
+    """Check the arguments that a host differentiates, now that their values are known.
 
     Hosts may trace a Python float, or one that was traced meets us bare; it becomes an array here.
+
+    Args:
+        values: the host's arguments.
+        wrt: those that it differentiates.
+        call: that they are for.
 
     Raises:
         NotDifferentiableError: one of them is not a floating or complex array.
         InputError: one is complex, and the guest takes none.
     """
-    for kind in map(type, inputs):
+    for kind in map(type, values):
         if kind is float or kind is complex:
-            inputs = [np.asarray(leaf) if type(leaf) in (float, complex) else leaf for leaf in inputs]
+            values = [np.asarray(leaf) if type(leaf) in (float, complex) else leaf for leaf in values]
             break
-    if not wrt or wrt == (0,):
-        return inputs
-    inputs = list(inputs)
-    for position in wrt:
-        if position == 0:
+    if not wrt or (wrt == (0,) and call.arguments.vectors[0]):
+        return values
+    values, label = list(values), call.adapter.label
+    first = call.first_input
+    for argument in wrt:
+        if argument < first:
             continue
-        leaf = inputs[position - 1] = admit(inputs[position - 1], position, label, takes_complex)
+        leaf = values[argument] = admit(
+            values[argument], argument - first, label, call.adapter.traits.takes_complex
+        )
         if not is_inexact(leaf):
             came = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else f"type {type(leaf).__name__}"
             raise NotDifferentiableError(
-                f"the derivative with respect to input {position - 1} of {label} was asked for, and it has "
+                f"the derivative with respect to input {argument - first} of {label} was asked for, and it has "
                 f"{came}; differentiate with respect to floating inputs only (cast it to float64 if it is "
                 f"a quantity, leave it out of argnum if it is an index or a mask)"
             )
-    return inputs
+    return values
 
 
 def is_inexact(leaf: Any) -> bool:
@@ -192,122 +236,36 @@ def host_dtype(came: np.dtype[Any], dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def outputs_to_host(
-    leaves: Sequence[Any], dtype: np.dtype[Any], label: str, takes_complex: bool
-) -> list[Array]:
-    """Cast floating and complex outputs to the host's dtype; integer and boolean ones stay.
+    leaves: Sequence[Any], dtype: np.dtype[Any], label: str, takes_complex: bool, border: Border
+) -> tuple[list[Array], tuple[np.dtype[Any], ...]]:
+    """The guest's output leaves as new arrays of NumPy, floating and complex ones in the host's dtype.
+
+    Returns:
+        (arrays, the dtypes that they had in the guest).
 
     Raises:
         OutputError: there is no output, or one of them is not an array of numbers.
     """
     if not leaves:
         raise OutputError(f"{label} returned no array; a bridged model returns an array or a tree of arrays")
-    arrays = []
+    arrays, dtypes = [], []
     for index, leaf in enumerate(leaves):
-        kind = leaf.dtype.kind if type(leaf) is np.ndarray else ""
+        array = border.view(leaf) if hasattr(leaf, "dtype") else leaf
+        kind = array.dtype.kind if isinstance(array, np.ndarray) else ""
         if kind == "f":
-            arrays.append(leaf.astype(dtype, copy=False))
+            arrays.append(np.array(array, dtype))
         elif kind == "c" and takes_complex:
-            arrays.append(leaf.astype(host_dtype(leaf.dtype, dtype), copy=False))
+            arrays.append(np.array(array, host_dtype(array.dtype, dtype)))
         elif kind in ("i", "u", "b"):
-            arrays.append(leaf)
+            arrays.append(np.array(array))
         else:
-            came = f"an array of dtype {leaf.dtype}" if isinstance(leaf, np.ndarray) else type(leaf).__name__
+            came = (
+                f"an array of dtype {array.dtype}" if isinstance(array, np.ndarray) else type(leaf).__name__
+            )
             numbers = "" if takes_complex else "real "
             raise OutputError(
                 f"output {index} of {label} is {came}; expected a {numbers}array, or a tuple, list, dict or "
                 f"dataclass of them: return arrays from the model, and nothing else"
             )
-    return arrays
-
-
-def cotangents_to_guest(
-    cotangents: Sequence[Any], outputs: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], label: str
-) -> list[Array]:
-    """Check cotangents against their outputs and make them floating arrays, complex for complex outputs.
-
-    Args:
-        cotangents: one per output.
-        outputs: (shape, dtype) of each output.
-
-    Raises:
-        CotangentMismatchError: a wrong number of them, or a wrong shape.
-        NotDifferentiableError: one that is not zero for an integer or boolean output.
-    """
-    if len(cotangents) != len(outputs):
-        raise CotangentMismatchError(
-            f"{label} has {len(outputs)} outputs, got {len(cotangents)} cotangents; give one for each, "
-            f"zeros for those that do not matter"
-        )
-    arrays = []
-    for index, (cotangent, (shape, dtype)) in enumerate(zip(cotangents, outputs)):
-        array = _numbers(cotangent)
-        if array is None:
-            raise CotangentMismatchError(
-                f"the cotangent of output {index} of {label} must be an array of numbers like it, {shape}, got a "
-                f"{type(cotangent).__name__}"
-            )
-        if array.shape != shape:
-            raise CotangentMismatchError(
-                f"the cotangent of output {index} of {label} must have the output's shape {shape}, "
-                f"got {array.shape}; reshape it, or sum over the axes that were broadcast"
-            )
-        if dtype.kind == "c":
-            arrays.append(array if array.dtype.kind == "c" else array.astype(dtype))
-            continue
-        if array.dtype.kind == "c":
-            raise CotangentMismatchError(
-                f"the cotangent of output {index} of {label}, which is real, must be real, got dtype "
-                f"{array.dtype}; take its real part before it reaches the bridge"
-            )
-        if dtype.kind != "f" and np.any(array):
-            raise NotDifferentiableError(
-                f"output {index} of {label} has dtype {dtype} and no derivative; differentiate only its "
-                f"floating outputs"
-            )
-        arrays.append(array if array.dtype.kind == "f" else array.astype(np.float64))
-    return arrays
-
-
-def _numbers(value: Any) -> Array | None:
-    """A value as an array of numbers; None if it is none."""
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError):
-        return None  # a ragged list, say
-    return array if array.dtype.kind in "fiubc" else None
-
-
-def tangents_to_guest(
-    tangents: Sequence[Any], arguments: Sequence[Any], wrt: tuple[int, ...], label: str
-) -> list[Array]:
-    """Check tangents against the arguments that they move and make them floating arrays.
-
-    Args:
-        tangents: one per position.
-        arguments: the params and the inputs.
-        wrt: positions.
-
-    Raises:
-        CotangentMismatchError: a tangent has not its argument's shape, or is complex where that is real.
-    """
-    arrays = []
-    for position, tangent in zip(wrt, tangents):
-        array, argument = _numbers(tangent), np.asarray(arguments[position])
-        if array is None:
-            flat = "; for a tree of params, f.layout.ravel(tree)" if not position else ""
-            raise CotangentMismatchError(
-                f"the tangent of argument {position} of {label} must be an array of numbers like it, "
-                f"{argument.shape}, got a {type(tangent).__name__}{flat}"
-            )
-        is_complex = argument.dtype.kind == "c"
-        if array.shape != argument.shape or array.dtype.kind not in ("fiubc" if is_complex else "fiub"):
-            numbers = "" if is_complex else "be real and "
-            raise CotangentMismatchError(
-                f"the tangent of argument {position} of {label} must {numbers}have its shape {argument.shape}, "
-                f"got {array.shape} of dtype {array.dtype}"
-            )
-        if is_complex:
-            arrays.append(array if array.dtype.kind == "c" else array.astype(argument.dtype))
-        else:
-            arrays.append(array if array.dtype.kind == "f" else array.astype(np.float64))
-    return arrays
+        dtypes.append(array.dtype)
+    return arrays, tuple(dtypes)

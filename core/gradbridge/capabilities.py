@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from gradbridge.call_spec import CallSpec
 from gradbridge.errors import DerivativeError
-from gradbridge.protocol import Adapter, Signature
+from gradbridge.execution.settings import BridgeSettings
+from gradbridge.protocol import Adapter
 
 
 @dataclass(frozen=True)
@@ -51,36 +53,20 @@ class Capabilities(Mapping[str, Capability]):
     __repr__ = __str__
 
 
-@dataclass(frozen=True)
-class Told:
-    """What a bridge tells of itself.
-
-    Attributes:
-        mode: ``"eval"`` or ``"train"``.
-        noise: kind of noise in train mode.
-        remembers: whether it reuses evaluations.
-        latest: how its latest Jacobian was computed, "" before the first.
-        held: the arguments that are declared non-differentiable.
-        refused: whether the guest's forward mode was found to disagree with its reverse mode.
-    """
-
-    mode: str = "eval"
-    noise: str = "frozen"
-    remembers: bool = False
-    latest: str = ""
-    held: str = ""
-    refused: bool = False
-
-
-def capabilities_of(adapter: Adapter, title: str, told: Told) -> Capabilities:
+def capabilities_of(
+    adapter: Adapter, title: str, settings: BridgeSettings, latest: str, declares_outputs: bool = False
+) -> Capabilities:
     """Ask an adapter what it can do.
 
     Args:
         adapter: the guest model.
         title: first line of the table.
-        told: of the bridge.
+        settings: of the bridge.
+        latest: how its latest Jacobian was computed, "" before the first.
+        declares_outputs: whether ``outputs=`` says the shapes of its outputs.
     """
-    size, train = adapter.layout.size, told.mode == "train"
+    constants = settings.constants
+    size, train = adapter.layout.size, settings.mode == "train"
     how = f"; {adapter.gradient_note}" if adapter.gradient_note else ""
     higher = _higher_order(adapter)
     rows = {
@@ -89,87 +75,99 @@ def capabilities_of(adapter: Adapter, title: str, told: Told) -> Capabilities:
         ),
         "gradient wrt floating inputs": Capability(True, f"with the params in one backward{how}"),
         "gradient wrt integer inputs": Capability(False, "an index or a mask has no derivative; it raises"),
-        **({"gradient wrt " + told.held: Capability(False, "declared nondiff")} if told.held else {}),
+        **({"gradient wrt " + constants: Capability(False, "declared nondiff")} if constants else {}),
         "derivatives of derivatives": higher,
-        "forward mode (JVP)": _forward_mode(adapter, higher, told.refused),
+        "forward mode (JVP)": _forward_mode(adapter, higher, settings),
         **_jacobians(adapter, higher, train),
-        "latest Jacobian": Capability(bool(told.latest), told.latest or "none yet"),
+        "latest Jacobian": Capability(bool(latest), latest or "none yet"),
+        "output shapes before the run": _shapes(adapter, declares_outputs),
         "complex inputs and outputs": Capability(
-            adapter.takes_complex,
+            adapter.traits.takes_complex,
             "gradients by the host's convention; params are real, and Jacobians are refused"
-            if adapter.takes_complex
+            if adapter.traits.takes_complex
             else "its backend takes no complex numbers; pass real and imaginary parts",
         ),
         "several threads": Capability(True, "any number of calls in flight"),
     }
     if train:
         rows["train mode"] = Capability(
-            True, f"noise {told.noise!r}; statistics reach you through f.model(params)"
+            True, f"noise {settings.noise!r}; statistics reach you through f.model(params)"
         )
         rows["reuse of evaluations"] = Capability(False, "in train mode an evaluation is not just its result")
     else:
         rows["train mode"] = Capability(False, "the bridge was made with mode='eval'")
-        note = "on: f.memory counts" if told.remembers else "off: make the bridge with reuse=N"
+        note = "on: f.memory counts" if settings.memory is not None else "off: make the bridge with reuse=N"
         rows["reuse of evaluations"] = Capability(not adapter.stochastic, note)
     return Capabilities(title, rows)
 
 
-def _forward_mode(adapter: Adapter, higher: Capability, refused: bool) -> Capability:
-    if refused and higher:
+def _shapes(adapter: Adapter, declared: bool) -> Capability:
+    if declared:
+        return Capability(True, "declared with outputs=")
+    reason = adapter.refusal("output_spec")
+    return Capability(not reason, reason or "by the guest, without computing: what compiling hosts ask for")
+
+
+def _forward_mode(adapter: Adapter, higher: Capability, settings: BridgeSettings) -> Capability:
+    if settings.jvp_check is not None and settings.jvp_check.is_refused() and higher:
         return Capability(
             True, "by the pullback of the pullback: the guest's own disagrees with its gradient here"
         )
-    if _offers(adapter, "pushforward") and getattr(adapter, "inner", adapter).has_forward_mode:
+    reason = adapter.refusal("pushforward")
+    if not reason:
         rest = "; for what it refuses, the pullback of the pullback" if higher else ""
-        return Capability(True, f"the guest's own, one forward{rest}")
+        return Capability(True, f"the guest's own, one forward{rest}{_met(adapter, 'pushforward')}")
     return Capability(
-        higher.works, "by the pullback of the pullback: about three gradients" if higher else higher.note
+        higher.works,
+        f"by the pullback of the pullback: about three gradients ({reason})" if higher else higher.note,
     )
 
 
 def _jacobians(adapter: Adapter, higher: Capability, train: bool) -> dict[str, Capability]:
     """A row for each strategy; which one is taken depends on the shapes of a call."""
     draws = adapter.stochastic
-    forward = _offers(adapter, "pushforward_many") and not draws
-    rows = _offers(adapter, "row_jacobians") and not draws
-    batched = _offers(adapter, "backward_many")
+    forward = not adapter.refusal("pushforward_many") and not draws
+    rows = not adapter.refusal("row_jacobians") and not draws
+    batched = not adapter.refusal("backward_many")
     apart = "where each row of the outputs depends on its own row of the inputs"
     if train:
         apart += ": declare it with strategy='rows'"
     return {
-        "Jacobian, rows apart": Capability(
-            rows, f"{apart}; the cost of one row" if rows else "its backend does not compute rows apart"
+        "Jacobian, per-example": Capability(
+            rows,
+            f"{apart}; the cost of one row{_met(adapter, 'row_jacobians')}"
+            if rows
+            else adapter.refusal("row_jacobians") or "its random numbers would be others",
         ),
         "Jacobian, batched VJP": Capability(
             batched,
-            "all outputs in one backward, in chunks"
+            f"all outputs in one backward, in chunks{_met(adapter, 'backward_many')}"
             if batched
-            else "its backend pulls one cotangent at a time",
+            else adapter.refusal("backward_many"),
         ),
         "Jacobian, batched JVP": Capability(
             forward or (higher.works and batched),
-            "all numbers of the arguments in one forward"
+            f"all numbers of the arguments in one forward{_met(adapter, 'pushforward_many')}"
             if forward
             else "by the pullback of the pullback"
             if higher.works and batched
-            else "its backend pushes one tangent at a time; the JVPs are looped",
+            else f"{adapter.refusal('pushforward_many')}; the JVPs are looped",
         ),
         "Jacobian, loop": Capability(True, "one backward per output, in bounded memory"),
     }
 
 
-def _offers(adapter: Adapter, method: str) -> bool:
-    """Whether an adapter, or the one that it hands chunks to, has a computation of its own for it."""
-    kind = type(getattr(adapter, "inner", adapter))
-    return getattr(kind, method) is not getattr(Adapter, method)
+def _met(adapter: Adapter, operation: str) -> str:
+    """What the guest answered where it could not, the latest time."""
+    reason = adapter.refusals_met.get(operation)
+    return f"; refused for a call: {reason}" if reason else ""
 
 
 def _higher_order(adapter: Adapter) -> Capability:
-    try:
-        adapter.pullback(Signature.flat(1), (0,) if adapter.layout.size else (1,))
-    except DerivativeError as error:
-        return Capability(False, str(error))
-    refusal = getattr(adapter, "inner", adapter).second_order_refusal
-    if refusal:
-        return Capability(False, refusal)
-    return Capability(True, "computed by the guest, to any order it has")
+    reason = adapter.refusal("pullback")
+    if not reason:
+        try:
+            adapter.pullback(CallSpec.of_arrays(1), tuple(range(len(adapter.layout) or 1)))
+        except DerivativeError as error:
+            reason = str(error)
+    return Capability(not reason, reason or "computed by the guest, to any order it has")

@@ -69,12 +69,12 @@ def matrix() -> None:
 @click.argument("name")
 @click.option("--folder", type=click.Path(), help="Where to write it; gradbridge-NAME if nothing is said.")
 def new_backend(name: str, folder: str | None) -> None:
-    """Write an installable package for a backend NAME, with the steps to fill in."""
+    """Write an installable package for a backend NAME, with five methods to fill in."""
     from gradbridge.scaffold import new_backend as write
 
     for path in write(name, folder):
         click.echo(path)
-    click.echo(f"\nFill in the steps, then: pip install -e … && gradbridge check {name}")
+    click.echo(f"\nFill in framework.py, then: pip install -e … && gradbridge check {name}")
 
 
 def main() -> None:

@@ -19,7 +19,8 @@
     ├── OptionError                      (TypeError, ValueError) an option that the backend has not
     └── DerivativeError                  a derivative that cannot be had
         ├── NotDifferentiableError       (TypeError)
-        ├── HigherOrderError             (NotImplementedError)
+        ├── Unsupported                  (NotImplementedError)  a way that the guest does not have
+        │   └── HigherOrderError         a derivative of its derivative
         ├── MissingVJPError              (NotImplementedError)
         ├── VJPSignatureError            (TypeError)     a written VJP of the wrong arity
         ├── GradientShapeError           (ValueError)    a written VJP returned a wrong shape
@@ -105,7 +106,11 @@ class NotDifferentiableError(DerivativeError, TypeError):
     """Neither zero nor a number would be right here: the derivative does not exist."""
 
 
-class HigherOrderError(DerivativeError, NotImplementedError):
+class Unsupported(DerivativeError, NotImplementedError):
+    """A way to a derivative that a guest does not have, with the reason; core takes another one where there is one."""
+
+
+class HigherOrderError(Unsupported):
     """A derivative of a derivative that the guest cannot give."""
 
 
@@ -127,3 +132,14 @@ class CotangentMismatchError(DerivativeError, ValueError):
 
 class GradbridgeWarning(UserWarning):
     """Something that works, but perhaps not as was meant; said once."""
+
+
+#: {optional operation of an adapter: what is said of a backend that does not offer it}.
+NOT_OFFERED = {
+    "backward_many": "pulls one cotangent at a time",
+    "row_jacobians": "does not compute rows apart",
+    "pushforward": "has no forward mode",
+    "pushforward_many": "pushes one tangent at a time",
+    "pullback": "cannot differentiate a gradient again",
+    "output_spec": "knows the shapes of its outputs only after it has run",
+}

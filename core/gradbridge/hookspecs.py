@@ -9,8 +9,7 @@ import pluggy
 if TYPE_CHECKING:
     import click
 
-    from gradbridge.call import Step
-    from gradbridge.registry import Backend
+    from gradbridge.declarations import Backend, Step
 
 GROUP = "gradbridge"
 

@@ -15,6 +15,7 @@ import optree
 from gradbridge import trees
 from gradbridge.errors import LayoutError
 
+Array = npt.NDArray[Any]
 Float64Vector = npt.NDArray[np.float64]
 
 
@@ -123,6 +124,34 @@ class ParameterLayout:
             name: params[where].reshape(shape)
             for name, shape, where in zip(self.names, self.shapes, self.slices)
         }
+
+    def cut(self, flat: Any) -> list[Any]:
+        """A flat vector → the weights, in order: views, where slices of it are.
+
+        Args:
+            flat: (*lead, size), an array of any kind that slices and reshapes; leading axes stay in front.
+        """
+        lead = tuple(flat.shape[:-1])
+        if not lead:
+            return [flat[where].reshape(shape) for where, shape in zip(self.slices, self.shapes)]
+        return [flat[..., where].reshape((*lead, *shape)) for where, shape in zip(self.slices, self.shapes)]
+
+    def join(self, weights: Sequence[Any], lead: tuple[int, ...] = ()) -> Float64Vector:
+        """Weights, or gradients of them → one flat vector: the inverse of `cut`.
+
+        The cast to float64 is the copy, and the only one.
+
+        Args:
+            weights: one array per parameter, of shape (*lead, *its shape).
+            lead: leading axes.
+
+        Returns:
+            (*lead, size) float64, a new array.
+        """
+        flat = np.empty((*lead, self.size))
+        for where, weight in zip(self.slices, weights):
+            flat[..., where] = weight.reshape((*lead, -1)) if 0 not in lead else 0.0
+        return flat
 
     def locate(self, position: int) -> str:
         """What stands at one position of the flat vector, as ``0.weight[3, 1]``."""

@@ -7,14 +7,12 @@ import types
 from collections.abc import Callable
 from typing import Any, overload
 
-import numpy as np
-
-from gradbridge import jacobians
 from gradbridge.bridge import Bridge
 from gradbridge.capabilities import Capabilities
+from gradbridge.derivatives import jacobians
+from gradbridge.derivatives.jacobians import MAX_CHUNK
+from gradbridge.derivatives.points import EvaluationPoint
 from gradbridge.errors import OptionError
-from gradbridge.jacobians import MAX_CHUNK
-from gradbridge.points import Point
 from gradbridge.protocol import GuestOptions
 from gradbridge.registry import Registry, default_registry
 
@@ -73,8 +71,8 @@ class Primitive:
         """Gauss-Newton product JᵀHJv at concrete arrays; see `Bridge.ggn`, `wrt` counted from 0."""
         return jacobians.ggn(self._point(inputs, kwargs), vector, wrt, hessian)
 
-    def _point(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Point:
-        return self._bridge._point(np.empty(0), inputs, kwargs, first=0)
+    def _point(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> EvaluationPoint:
+        return self._bridge._point(None, inputs, kwargs)
 
     @property
     def gradient_error(self) -> float | None:
@@ -97,7 +95,7 @@ class Primitive:
         Returns:
             What the function returns, arrays in the dtype of the first floating input.
         """
-        return self._bridge._evaluate(np.empty(0), inputs, kwargs, None)
+        return self._bridge._apply((), False, inputs, kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -143,6 +141,7 @@ def primitive(
     dtype: Any = None,
     device: Any = None,
     nondiff: Any = (),
+    outputs: Any = None,
     registry: Registry | None = None,
     **options: Any,
 ) -> Callable[[Callable[..., Any]], Primitive]: ...
@@ -156,6 +155,7 @@ def primitive(
     dtype: Any = None,
     device: Any = None,
     nondiff: Any = (),
+    outputs: Any = None,
     registry: Registry | None = None,
     **options: Any,
 ) -> Primitive | Callable[[Callable[..., Any]], Primitive]:
@@ -187,6 +187,7 @@ def primitive(
         device: the device to compute on.
         nondiff: arguments that are held constant, by position (0 is the first, as in autograd's
             `argnum`) or by name; see `bridge`.
+        outputs: shapes and dtypes of the outputs; see `bridge`.
         registry: the plugins to choose from; by default all that are installed.
         **options: options of the backend.
 
@@ -204,6 +205,8 @@ def primitive(
         known = registry if registry is not None else default_registry()
         name = backend or PLAIN
         adapter = known.guest(name)(body, GuestOptions(dtype=dtype, device=device, extra=dict(options)))
-        return Primitive(body, Bridge(adapter, host, nondiff=nondiff, first_input=0, registry=known))
+        return Primitive(
+            body, Bridge(adapter, host, nondiff=nondiff, first_input=0, outputs=outputs, registry=known)
+        )
 
     return decorate if function is None else decorate(function)

@@ -12,88 +12,22 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
 
 from gradbridge import hookspecs
+from gradbridge.declarations import Backend, BackendInfo, Step
 from gradbridge.errors import BackendUnavailableError, PluginError, UnknownBackendError, UnknownModelError
+from gradbridge.host import Host
 from gradbridge.protocol import PROTOCOL_VERSION, Adapter, GuestOptions
-
-if TYPE_CHECKING:
-    from gradbridge.call import Step
-    from gradbridge.host import Host
-
-#: Which frameworks `build` takes first when none is named.
-PREFERRED = ("torch", "tensorflow", "jax", "numpy")
 
 BY_HAND = "(registered by hand)"
 
 GuestHalf = Callable[[Any, GuestOptions], Adapter]
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A backend's declaration: what `gradbridge_backend` returns. Naming it imports nothing.
-
-    Attributes:
-        name: what users write, e.g. ``"torch"``.
-        framework: the module to import and the distribution that carries it, e.g.
-            ``("torch", "torch")``; None for a backend that needs none.
-        install: the command that installs the framework.
-        guest: ``"module:function"`` of the guest half, a `GuestHalf`; None if there is none.
-        host: ``"module:class"`` of the host half, a `Host` subclass; None if there is none.
-        builder: ``"module:function"`` that builds a portable architecture as a native model from
-            ``(Architecture, {name: array})``; None if it builds none.
-        models: qualified names of classes; a model with one of them in its MRO is this backend's.
-        protocol: version of the adapter protocol that it was written for.
-    """
-
-    name: str
-    framework: tuple[str, str] | None = None
-    install: str = ""
-    guest: str | None = None
-    host: str | None = None
-    builder: str | None = None
-    models: tuple[str, ...] = ()
-    protocol: int = PROTOCOL_VERSION
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """``("guest", "host")``, or the one of them that it has."""
-        return tuple(role for role in ("guest", "host") if getattr(self, role) is not None)
-
-
-@dataclass(frozen=True)
-class BackendInfo:
-    """What `gradbridge.backends()` tells of one backend.
-
-    `installed` and `version` look at what is installed and import nothing. `reason` and
-    `available` are the truth and cost an import of the framework, the first time they are read.
-    """
-
-    name: str
-    roles: tuple[str, ...]
-    package: str
-    install: str
-    installed: bool
-    version: str | None
-    _load: Callable[[], str | None] = field(repr=False, compare=False)
-
-    @functools.cached_property
-    def reason(self) -> str | None:
-        """Why it cannot be used, with the line that mends it; None if it can."""
-        return self._load()
-
-    @property
-    def available(self) -> bool:
-        """Whether its framework is installed and imports."""
-        return self.reason is None
 
 
 class Registry:
@@ -309,7 +243,7 @@ class Registry:
         installed, version = True, None
         if backend.framework is not None:
             module, distribution = backend.framework
-            installed = _has_module(module)
+            installed = has_module(module)
             try:
                 version = importlib.metadata.version(distribution)
             except importlib.metadata.PackageNotFoundError:
@@ -362,7 +296,7 @@ class Registry:
 
     # -- observers ----------------------------------------------------------------------------
 
-    def tell(self, step: Step) -> None:
+    def notify(self, step: Step) -> None:
         """Hand the record of a step to everyone who observes it."""
         getattr(self._manager.hook, f"gradbridge_{step.name}")(step=step)
 
@@ -380,32 +314,12 @@ class Registry:
         self.observed = any(hook.get_hookimpls() for hook in hooks)
 
 
-def _has_module(name: str) -> bool:
+def has_module(name: str) -> bool:
+    """Whether a module can be imported, without importing it."""
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
         return False
-
-
-def default_backend(registry: Registry) -> str:
-    """The backend that builds when none is named: ``GRADBRIDGE_BACKEND``, else the first installed.
-
-    Raises:
-        UnknownBackendError: the variable names none, or nothing here builds.
-    """
-    named = os.environ.get("GRADBRIDGE_BACKEND")
-    if named:
-        registry.backend(named)
-        return named
-    builders = [name for name in registry.names() if registry.backend(name).builder is not None]
-    builders.sort(key=lambda name: (*(name != first for first in PREFERRED), name))
-    for name in builders:
-        framework = registry.backend(name).framework
-        if framework is None or _has_module(framework[0]):
-            return name
-    raise UnknownBackendError(
-        "no backend that builds architectures is installed; pip install gradbridge[torch]"
-    )
 
 
 _default: Registry | None = None

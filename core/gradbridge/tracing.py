@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gradbridge.call import Step
+from gradbridge.declarations import Step
 from gradbridge.hookspecs import hookimpl
 from gradbridge.registry import Registry, default_registry
 

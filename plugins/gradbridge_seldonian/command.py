@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import gradbridge
+from gradbridge.choice import default_backend
 
 STORIES = ("regression", "digits", "fairness")
 
@@ -36,7 +37,7 @@ def demo(out: pathlib.Path, only: str | None, backend: str | None, quick: bool) 
 
     console = Console()
     registry = gradbridge.default_registry()
-    name = backend or gradbridge.registry.default_backend(registry)
+    name = backend or default_backend(registry)
     registry.builder(name)
     build = functools.partial(gradbridge.build, backend=name)
     version = gradbridge.backends()[name].version or ""

@@ -7,14 +7,16 @@ parameters and inputs, and is made again, under a lock, when the model's state h
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 
+from gradbridge.call_spec import CallSpec
 from gradbridge.errors import (
     GradbridgeError,
     GradientShapeError,
@@ -22,56 +24,74 @@ from gradbridge.errors import (
     NotDifferentiableError,
     OutputError,
 )
-from gradbridge.layout import ParameterLayout
-from gradbridge.protocol import Adapter, Array, Signature
-
-if TYPE_CHECKING:
-    from gradbridge_seldonian.steps import SupervisedStepsModel
+from gradbridge.layout import Array, ParameterLayout
+from gradbridge.protocol import Adapter
 
 
-class Turns:
-    """Who has run the native model last. A copy of the model takes turns of its own."""
+class StepsModel(Protocol):
+    """The five methods, and what surrounds them."""
+
+    native_model: Any
+    predictions: Any
+
+    def initial_solution(self) -> Any:
+        """The start, theta."""
+
+    def update_model_params(self, theta: Array, **kwargs: Any) -> None:
+        """Load theta."""
+
+    def zero_gradients(self) -> None:
+        """Clear what was gathered."""
+
+    def forward_pass(self, X: Any, **kwargs: Any) -> Any:
+        """Predictions."""
+
+    def backward_pass(self, external_grad: Any) -> Any:
+        """The gradient of theta."""
+
+    def surroundings(self, noise: int) -> AbstractContextManager[None]:
+        """Entered around every run."""
+
+
+class ModelLock:
+    """The native model to one run at a time, and how many there were. A copy of the model has one of its own."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.count = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Turns, ())
+        return (ModelLock, ())
 
 
 class StepsAdapter(Adapter):
     """Makes the five methods keep the laws: re-entrant and fresh by replay, zeroed before each backward."""
 
-    def __init__(self, owner: SupervisedStepsModel, size: int, turns: Turns) -> None:
+    def __init__(self, owner: StepsModel, size: int, lock: ModelLock) -> None:
         self.label = type(owner).__name__
         self.layout = ParameterLayout(("theta",), ((size,),), ("float64",))
         self._owner = owner
-        self._turns = turns
+        self._model_lock = lock
         self._takes_predictions = len(inspect.signature(owner.backward_pass).parameters) >= 2
 
-    def params(self) -> Array:
-        """See `Adapter.params`: the owner's `initial_solution`, where it has one."""
-        start: Array = np.array(self._owner.initial_solution(), dtype=np.float64)  # type: ignore[attr-defined]
-        return start
+    def weights(self) -> list[Array]:
+        """The owner's `initial_solution`, where it has one."""
+        return [np.array(self._owner.initial_solution(), dtype=np.float64)]
 
-    def model(self, params: Array) -> Any:
-        """See `Adapter.model`."""
-        import copy
-
-        with self._turns.lock:
+    def model(self, weights: Sequence[Array]) -> Any:
+        with self._model_lock.lock:
             twin = copy.deepcopy(self._owner)
-        twin.update_model_params(params)
+        twin.update_model_params(weights[0])
         return twin.native_model
 
-    def update(self, params: Array) -> Array:
-        """See `Adapter.update`: a copy; the owner's model is loaded where it runs, under the lock."""
-        return params.copy()
+    def update(self, weights: Sequence[Array]) -> Array:
+        """A copy; the owner's model is loaded where it runs, under the lock."""
+        return weights[0].copy()
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: Array, inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Array, Any]:
-        """See `Adapter.forward`.
+        """Run under the lock, and keep what a replay needs.
 
         Raises:
             NotDifferentiableError: a derivative with respect to the features, which the five
@@ -83,8 +103,8 @@ class StepsAdapter(Adapter):
                 f"gives that of theta only; bridge the native model with gradbridge.bridge for both"
             )
         kept = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in inputs]
-        record = Evaluation(loaded, kept, signature)
-        with self._turn(signature.noise, "forward_pass"):
+        record = Run(loaded, kept, spec)
+        with self._locked(spec.noise, "forward_pass"):
             self._run(record)
             array = np.array(to_numpy(record.predictions))
         if array.dtype.kind not in "fiub":
@@ -92,8 +112,8 @@ class StepsAdapter(Adapter):
         return array, (record if wrt else None)
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
-        """See `Adapter.backward`: replays the evaluation if the owner's model has moved on."""
-        with self._turn(residuals.signature.noise, "backward_pass"):
+        """Pull back; replays the evaluation if the owner's model has moved on."""
+        with self._locked(residuals.spec.noise, "backward_pass"):
             if residuals.stamp != self._stamp():
                 self._run(residuals)
             try:
@@ -110,7 +130,7 @@ class StepsAdapter(Adapter):
             )
         return [flat.copy() for _ in wrt]
 
-    def _pull(self, record: Evaluation, cotangent: Array) -> Any:
+    def _pull(self, record: Run, cotangent: Array) -> Any:
         owner = self._owner
         owner.predictions = record.predictions
         owner.zero_gradients()
@@ -119,21 +139,21 @@ class StepsAdapter(Adapter):
             return owner.backward_pass(record.predictions, external_grad)  # type: ignore[call-arg]
         return owner.backward_pass(external_grad)
 
-    def _run(self, record: Evaluation) -> None:
+    def _run(self, record: Run) -> None:
         owner = self._owner
         # Copies: a forward_pass that writes into its X must not change what a replay gets.
         inputs = [x.copy() if isinstance(x, np.ndarray) else x for x in record.inputs]
-        (features, *rest), kwargs = record.signature.bind(inputs)
+        (features, *rest), kwargs = record.spec.bind(inputs)
         owner.update_model_params(record.theta.copy(), **kwargs)
         owner.predictions = record.predictions = owner.forward_pass(features, *rest, **kwargs)
-        self._turns.count += 1
+        self._model_lock.count += 1
         record.stamp = self._stamp()
 
     @contextmanager
-    def _turn(self, noise: int, method: str) -> Iterator[None]:
+    def _locked(self, noise: int, method: str) -> Iterator[None]:
         """The native model to oneself, in pinned surroundings; a failure in there named."""
         try:
-            with self._turns.lock, self._owner.surroundings(noise):
+            with self._model_lock.lock, self._owner.surroundings(noise):
                 yield
         except (GradbridgeError, NotImplementedError):
             raise
@@ -144,16 +164,16 @@ class StepsAdapter(Adapter):
         """What tells whether the owner's state is still that of an evaluation."""
         parameters = getattr(self._owner.native_model, "parameters", None)
         versions = tuple(getattr(p, "_version", 0) for p in parameters()) if callable(parameters) else ()
-        return (self._turns.count, *versions)
+        return (self._model_lock.count, *versions)
 
 
-class Evaluation:
-    """One evaluation: what it was made of, and the owner's state that it left."""
+class Run:
+    """One run: what it was made of, and the owner's state that it left."""
 
-    __slots__ = ("inputs", "predictions", "signature", "stamp", "theta")
+    __slots__ = ("inputs", "predictions", "spec", "stamp", "theta")
 
-    def __init__(self, theta: Array, inputs: list[Any], signature: Signature) -> None:
-        self.theta, self.inputs, self.signature = theta, inputs, signature
+    def __init__(self, theta: Array, inputs: list[Any], spec: CallSpec) -> None:
+        self.theta, self.inputs, self.spec = theta, inputs, spec
         self.predictions: Any = None
         self.stamp: tuple[Any, ...] = ()
 

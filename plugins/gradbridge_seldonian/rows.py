@@ -12,16 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge.call_spec import CallSpec
+from gradbridge.derivatives.independence import seem_independent
 from gradbridge.errors import GradbridgeError
-from gradbridge.protocol import Array, Signature
-from gradbridge.rows import seem_independent
+from gradbridge.layout import Array
 from gradbridge_seldonian.model import SeldonianModel
 
 #: What `supervised_spec` may be told of the rows.
 ROWS = ("auto", "independent", "together")
-
-# Words in an adapter's `gradient_note`: a gradient that costs an evaluation or more for each number.
-_DEAR = ("numeric", "for each number")
 
 # Rows that are looked at, and ways of halving them.
 _SEEN = 128
@@ -92,16 +90,17 @@ def _points(model: SeldonianModel, start: Array, random: np.random.Generator) ->
 def _independent_at(model: SeldonianModel, inputs: Sequence[Array], theta: Array) -> bool | None:
     # The adapter tells in the precision that it computes in; the bridge, in that of the parameters.
     adapter = model.bridge.adapter
-    loaded, signature = adapter.update(theta), Signature.flat(len(inputs))
-    together, _ = adapter.forward(loaded, inputs, signature, ())
-    if not isinstance(together, np.ndarray) or together.shape[:1] != (len(inputs[0]),):
+    loaded, spec = adapter.update(adapter.layout.cut(theta)), CallSpec.of_arrays(len(inputs))
+    output, _ = adapter.forward(loaded, inputs, spec, ())
+    if not hasattr(output, "shape") or tuple(output.shape[:1]) != (len(inputs[0]),):
         return None
+    together = adapter.border.view(output)
     if not np.isfinite(together).all() or all_alike(together):
         return None
-    gradients = not any(word in adapter.gradient_note for word in _DEAR)
-    rowed = (True,) * len(inputs)
+    gradients = adapter.traits.is_gradient_cheap
+    has_rows = (True,) * len(inputs)
     looks = [
-        seem_independent(adapter, loaded, inputs, rowed, signature, gradients and not split, split)
+        seem_independent(adapter, loaded, inputs, has_rows, spec, gradients and not split, split)
         for split in range(_SPLITS)
     ]
     return False if False in looks else None if None in looks else True

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from autograd.extend import defjvp, defvjp, primitive
 
+from gradbridge.execution.reuse import same_content
 from gradbridge.protocol import Array
-from gradbridge.reuse import same_content
 from gradbridge_seldonian.engine import BaseNode
 from gradbridge_seldonian.rows import can_share
 
@@ -101,7 +101,7 @@ class Part:
         self._whole, self._rows = whole, rows
 
     def predict(self, theta: Any, X: Any, **kwargs: Any) -> Any:
-        """See `SeldonianModel.predict`; whatever is not exactly those rows goes to the model itself."""
+        """Predictions; whatever is not exactly those rows goes to the model itself."""
         whole, rows = self._whole, self._rows
         if theta is whole.theta and not kwargs:
             if rows is None:

@@ -14,7 +14,7 @@ from gradbridge.bridge import Bridge
 from gradbridge.errors import GradbridgeWarning, ParamsShapeError
 from gradbridge.protocol import Array
 from gradbridge_seldonian.engine import SupervisedModel
-from gradbridge_seldonian.replay import StepsAdapter, Turns, to_numpy
+from gradbridge_seldonian.replay import ModelLock, StepsAdapter, to_numpy
 
 # torch's random state is the process's, so runs that seed it take turns.
 _torch_state = threading.RLock()
@@ -30,7 +30,7 @@ class SupervisedStepsModel(SupervisedModel):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
         self.has_intercept = True
-        self._turns = Turns()
+        self._model_lock = ModelLock()
         self.native_model = self.create_model(**kwargs)
 
     def create_model(self, **kwargs: Any) -> Any:
@@ -84,7 +84,7 @@ class SupervisedStepsModel(SupervisedModel):
         bridge: Bridge | None = self.__dict__.get("_bridge")
         if bridge is None or bridge.layout.size != size:
             # Two bridges may be made at once; they take the same turns, so it does no harm.
-            bridge = self._bridge = Bridge(StepsAdapter(self, size, self._turns), "autograd")
+            bridge = self._bridge = Bridge(StepsAdapter(self, size, self._model_lock), "autograd")
         return bridge
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class SupervisedPytorchBaseModel(SupervisedStepsModel):
         self.output_dim = output_dim
         super().__init__(**kwargs)
         self.native_model.to(self.device)
-        _settle(self.native_model, type(self).__name__)
+        _set_eval(self.native_model, type(self).__name__)
 
     @property
     def pytorch_model(self) -> Any:
@@ -187,9 +187,11 @@ class SupervisedPytorchBaseModel(SupervisedStepsModel):
         return [p for p in self.native_model.parameters() if p.requires_grad]
 
 
-def _settle(module: Any, label: str) -> None:
+def _set_eval(module: Any, label: str) -> None:
     """Put a torch module in eval mode, with a word where that changes what it computes."""
-    changed = sorted({type(m).__name__ for m in module.modules() if m.training and _moody(type(m).__name__)})
+    changed = sorted(
+        {type(m).__name__ for m in module.modules() if m.training and _depends_on_mode(type(m).__name__)}
+    )
     module.eval()
     if changed:
         warnings.warn(
@@ -200,7 +202,7 @@ def _settle(module: Any, label: str) -> None:
         )
 
 
-def _moody(name: str) -> bool:
+def _depends_on_mode(name: str) -> bool:
     return "Dropout" in name or "BatchNorm" in name
 
 

@@ -18,8 +18,8 @@ from autograd.core import VJPNode, make_vjp
 from autograd.extend import Box, defvjp, primitive
 
 from gradbridge import trees
+from gradbridge.execution.reuse import same_content
 from gradbridge.protocol import Array
-from gradbridge.reuse import same_content
 
 #: θ ↦ a number, that autograd can follow.
 Function = Callable[[Any], Any]

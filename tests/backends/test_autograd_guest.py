@@ -15,8 +15,9 @@ from autograd.extend import primitive  # noqa: E402
 from autograd.tracer import trace_stack  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
+from gradbridge.call_spec import CallSpec  # noqa: E402
 from gradbridge.errors import GuestError, NotDifferentiableError, OptionError, OutputError  # noqa: E402
-from gradbridge.protocol import GuestOptions, Signature  # noqa: E402
+from gradbridge.protocol import GuestOptions  # noqa: E402
 from gradbridge_autograd.guest import adapt  # noqa: E402
 
 RNG = np.random.default_rng(0)
@@ -77,12 +78,14 @@ def test_gradients_of_params_and_inputs_cost_one_forward_and_one_backward(f):
 def step(f, scale):
     """Forward and backward made by hand, as a host without autograd's tracer makes them."""
     adapter = f.adapter
-    pullback = adapter.pullback(Signature.flat(1), (0, 1))
+    arguments = tuple(range(len(f.layout) + 1))
+    pullback = adapter.pullback(CallSpec.of_arrays(1), arguments)
     v = np.ones((5, 2))
-    _, residuals = pullback.forward(pullback.update(scale * f.params), [X, v], Signature.flat(2), (0, 1, 2))
-    return np.concatenate(
-        [g.ravel() for g in pullback.backward(residuals, [np.ones(f.layout.size), X], (0, 1, 2))]
-    )
+    every = (*arguments, len(arguments))
+    loaded = pullback.update(f.layout.cut(scale * f.params))
+    _, residuals = pullback.forward(loaded, [X, v], CallSpec.of_arrays(2), every)
+    ones = [np.ones(shape) for shape in f.layout.shapes]
+    return np.concatenate([g.ravel() for g in pullback.backward(residuals, [*ones, X], every)])
 
 
 def test_eight_threads_at_their_own_params_give_what_each_alone_would(f):
@@ -143,19 +146,29 @@ def test_two_params_in_flight_and_pullbacks_in_reverse_order_do_not_see_each_oth
 
 def test_the_callers_arrays_may_change_between_forward_and_backward(f):
     adapter, params, x, v = f.adapter, f.params, X.copy(), np.ones((5, 2))
-    output, residuals = adapter.forward(adapter.update(params), [x], Signature.flat(1), (0, 1))
-    expected = [g.copy() for g in adapter.backward(residuals, [v], (0, 1))]
-    for array in (params, x, output, *adapter.backward(residuals, [v], (0, 1))):
+    wrt = tuple(range(len(f.layout) + 1))
+    _, residuals = adapter.forward(adapter.update(f.layout.cut(params)), [x], CallSpec.of_arrays(1), wrt)
+    expected = [g.copy() for g in adapter.backward(residuals, [v], wrt)]
+    for array in (params, x):
         array[...] = 0
-    for gradient, before in zip(adapter.backward(residuals, [v], (0, 1)), expected):
+    for gradient, before in zip(adapter.backward(residuals, [v], wrt), expected):
+        assert np.array_equal(gradient, before)
+
+
+def test_outputs_and_gradients_are_the_callers_to_write_to(f):
+    x, v = X.copy(), np.ones((5, 2))
+    pull, output = autograd.make_vjp(lambda p, x: f(p, x), (0, 1))(f.params, x)
+    expected = [g.copy() for g in pull(v)]
+    for array in (output, *pull(v)):
+        array[...] = 0
+    for gradient, before in zip(pull(v), expected):
         assert np.array_equal(gradient, before)
 
 
 def test_a_cotangent_that_is_handed_on_unchanged_is_not_the_callers_own_array():
-    adapter = bridged(lambda x, y: x + y).adapter
-    _, residuals = adapter.forward([], [np.ones(3), np.ones(3)], Signature.flat(2), (1, 2))
+    f = bridged(lambda x, y: x + y)
     v = np.ones(3)
-    gx, gy = adapter.backward(residuals, [v], (1, 2))
+    gx, gy = autograd.make_vjp(lambda x, y: f(NO_PARAMS, x, y), (0, 1))(np.ones(3), np.ones(3))[0](v)
     gx[:] = 5
     assert np.array_equal(gy, np.ones(3))
     assert np.array_equal(v, np.ones(3))

@@ -363,7 +363,7 @@ def test_every_strategy_gives_the_row_by_row_jacobian(words):
         for strategy in ("auto", "jvp", "loop", "vjp", "rows"):
             if strategy == "vjp" and not able["Jacobian, batched VJP"]:
                 continue
-            if strategy == "rows" and not (able["Jacobian, rows apart"] and drawn.rows > 1):
+            if strategy == "rows" and not (able["Jacobian, per-example"] and drawn.rows > 1):
                 continue
             for one, other in zip(f.jacobian(f.params, x, wrt=(0, 1), strategy=strategy), truth):
                 close(one, other, 1e-10)

@@ -55,7 +55,7 @@ def test_independent_rows_are_found_and_computed_apart():
     f = mlp(dtype="float64")
     with gb.trace() as t:
         f.jacobian(f.params, X)
-    assert how(t) == {"rows apart"}
+    assert how(t) == {"per-example"}
     assert t.counts["forward"] == 1
     close(f.row_gradients(f.params, X), jacobian(f)(f.params, X))
 
@@ -146,7 +146,7 @@ def test_a_model_that_cannot_be_compiled_goes_without_the_map_of_rows():
     f = of(branching)
     with gb.trace() as t:
         J = f.jacobian(f.params, X)
-    assert "rows apart" not in how(t)
+    assert "per-example" not in how(t)
     close(J, jacobian(f)(f.params, X))
 
 
@@ -169,7 +169,7 @@ def test_batch_statistics_in_train_mode_are_never_computed_apart():
     f, g = (gb.bridge(model, dtype="float64", mode="train") for _ in range(2))
     with gb.trace() as t:
         J = f.jacobian(f.params, X)
-    assert "rows apart" not in how(t)
+    assert "per-example" not in how(t)
     close(J, jacobian(g)(g.params, X))
     with pytest.raises(OptionError, match="'rows' was asked"):
         f.jacobian(f.params, X, strategy="rows")
@@ -181,7 +181,7 @@ def test_no_rows_one_row_and_float32():
     close(f.jacobian(f.params, X[:1]), jacobian(f)(f.params, X[:1]), 1e-6)
     with gb.trace() as t:
         J = f.jacobian(f.params.astype("f4"), X.astype("f4"))
-    assert how(t) == {"rows apart"}
+    assert how(t) == {"per-example"}
     assert J.dtype == np.float32
     np.testing.assert_allclose(J, jacobian(f)(f.params, X), rtol=1e-4, atol=1e-6)
 

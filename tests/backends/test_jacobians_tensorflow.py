@@ -73,7 +73,7 @@ def test_independent_rows_are_found_and_computed_apart():
     f = mlp(dtype="float64")
     with gb.trace() as t:
         f.jacobian(f.params, X)
-    assert how(t) == {"rows apart"}
+    assert how(t) == {"per-example"}
     assert t.counts["forward"] == 1
     close(f.row_gradients(f.params, X), jacobian(f)(f.params, X))
     close(f.row_gradients(f.params, X[:13]), jacobian(f)(f.params, X[:13]))
@@ -111,7 +111,7 @@ def test_batch_statistics_in_train_mode_are_never_computed_apart():
     truth = jacobian(sequential(*map(_again, layers), mode="train"))(f.params, X)
     with gb.trace() as t:
         J = f.jacobian(f.params, X)
-    assert "rows apart" not in how(t)
+    assert "per-example" not in how(t)
     close(J, truth)
     with pytest.raises(OptionError, match="'rows' was asked"):
         f.jacobian(f.params, X, strategy="rows")
@@ -127,7 +127,7 @@ def test_batch_norm_in_eval_mode_has_independent_rows():
     )
     with gb.trace() as t:
         J = f.jacobian(f.params, X)
-    assert how(t) == {"rows apart"}
+    assert how(t) == {"per-example"}
     close(J, jacobian(f)(f.params, X))
 
 
@@ -188,7 +188,7 @@ def test_no_rows_one_row_and_float32():
     close(f.jacobian(f.params, X[:1]), jacobian(f)(f.params, X[:1]), 1e-6)
     with gb.trace() as t:
         J = f.jacobian(f.params.astype("f4"), X.astype("f4"))
-    assert how(t) == {"rows apart"}
+    assert how(t) == {"per-example"}
     assert J.dtype == np.float32
     np.testing.assert_allclose(J, jacobian(f)(f.params, X), rtol=1e-4, atol=1e-6)
 

@@ -58,7 +58,7 @@ def test_independent_rows_are_found_and_computed_apart():
     f = gb.bridge(mlp(), dtype="float64")
     with gb.trace() as t:
         f.jacobian(f.params, X)
-    assert how(t) == {"rows apart"}
+    assert how(t) == {"per-example"}
     assert t.counts["forward"] == 1
     close(f.row_gradients(f.params, X), jacobian(f)(f.params, X)[:, 0])
 
@@ -139,7 +139,7 @@ def test_batch_statistics_in_train_mode_are_right_and_move_once():
     f, g = (gb.bridge(model, dtype="float64", mode="train") for _ in range(2))
     with gb.trace() as t:
         J = f.jacobian(f.params, X)
-    assert "rows apart" not in how(t)
+    assert "per-example" not in how(t)
     close(J, jacobian(g)(g.params, X))
     moved, once = f.model(f.params)[1], g.model(g.params)[1]
     assert moved.num_batches_tracked == once.num_batches_tracked == 1
@@ -154,7 +154,7 @@ def test_batch_norm_in_eval_mode_has_independent_rows():
     f = gb.bridge(model, dtype="float64")
     with gb.trace() as t:
         J = f.jacobian(f.params, X)
-    assert how(t) == {"rows apart"}
+    assert how(t) == {"per-example"}
     close(J, jacobian(f)(f.params, X))
 
 
@@ -169,7 +169,7 @@ def test_a_convolution_works():
     images = DRAW.normal(size=(10, 1, 6, 6))
     with gb.trace() as t:
         J = f.jacobian(f.params, images, wrt=(0, 1))
-    assert "rows apart" in how(t)
+    assert "per-example" in how(t)
     close(J[0], jacobian(f)(f.params, images))
     close(J[1], jacobian(f, 1)(f.params, images))
 
@@ -180,7 +180,7 @@ def test_integer_inputs_have_rows_too():
     ids = DRAW.integers(0, 7, size=20)
     with gb.trace() as t:
         J = f.jacobian(f.params, ids)
-    assert how(t) == {"rows apart"}
+    assert how(t) == {"per-example"}
     close(J, jacobian(f)(f.params, ids))
 
 
@@ -240,7 +240,7 @@ def test_a_branch_on_the_data_goes_without_the_map():
     f = gb.bridge(branching, params=np.ones(4), backend="torch")
     with gb.trace() as t:
         J = f.jacobian(f.params, X)
-    assert "rows apart" not in how(t)
+    assert "per-example" not in how(t)
     close(J, jacobian(f)(f.params, X))
     with pytest.raises(OptionError, match="cannot compute them apart"):
         f.jacobian(f.params, X, strategy="rows")
@@ -258,7 +258,7 @@ def test_no_rows_one_row_and_float32():
     close(f.jacobian(f.params, X[:1]), jacobian(f)(f.params, X[:1]), 1e-6)
     with gb.trace() as t:
         J = f.jacobian(f.params.astype("f4"), X.astype("f4"))
-    assert how(t) == {"rows apart"}
+    assert how(t) == {"per-example"}
     assert J.dtype == np.float32
     np.testing.assert_allclose(J, jacobian(f)(f.params, X), rtol=1e-4, atol=1e-6)
 

@@ -16,8 +16,9 @@ jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
+from gradbridge.call_spec import CallSpec  # noqa: E402
 from gradbridge.errors import GuestError, InputError, NotDifferentiableError, OptionError, OutputError  # noqa: E402
-from gradbridge.protocol import GuestOptions, Signature  # noqa: E402
+from gradbridge.protocol import GuestOptions  # noqa: E402
 from gradbridge_jax.guest import adapt  # noqa: E402
 from gradbridge_jax.isolation import isolated  # noqa: E402
 
@@ -119,13 +120,14 @@ def test_two_params_in_flight_and_pullbacks_in_reverse_order_do_not_see_each_oth
     alone = [autograd.grad(squared(f))(p, X) for p in (f.params, 2 * f.params)]
     both = autograd.grad(lambda p: squared(f)(p, X) + squared(f)(2 * p, X))(f.params)
     np.testing.assert_allclose(both, alone[0] + 2 * alone[1], rtol=1e-12)
-    adapter, signature = f.adapter, Signature.flat(1)
+    adapter, spec, weights = f.adapter, CallSpec.of_arrays(1), tuple(range(len(f.layout)))
     v = [RNG.normal(size=(6, 2))]
     flights = [
-        adapter.forward(adapter.update(k * f.params), [X], signature, (0,))[1] for k in (1.0, 2.0, 3.0)
+        adapter.forward(adapter.update_flat(k * f.params, False), [X], spec, weights)[1]
+        for k in (1.0, 2.0, 3.0)
     ]
-    forwards = [adapter.backward(r, v, (0,))[0] for r in flights]
-    backwards = [adapter.backward(r, v, (0,))[0] for r in reversed(flights)]
+    forwards = [adapter.border.join(adapter.backward(r, v, weights)) for r in flights]
+    backwards = [adapter.border.join(adapter.backward(r, v, weights)) for r in reversed(flights)]
     for first, second in zip(forwards, reversed(backwards)):
         assert np.array_equal(first, second)
 
@@ -151,8 +153,10 @@ def test_eight_threads_at_their_own_params_give_what_each_alone_would(f):
 def autograd_free_gradient(f, scale):
     """Steps made by hand: autograd's own tracer is not for threads."""
     adapter = f.adapter
-    _, residuals = adapter.forward(adapter.update(scale * f.params), [X], Signature.flat(1), (0, 1))
-    return np.concatenate([g.ravel() for g in adapter.backward(residuals, [np.ones((6, 2))], (0, 1))])
+    wrt = tuple(range(len(f.layout) + 1))
+    loaded = adapter.update_flat(scale * f.params, False)
+    _, residuals = adapter.forward(loaded, [X], CallSpec.of_arrays(1), wrt)
+    return np.concatenate([np.ravel(g) for g in adapter.backward(residuals, [np.ones((6, 2))], wrt)])
 
 
 def test_a_function_is_traced_once_for_each_shape_however_often_it_is_called():
@@ -302,16 +306,19 @@ def test_with_jit_false_variables_that_change_are_seen():
 def test_the_callers_arrays_may_change_between_forward_and_backward(f):
     params, x = f.params, X.copy()
     expected = autograd.grad(squared(f), 1)(params, x)
-    adapter = f.adapter
-    output, residuals = adapter.forward(adapter.update(params), [x], Signature.flat(1), (1,))
-    v = 2 * output
-    output[:] = 0
+    adapter, of_x = f.adapter, (len(f.layout),)
+    loaded = adapter.update_flat(params, False)
+    output, residuals = adapter.forward(loaded, [x], CallSpec.of_arrays(1), of_x)
+    v = 2 * np.asarray(output)
     params[:] = 0
     x[:] = 0
-    (gradient,) = adapter.backward(residuals, [v], (1,))
+    (gradient,) = adapter.backward(residuals, [v], of_x)
     np.testing.assert_allclose(gradient, expected, rtol=1e-12)
-    gradient[:] = 0  # ours to write to
-    np.testing.assert_allclose(adapter.backward(residuals, [v], (1,))[0], expected, rtol=1e-12)
+    v[:] = 0  # ours to write to
+    np.testing.assert_allclose(gradient, expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        adapter.backward(residuals, [2 * np.asarray(output)], of_x)[0], expected, rtol=1e-12
+    )
 
 
 def test_inside_a_trace_of_the_callers_a_bridge_on_constants_still_computes(f):
@@ -353,7 +360,7 @@ def test_vmap_maps_over_the_rows_of_every_input():
 
 def test_a_copy_and_a_pickle_of_the_adapter_compute_the_same(f):
     adapter = adapted(net, params=TREE)
-    adapter.forward(adapter.update(adapter.params()), [X], Signature.flat(1), (0,))
+    adapter.forward(adapter.update(adapter.weights()), [X], CallSpec.of_arrays(1), (0,))
     for twin in (copy.deepcopy(adapter), pickle.loads(pickle.dumps(adapter))):
         again = gb.bridge(twin)
         assert np.array_equal(

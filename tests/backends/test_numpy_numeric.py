@@ -45,7 +45,7 @@ def test_second_order_is_refused_with_its_reason():
     words = "derivative of the numeric gradient of .* differences of differences would lose most"
     with pytest.raises(HigherOrderError, match=words):
         hessian(lambda x: np.sum(f(x, 2.0)))(X)
-    assert "differences of differences" in f.bridge.adapter.second_order_refusal
+    assert "differences of differences" in f.bridge.adapter.refusal("pullback")
     with pytest.raises(OptionError, match="leave that out to write its JVP"):
         f.defjvp(lambda t, ans, x, k: t)
 

@@ -9,6 +9,7 @@ import pytest
 from autograd import elementwise_grad, grad, hessian, jacobian, make_hvp, make_jvp
 
 import gradbridge as gb
+from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradientShapeError, HigherOrderError, MissingVJPError, VJPSignatureError
 from gradbridge_numpy.rules import VJPRule
 
@@ -32,9 +33,9 @@ def test_first_order_rules_alone_refuse_a_hessian_and_say_what_to_write():
         make_hvp(lambda x: f(x, Y).sum())(X)[0](U)
     with pytest.raises(HigherOrderError):
         make_jvp(grad(lambda x: f(x, Y).sum()))(X)(U)
-    assert "@Q_vjp.defvjp" in f.bridge.adapter.second_order_refusal
+    assert "@Q_vjp.defvjp" in f.bridge.adapter.refusal("pullback")
     of_x.defvjp(None, lambda gradient, x, y, v: lambda u: v * u)
-    assert f.bridge.adapter.second_order_refusal == ""
+    assert f.bridge.adapter.refusal("pullback") == ""
     onp.testing.assert_array_equal(jacobian(grad(lambda x, y: f(x, y).sum()), 1)(X, Y), onp.eye(3))
     assert onp.array_equal(hessian(lambda x: f(x, Y).sum())(X), onp.zeros((3, 3)))
 
@@ -200,13 +201,13 @@ def test_adapters_of_second_order_in_eight_threads():
     adapter = f.bridge.adapter
 
     def work(k):
-        signature = gb.protocol.Signature.flat(1)
+        spec = CallSpec.of_arrays(1)
         x = onp.full(3, float(k))
         for _ in range(50):
-            second = adapter.pullback(signature, (1,))
+            second = adapter.pullback(spec, (0,))
             inputs = [x, onp.ones(3)]
-            _, residuals = second.forward(second.update(onp.empty(0)), inputs, signature, (1, 2))
-            results[k] = second.backward(residuals, [U], (1, 2))
+            _, residuals = second.forward(second.update([]), inputs, spec, (0, 1))
+            results[k] = second.backward(residuals, [U], (0, 1))
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
     for thread in threads:
@@ -220,10 +221,10 @@ def test_adapters_of_second_order_in_eight_threads():
 def test_an_argument_of_no_influence_is_no_second_order_of_the_others():
     f = gb.primitive(lambda x, y: x**2)
     of_x, _ = f.bridge.adapter.defvjp(lambda ans, x, y: lambda v: 2 * x * v, None)
-    assert "@Q_vjp.defvjp" in f.bridge.adapter.second_order_refusal
+    assert "@Q_vjp.defvjp" in f.bridge.adapter.refusal("pullback")
     assert onp.array_equal(jacobian(grad(lambda x, y: f(x, y).sum()), 1)(X, Y), onp.zeros((3, 3)))
     of_x.defvjp(lambda gradient, x, y, v: lambda u: 2 * v * u)
-    assert f.bridge.adapter.second_order_refusal == ""
+    assert f.bridge.adapter.refusal("pullback") == ""
 
 
 def test_a_written_rule_for_the_cotangent_is_taken_and_sees_no_zeros():

@@ -67,16 +67,16 @@ class Doubling(Adapter):
     def __init__(self):
         self.alive = weakref.WeakSet()
 
-    def params(self):
-        return np.empty(0)
+    def weights(self):
+        return []
 
-    def model(self, params):
+    def model(self, weights):
         return lambda x: 2 * x
 
-    def update(self, params):
+    def update(self, weights):
         return None
 
-    def forward(self, loaded, inputs, signature, wrt):
+    def forward(self, loaded, inputs, spec, wrt):
         residuals = Kept() if wrt else None
         if wrt:
             self.alive.add(residuals)

@@ -161,3 +161,20 @@ def test_eval_mode_uses_the_stored_statistics():
     net.eval()
     f = gb.bridge(net)
     onp.testing.assert_allclose(f(f.params, X), (X - 1.0) / onp.sqrt(1 + 1e-5), rtol=1e-12)
+
+
+def test_hooks_on_saved_tensors_around_a_bridge_do_not_reach_into_it():
+    f = gb.bridge(nn.Sequential(nn.Linear(3, 2), nn.Tanh()), dtype="float64")
+    loss = lambda p: np.sum(f(p, X) ** 2)
+    expected = grad(loss)(f.params)
+    called = []
+
+    def lossy(tensor):
+        called.append(tensor)
+        return tensor.half()
+
+    with torch.autograd.graph.saved_tensors_hooks(lossy, lambda t: t.double()):
+        assert onp.array_equal(grad(loss)(f.params), expected)
+        assert not called
+        (torch.ones(2, requires_grad=True).double() ** 2).sum()
+        assert called

@@ -76,7 +76,7 @@ def test_a_model_whose_params_are_not_its_own_is_named():
             return super().tied(weight=2 * weight)
 
     with pytest.raises(
-        AssertionError, match="params\\(\\) of tied must hold the 9 numbers that the model holds"
+        AssertionError, match="weights\\(\\) of tied must hold the 9 numbers that the model holds"
     ):
         Bench(Doubling()).check("value_is_right", "tied")
 
@@ -109,7 +109,7 @@ def test_the_report_tells_the_worst_outcome_of_each_law():
 def test_the_report_tells_what_is_not_offered():
     report = run(OnlyEnergy())
     assert report.abilities()["random layers"] == "skipped"
-    assert report.abilities()["rows apart"] == "skipped"
+    assert report.abilities()["per-example"] == "skipped"
 
 
 def test_the_command_exits_with_zero_where_all_holds(capsys):

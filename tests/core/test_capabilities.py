@@ -34,12 +34,12 @@ def test_each_strategy_for_a_jacobian_is_a_row_and_the_latest_is_shown():
     torch = pytest.importorskip("torch")
     f = gb.bridge(torch.nn.Linear(3, 1), dtype="float64")
     able = f.capabilities
-    for strategy in ("rows apart", "batched VJP", "batched JVP", "loop"):
+    for strategy in ("per-example", "batched VJP", "batched JVP", "loop"):
         assert able[f"Jacobian, {strategy}"]
     assert "own, one forward" in able["forward mode (JVP)"].note
     assert able["latest Jacobian"].note == "none yet"
     f.jacobian(f.params, np.ones((64, 3)))
-    assert f.capabilities["latest Jacobian"].note.startswith(("rows apart, for 64", "JVPs, for 64"))
+    assert f.capabilities["latest Jacobian"].note.startswith(("per-example, for 64", "JVPs, for 64"))
     f.jacobian(f.params, np.ones((5, 3)), strategy="loop")
     assert "one backward per output, for 5 outputs and 4 numbers" in f.capabilities["latest Jacobian"].note
 
@@ -47,6 +47,6 @@ def test_each_strategy_for_a_jacobian_is_a_row_and_the_latest_is_shown():
 def test_what_a_chunked_bridge_can_do_is_what_its_guest_can():
     torch = pytest.importorskip("torch")
     able = gb.bridge(torch.nn.Linear(3, 1), rows_per_chunk=8).capabilities
-    assert able["Jacobian, rows apart"]
+    assert able["Jacobian, per-example"]
     plain = gb.bridge(lambda p, x: x, params=np.ones(2), backend="numpy", rows_per_chunk=8).capabilities
-    assert not plain["Jacobian, rows apart"]
+    assert not plain["Jacobian, per-example"]

@@ -22,6 +22,26 @@ FRAMEWORKS = (
 )
 # No backend: what those have in common that Keras runs on.
 SHARED = "gradbridge_keras"
+# What users, authors of backends and core itself hold, from the bottom up: nothing imports what comes after it.
+ORDER = (
+    "errors",
+    "layout",
+    "borders",
+    "traits",
+    "call_spec",
+    "protocol",
+    "program",
+    "model",
+    "framework",
+    "functions",
+    "execution",
+    "extend",
+    "registry",
+    "bridge",
+    "primitive",
+    "cli",
+)
+HOUSES = ("core", "backends", "plugins")
 # What each package of `backends` may import anywhere, beside the standard library and what core requires.
 OWN = {
     "gradbridge_autograd": {"autograd"},
@@ -32,7 +52,6 @@ OWN = {
     "gradbridge_torch": {"torch"},
 }
 REQUIRED = {"numpy", "optree", "gradbridge"}
-ORDER = ("errors", "layout", "protocol", "registry", "bridge", "primitive", "cli")
 
 
 def modules_after(code: str) -> set[str]:
@@ -98,10 +117,69 @@ def test_core_knows_no_framework(path):
             assert not name.startswith("gradbridge_"), f"{path.name} imports {name}"
 
 
+def modules_of_the_house() -> dict[str, pathlib.Path]:
+    """{dotted name: file} of all of our own."""
+    modules = {}
+    for house in HOUSES:
+        for path in sorted((ROOT / house).rglob("*.py")):
+            parts = path.relative_to(ROOT / house).with_suffix("").parts
+            modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
+
+
+MODULES = modules_of_the_house()
+
+
+def all_imports_of(path: pathlib.Path) -> set[str]:
+    """Modules of ours that a file names anywhere: late, and for the type checker, too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            # `from package import module` is of the module; the package itself is meant where a name is not one.
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= submodules | ({node.module} if names - submodules else set())
+    return found & MODULES.keys()
+
+
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Strongly connected components of more than one node, or with an edge to itself."""
+    reach: dict[str, set[str]] = {}
+    for start in graph:
+        seen, stack = set(), list(graph[start])
+        while stack:
+            node = stack.pop()
+            if node not in seen:
+                seen.add(node)
+                stack += graph[node]
+        reach[start] = seen
+    components = {tuple(sorted(b for b in reach[a] if a in reach[b])) for a in graph if a in reach[a]}
+    return [list(component) for component in sorted(components)]
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    found = cycles({name: all_imports_of(path) for name, path in MODULES.items()})
+    assert not found, "\n".join(" <-> ".join(cycle) for cycle in found)
+
+
+def test_cycles_are_seen():
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [["b", "c"]]
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=MODULES.keys())
+def test_a_file_is_one_room(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
+
+
 def test_core_imports_run_one_way():
     for position, stem in enumerate(ORDER):
         later = {f"gradbridge.{name}" for name in ORDER[position + 1 :]}
-        assert not imports_of(ROOT / "core" / "gradbridge" / f"{stem}.py") & later, stem
+        here = {name for name in MODULES if f"{name}.".startswith(f"gradbridge.{stem}.")}
+        for name in here:
+            names = {".".join(n.split(".")[:2]) for n in all_imports_of(MODULES[name])}
+            assert not names & later, name
 
 
 def test_the_kit_imports_core_and_no_backend():

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 import gradbridge as gb
 from gradbridge.errors import OptionError
-from gradbridge.reuse import same_content
+from gradbridge.execution.reuse import same_content
 
 
 def scaled(p, x):
@@ -187,3 +187,10 @@ def test_a_model_without_a_gradient_has_a_value_all_the_same():
     for _ in range(2):
         np.testing.assert_allclose(f(f.params, np.array([1.5])), [2.5])
     assert f.memory.hits == 1
+
+
+def test_an_evaluation_for_a_host_of_one_precision_is_not_that_for_another():
+    f = gb.bridge(lambda p, x: x * p, params=np.ones(3), backend="autograd", reuse=2)
+    X = np.ones((2, 3))
+    assert f(np.ones(3), X).dtype == np.float64
+    assert f(np.ones(3, np.float32), X).dtype == np.float32

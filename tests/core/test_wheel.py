@@ -27,3 +27,5 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path):
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert names == sources
+    assert "gradbridge/py.typed" in names  # its annotations are for those who use it, too
+    assert any(name.startswith("gradbridge/scaffold/templates/") for name in names)

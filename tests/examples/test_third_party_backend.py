@@ -103,6 +103,11 @@ print("fine")
             "gb.primitive(backend='tinygrad')(lambda x: x * x.rand_like())(np.ones(3))",
             "draws tinygrad's random",
         ),
+        (  # also where others were drawn before, so that the counters are there already
+            "nn.Linear(2, 2).weight.realize()\n"
+            "gb.primitive(backend='tinygrad')(lambda x: x * x.rand_like())(np.ones(3))",
+            "draws tinygrad's random",
+        ),
         ("gb.bridge(nn.BatchNorm(3), backend='tinygrad', mode='train')", "running_mean"),
         ("gb.bridge(nn.Linear(2, 2), backend='tinygrad', dtype='int8')", "dtype must be one of"),
         (

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from types import FunctionType
 from typing import Any, ClassVar, NoReturn
 
-from gradbridge.protocol import Adapter, Array, GuestOptions
+from gradbridge.layout import Array
+from gradbridge.protocol import Adapter, GuestOptions
 from gradbridge.registry import Registry, default_registry
 
 
@@ -119,6 +122,28 @@ class BackendUnderTest:
         For example another default dtype, another random seed, or a block without gradients.
         """
         return ()
+
+    def counted(self, native: Native) -> tuple[Native, Callable[[], int]] | None:
+        """A model whose evaluations can be counted (law 8), where that is possible.
+
+        A compiler evaluates a model once for many calls: the count tells how often at most.
+
+        Args:
+            native: what the factory made; it may be changed.
+
+        Returns:
+            (the model to bridge, how often it was evaluated so far); by default that of functions alone.
+        """
+        if not isinstance(native.model, FunctionType):
+            return None
+        function, calls = native.model, []
+
+        @functools.wraps(function)
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return function(*args, **kwargs)
+
+        return Native(counting, params=native.params, **native.options), lambda: len(calls)
 
     def adapt(self, model: Any, options: GuestOptions) -> Adapter:
         """Make the adapter, by the backend's guest half. Override it to test an adapter alone."""

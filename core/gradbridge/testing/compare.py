@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from gradbridge.protocol import Array
+from gradbridge.layout import Array
+
+
+class Gradients(dict[int, Array]):
+    """Gradients by argument of the host.
+
+    Args:
+        gradients: pairs of an argument and its gradient.
+        first_input: the argument that is the first input, after the params.
+    """
+
+    def __init__(self, gradients: Iterable[tuple[int, Array]], first_input: int) -> None:
+        super().__init__(gradients)
+        self.first_input = first_input
+
+    def name(self, argument: int) -> str:
+        """An argument in words."""
+        return "params" if argument < self.first_input else f"input {argument - self.first_input}"
 
 
 def expect_close(got: Array, expected: Array, what: str, tolerance: float) -> None:
@@ -39,12 +56,12 @@ def expect_outputs(got: Sequence[Array], expected: Sequence[Array], tolerance: f
         expect_close(a, b, f"output {index}{_space(when)}", tolerance)
 
 
-def expect_gradients(
-    got: Mapping[int, Array], expected: Mapping[int, Array], tolerance: float, when: str = ""
-) -> None:
-    """`expect_close` for the gradient of every position that was pulled back to."""
-    for position, gradient in got.items():
-        expect_close(gradient, expected[position], f"gradient of {named(position)}{_space(when)}", tolerance)
+def expect_gradients(got: Gradients, expected: Mapping[int, Array], tolerance: float, when: str = "") -> None:
+    """`expect_close` for the gradient of every argument that was pulled back to."""
+    for argument, gradient in got.items():
+        expect_close(
+            gradient, expected[argument], f"gradient of {got.name(argument)}{_space(when)}", tolerance
+        )
 
 
 def expect_same(got: Array, expected: Array, what: str) -> None:
@@ -55,11 +72,6 @@ def expect_same(got: Array, expected: Array, what: str) -> None:
     """
     if got.dtype != expected.dtype or got.shape != expected.shape or got.tobytes() != expected.tobytes():
         raise AssertionError(f"{what}: expected exactly {_short(expected)}, got {_short(got)}")
-
-
-def named(position: int) -> str:
-    """An argument position in words."""
-    return "params" if position == 0 else f"input {position - 1}"
 
 
 def _short(array: Array) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.protocol import Array
+from gradbridge.layout import Array
 
 _STEP = 1e-30
 
@@ -42,15 +42,15 @@ def pullback(
     It costs one evaluation per coordinate, which is nothing at the size of a scenario.
 
     Returns:
-        One float64 array per position of `wrt`, of that point's shape.
+        One float64 array per index of `wrt`, of that point's shape.
     """
     gradients = []
-    for position in wrt:
-        point = np.asarray(points[position])
+    for place in wrt:
+        point = np.asarray(points[place])
         gradient = np.zeros(point.shape)
         for index in np.ndindex(point.shape):
             tangents = [np.zeros(np.shape(x)) for x in points]
-            tangents[position][index] = 1.0
+            tangents[place][index] = 1.0
             moved = pushforward(function, points, tangents)
             gradient[index] = sum(float(np.sum(v * m)) for v, m in zip(cotangents, moved))
         gradients.append(gradient)

@@ -6,7 +6,7 @@ It keeps every law, and is what the kit's faulty adapters are faulty copies of.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,22 +14,28 @@ import numpy as np
 
 from gradbridge import trees
 from gradbridge.borders import host_dtype
+from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeWarning, GuestError, HigherOrderError
-from gradbridge.layout import ParameterLayout
-from gradbridge.protocol import Adapter, Array, GuestOptions, Signature
+from gradbridge.layout import Array, ParameterLayout
+from gradbridge.protocol import Adapter, ArraySpec, GuestOptions, Traits
 from gradbridge.testing import derivatives, waves
-from gradbridge.testing.backend import BackendUnderTest
+from gradbridge.testing.backend import BackendUnderTest, Native
 from gradbridge.testing.scenarios import BATCHNORM_TRAIN, DROPOUT_RATE, SCENARIOS, Scenario
 
 
 @dataclass
 class PaperModel:
-    """A "native" model of the reference backend: a scenario that holds parameters and statistics."""
+    """A "native" model of the reference backend: a scenario that holds parameters and statistics.
+
+    Attributes:
+        evaluations: how often its value was computed.
+    """
 
     scenario: Scenario
     params: dict[str, Array]
     mean: Array | float = 0.0
     variance: Array | float = 1.0
+    evaluations: int = 0
 
 
 class ReferenceAdapter(Adapter):
@@ -39,6 +45,8 @@ class ReferenceAdapter(Adapter):
         model: the scenario and its parameters.
         options: dtype and mode.
     """
+
+    traits = Traits(takes_complex=True, has_forward_mode=True, has_vmap=True, packs=True)
 
     def __init__(self, model: PaperModel, options: GuestOptions) -> None:
         scenario = model.scenario
@@ -51,122 +59,127 @@ class ReferenceAdapter(Adapter):
         self.train = options.mode == "train"
         self.mean, self.variance = model.mean, model.variance
 
-    takes_complex = True
+    def weights(self) -> list[Array]:
+        return [np.asarray(self._model.params[name], dtype=np.float64) for name in self.scenario.shapes]
 
-    def params(self) -> Array:
-        """See `Adapter.params`."""
-        return np.asarray(self.scenario.ravel(self._model.params), dtype=np.float64)
-
-    def model(self, params: Array) -> PaperModel:
-        """See `Adapter.model`."""
-        arrays = {name: a.copy() for name, a in self.scenario.unravel(params).items()}
+    def model(self, weights: Sequence[Array]) -> PaperModel:
+        arrays = {name: np.array(w) for name, w in zip(self.scenario.shapes, weights)}
         return PaperModel(self.scenario, arrays, self.mean, self.variance)
 
-    def update(self, params: Array) -> Array:
-        """See `Adapter.update`."""
-        return params.astype(self.dtype)
+    def update(self, weights: Sequence[Array]) -> list[Array]:
+        return self.load(weights)
+
+    def update_flat(self, vector: Array, packed: bool) -> list[Array]:
+        return self.load([vector] if packed else self.layout.cut(vector))
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        """See `Adapter.forward`."""
         arrays = [self.cast(x) for x in inputs]
         try:
-            output = self.value(loaded, arrays, signature)
+            output = self.value(loaded, arrays, spec)
         except ValueError as error:
             raise GuestError(f"{self.label} failed on {[x.shape for x in arrays]}: {error}") from error
-        if self.train and not signature.replay and self.scenario.name == "batchnorm":
+        if self.train and not spec.replay and self.scenario.name == "batchnorm":
             self.mean = 0.9 * self.mean + 0.1 * arrays[0].mean(0)
             self.variance = 0.9 * self.variance + 0.1 * arrays[0].var(0)
-        leaves, structure = trees.flatten(output)
-        outputs = trees.unflatten(structure, [self.own(leaf) for leaf in leaves])
-        if not trees.flatten(outputs)[0] or structure.num_nodes == 1:
-            outputs = self.own(leaves[0])
-        return outputs, ((loaded.copy(), arrays, signature) if wrt else None)
+        outputs = _mapped(self.own, output)
+        return outputs, (([w.copy() for w in loaded], arrays, spec) if wrt else None)
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
-        """See `Adapter.backward`."""
-        loaded, arrays, signature = residuals
-        by_position = self.gradients(loaded, arrays, [self.cast(v) for v in cotangents], signature)
-        return [self.own(by_position[position]) for position in wrt]
+        loaded, arrays, spec = residuals
+        by_leaf = self.gradients(loaded, arrays, [self.cast(v) for v in cotangents], spec)
+        return [self.own(by_leaf[leaf]) for leaf in wrt]
 
-    def backward_many(
-        self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]
-    ) -> list[Array] | None:
-        """See `Adapter.backward_many`."""
+    def backward_many(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
         each = [self.backward(residuals, list(v), wrt) for v in zip(*cotangents)]
         return [np.stack(gradients) for gradients in zip(*each)]
 
     def row_jacobians(
         self,
-        loaded: Any,
+        loaded: list[Array],
         inputs: Sequence[Any],
-        signature: Signature,
+        spec: CallSpec,
         wrt: tuple[int, ...],
-        rowed: tuple[bool, ...],
-    ) -> list[list[Array]] | None:
-        """See `Adapter.row_jacobians`."""
-        count = next(len(x) for x, yes in zip(inputs, rowed) if yes)
+        has_rows: tuple[bool, ...],
+    ) -> list[list[Array]]:
+        count = next(len(x) for x, yes in zip(inputs, has_rows) if yes)
         rows = []
         for row in range(count):
-            alone = [x[row : row + 1] if yes else x for x, yes in zip(inputs, rowed)]
-            outputs, residuals = self.forward(loaded, alone, signature, wrt)
+            alone = [x[row : row + 1] if yes else x for x, yes in zip(inputs, has_rows)]
+            outputs, residuals = self.forward(loaded, alone, spec, wrt)
             leaves = trees.flatten(outputs)[0]
             rows.append([self._jacobian(residuals, leaves, i, wrt) for i in range(len(leaves))])
         return [[np.stack(blocks) for blocks in zip(*output)] for output in zip(*rows)]
 
     def _jacobian(self, residuals: Any, leaves: list[Array], index: int, wrt: tuple[int, ...]) -> list[Array]:
-        """Of the only row of one output: (*its shape, *argument shape) for each position."""
+        """Of the only row of one output: (*its shape, *argument shape) for each argument."""
         units = np.eye(leaves[index].size).reshape(-1, *leaves[index].shape)
         many = [units if i == index else np.zeros((len(units), *y.shape)) for i, y in enumerate(leaves)]
-        found = self.backward_many(residuals, many, wrt) or []
-        return [g.reshape(*leaves[index].shape[1:], *g.shape[1:]) for g in found]
+        gradients = self.backward_many(residuals, many, wrt)
+        return [g.reshape(*leaves[index].shape[1:], *g.shape[1:]) for g in gradients]
 
     def pushforward(
         self,
-        loaded: Any,
+        loaded: list[Array],
         inputs: Sequence[Any],
-        signature: Signature,
+        spec: CallSpec,
         wrt: tuple[int, ...],
         tangents: Sequence[Array],
-    ) -> list[Array] | None:
-        """See `Adapter.pushforward`: by the complex step."""
-        arguments = [loaded, *map(self.cast, inputs)]
-        moves = [np.zeros_like(a) for a in arguments]
-        for position, tangent in zip(wrt, tangents):
-            moves[position] = tangent
-        if self.scenario.name == "wave":
-            return waves.pushed(loaded, arguments[1:], moves)
-
-        def function(moved: Sequence[Any]) -> list[Any]:
-            return list(trees.flatten(self.value(moved[0], moved[1:], signature))[0])
-
-        return derivatives.pushforward(function, arguments, moves)
+    ) -> tuple[Any, list[Array]]:
+        outputs, _ = self.forward(loaded, inputs, spec, ())
+        return outputs, self._pushed(loaded, inputs, spec, wrt, tangents)
 
     def pushforward_many(
         self,
-        loaded: Any,
+        loaded: list[Array],
         inputs: Sequence[Any],
-        signature: Signature,
+        spec: CallSpec,
         wrt: tuple[int, ...],
         tangents: Sequence[Array],
-    ) -> list[Array] | None:
-        """See `Adapter.pushforward_many`."""
-        each = [
-            ReferenceAdapter.pushforward(self, loaded, inputs, signature, wrt, list(t))
-            for t in zip(*tangents)
-        ]
-        return [np.stack(moved) for moved in zip(*(one or [] for one in each))]
+    ) -> list[Array]:
+        each = [self._pushed(loaded, inputs, spec, wrt, list(t)) for t in zip(*tangents)]
+        return [np.stack(one) for one in zip(*each)]
 
-    def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
-        """See `Adapter.pullback`."""
-        return ReferencePullback(self, signature, wrt)
+    def _pushed(
+        self,
+        loaded: list[Array],
+        inputs: Sequence[Any],
+        spec: CallSpec,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array]:
+        """Tangents of the outputs, by the complex step."""
+        arguments = [*loaded, *map(self.cast, inputs)]
+        full = [np.zeros_like(a) for a in arguments]
+        for leaf, tangent in zip(wrt, tangents):
+            full[leaf] = tangent
+        count = len(loaded)
+        if self.scenario.name == "wave":
+            return waves.pushed(arguments[0], arguments[1:], full)
+
+        def function(leaves: Sequence[Any]) -> list[Any]:
+            return list(trees.flatten(self.value(leaves[:count], leaves[count:], spec))[0])
+
+        return derivatives.pushforward(function, arguments, full)
+
+    def pullback(self, spec: CallSpec, wrt: tuple[int, ...], residuals: Any = None) -> Adapter:
+        return ReferencePullback(self, spec, wrt, residuals)
+
+    def output_spec(self, inputs: Sequence[Any], spec: CallSpec) -> Any:
+        zeros = [np.zeros(x.shape, x.dtype) for x in inputs]
+        output = self.value(self.load([np.zeros(s) for s in self.layout.shapes]), zeros, spec)
+        return _mapped(lambda y: ArraySpec.of(self.own(y)), output)
 
     # -- the closed form ----------------------------------------------------------------------
 
+    def load(self, weights: Sequence[Array]) -> list[Array]:
+        """Weights, or the vector of all of them, as the computation takes them."""
+        return [np.array(_of_numpy(w), self.dtype) for w in weights]
+
     def cast(self, array: Any) -> Any:
-        """An array as the computation takes it."""
-        array = np.asarray(array)
+        """An array as the computation takes it: a copy."""
+        array = _of_numpy(array)
         return array.astype(host_dtype(array.dtype.newbyteorder("="), self.dtype))
 
     def own(self, array: Any) -> Array:
@@ -174,34 +187,37 @@ class ReferenceAdapter(Adapter):
         array = np.asarray(array)
         return np.array(array, dtype=host_dtype(array.dtype, self.dtype))
 
-    def mask(self, x: Any, signature: Signature) -> Any:
+    def mask(self, x: Any, spec: CallSpec) -> Any:
         """The dropout mask of one call."""
-        kept = np.random.default_rng(signature.noise).random(np.shape(x)) >= DROPOUT_RATE
+        kept = np.random.default_rng(spec.noise).random(np.shape(x)) >= DROPOUT_RATE
         return kept / (1 - DROPOUT_RATE)
 
-    def value(self, params: Any, inputs: Sequence[Any], signature: Signature) -> Any:
+    def named(self, loaded: Sequence[Any], spec: CallSpec) -> dict[str, Any]:
+        """Loaded weights by name."""
+        return self.scenario.unravel(loaded[0]) if spec.packed else dict(zip(self.scenario.shapes, loaded))
+
+    def value(self, loaded: Sequence[Any], inputs: Sequence[Any], spec: CallSpec) -> Any:
         """The scenario's value, in this adapter's mode."""
+        self._model.evaluations += 1
         if self.scenario.name == "dropout" and self.train:
-            return inputs[0] * self.mask(inputs[0], signature)
+            return inputs[0] * self.mask(inputs[0], spec)
         if self.scenario.name == "batchnorm" and not self.train:
             inputs = [(inputs[0] - self.mean) / self._spread()]
-        return self._formula().value(self.scenario.unravel(params), inputs)
+        return self._formula().value(self.named(loaded, spec), inputs)
 
     def gradients(
-        self, params: Any, inputs: Sequence[Any], cotangents: Sequence[Any], signature: Signature
+        self, loaded: Sequence[Any], inputs: Sequence[Any], cotangents: Sequence[Any], spec: CallSpec
     ) -> dict[int, Any]:
-        """The scenario's gradients by position, in this adapter's mode."""
+        """The scenario's gradients by leaf, in this adapter's mode."""
         if self.scenario.name == "dropout" and self.train:
-            return {1: cotangents[0] * self.mask(inputs[0], signature)}
+            return {0: cotangents[0] * self.mask(inputs[0], spec)}
         formula, spread = self._formula(), 1.0
         if self.scenario.name == "batchnorm" and not self.train:
             spread = self._spread()
             inputs = [(inputs[0] - self.mean) / spread]
-        of_params, of_inputs = formula.gradients(self.scenario.unravel(params), inputs, cotangents)
-        found = {i: g / spread for i, g in enumerate(of_inputs, 1) if g is not None}
-        if self.scenario.size:
-            found[0] = self.scenario.ravel(of_params)
-        return found
+        of_weights, of_inputs = formula.gradients(self.named(loaded, spec), inputs, cotangents)
+        gradients = [self.scenario.ravel(of_weights)] if spec.packed else list(of_weights.values())
+        return dict(enumerate([*gradients, *(None if g is None else g / spread for g in of_inputs)]))
 
     def _formula(self) -> Scenario:
         return BATCHNORM_TRAIN if self.train and self.scenario.name == "batchnorm" else self.scenario
@@ -213,35 +229,48 @@ class ReferenceAdapter(Adapter):
 
 
 class ReferencePullback(Adapter):
-    """The VJP of a reference adapter; its own VJP is taken by the complex step."""
+    """The VJP of a reference adapter; its own VJP is taken by the complex step.
 
-    def __init__(self, parent: ReferenceAdapter, signature: Signature, wrt: tuple[int, ...]) -> None:
+    Args:
+        parent: the adapter.
+        spec: of the call that is differentiated.
+        wrt: leaves whose gradients it returns.
+        residuals: of that call: where it is at hand, its arrays are read, and not the caller's.
+    """
+
+    traits = Traits(takes_complex=True, packs=True)
+
+    def __init__(
+        self, parent: ReferenceAdapter, spec: CallSpec, wrt: tuple[int, ...], residuals: Any = None
+    ) -> None:
         self.label, self.layout = f"gradient of {parent.label}", parent.layout
-        self.parent, self._signature, self._wrt = parent, signature, wrt
+        self.parent, self._spec, self._wrt, self._residuals = parent, spec, wrt, residuals
+        self.step = "forward" if residuals is None else "backward"
 
-    takes_complex = True
+    def weights(self) -> list[Array]:
+        return self.parent.weights()
 
-    def params(self) -> Array:
-        """See `Adapter.params`."""
-        return self.parent.params()
+    def model(self, weights: Sequence[Array]) -> PaperModel:
+        return self.parent.model(weights)
 
-    def model(self, params: Array) -> PaperModel:
-        """See `Adapter.model`."""
-        return self.parent.model(params)
+    def update(self, weights: Sequence[Array]) -> list[Array]:
+        return self.parent.update(weights)
 
-    def update(self, params: Array) -> Array:
-        """See `Adapter.update`."""
-        return self.parent.update(params)
+    def update_flat(self, vector: Array, packed: bool) -> list[Array]:
+        return self.parent.update_flat(vector, packed)
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        """See `Adapter.forward`."""
-        arguments = [loaded.copy(), *map(self.parent.cast, inputs)]
-        return tuple(np.array(g) for g in self.function(arguments)), (arguments if wrt else None)
+        count = self._spec.count
+        cotangents = [self.parent.cast(v) for v in inputs[count:]]
+        if self._residuals is None:
+            arguments = [*(w.copy() for w in loaded), *map(self.parent.cast, inputs[:count]), *cotangents]
+        else:
+            arguments = [*self._residuals[0], *self._residuals[1], *cotangents]
+        return tuple(self.parent.own(g) for g in self.function(arguments)), (arguments if wrt else None)
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
-        """See `Adapter.backward`."""
         if self.parent.scenario.name == "wave":
             return self._of_wave(residuals, cotangents, wrt)
         return derivatives.pullback(self.function, residuals, cotangents, wrt)
@@ -249,57 +278,70 @@ class ReferencePullback(Adapter):
     def _of_wave(self, arguments: Any, directions: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
         scale, x, z, *cotangents = arguments
         full = [np.zeros_like(scale), np.zeros_like(x), np.zeros_like(z)]
-        for position, direction in zip(self._wrt, directions):
-            full[position] = direction
-        found = waves.pulled_again(scale, (x, z), cotangents, full)
-        return [found[position] for position in wrt]
+        for leaf, direction in zip(self._wrt, directions):
+            full[leaf] = direction
+        gradients = waves.pulled_again(scale, (x, z), cotangents, full)
+        return [gradients[leaf] for leaf in wrt]
 
-    def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
-        """The complex step can be taken once.
-
-        Raises:
-            HigherOrderError: always.
-        """
+    def pullback(self, spec: CallSpec, wrt: tuple[int, ...], residuals: Any = None) -> Adapter:
+        # The complex step can be taken once.
         raise HigherOrderError(
             f"a second derivative of {self.parent.label} is all that paper gives; use first and second order"
         )
 
+    def output_spec(self, inputs: Sequence[Any], spec: CallSpec) -> Any:
+        weights = [ArraySpec(shape, self.parent.dtype) for shape in self.layout.shapes]
+        leaves = [*weights, *inputs]
+        return tuple(
+            ArraySpec(leaves[i].shape, host_dtype(leaves[i].dtype, self.parent.dtype)) for i in self._wrt
+        )
+
     def function(self, arguments: Sequence[Any]) -> list[Any]:
-        """(params, *inputs, *cotangents) ↦ gradients for the chosen positions."""
-        count = 1 + self._signature.count
-        found = self.parent.gradients(arguments[0], arguments[1:count], arguments[count:], self._signature)
-        return [found[position] for position in self._wrt]
+        """(*weights, *inputs, *cotangents) ↦ gradients of the chosen leaves."""
+        first = 1 if self._spec.packed else len(self.layout)
+        count = first + self._spec.count
+        gradients = self.parent.gradients(
+            arguments[:first], arguments[first:count], arguments[count:], self._spec
+        )
+        return [gradients[leaf] for leaf in self._wrt]
 
 
 class Reference(BackendUnderTest):
     """The reference backend under test. It is in no registry."""
 
     def adapt(self, model: PaperModel, options: GuestOptions) -> Adapter:
-        """See `BackendUnderTest.adapt`."""
         if model.scenario.name in ("dropout", "batchnorm") and options.mode == "eval":
             warnings.warn(f"{model.scenario.name} is evaluated in eval mode", GradbridgeWarning, stacklevel=2)
         return ReferenceAdapter(model, options)
 
     def state(self, model: PaperModel) -> Any:
-        """See `BackendUnderTest.state`."""
         arrays = {name: array.tobytes() for name, array in model.params.items()}
         return arrays, np.asarray(model.mean).tobytes(), str(np.random.get_state())  # noqa: NPY002
 
     def surroundings(self) -> Any:
-        """See `BackendUnderTest.surroundings`."""
         return [("under np.errstate", np.errstate(all="raise"))]
+
+    def counted(self, native: Native) -> tuple[Native, Callable[[], int]]:
+        return native, lambda: native.model.evaluations
 
     @property
     def name(self) -> str:
-        """See `BackendUnderTest.name`."""
         return "reference"
+
+
+def _of_numpy(array: Any) -> Any:
+    return np.asarray(array) if hasattr(array, "__array__") else np.from_dlpack(array)
+
+
+def _mapped(function: Callable[[Any], Any], output: Any) -> Any:
+    leaves, structure = trees.flatten(output)
+    return trees.unflatten(structure, [function(leaf) for leaf in leaves])
 
 
 def _factory(scenario: Scenario) -> Any:
     def build(self: Reference, **arrays: Any) -> PaperModel:
         return PaperModel(scenario, {name: arrays[name] for name in scenario.shapes})
 
-    build.__doc__ = f"See `BackendUnderTest.{scenario.name}`."
     return build
 
 

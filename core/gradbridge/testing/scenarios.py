@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.protocol import Array
+from gradbridge.layout import Array
 from gradbridge.testing import waves
 
 Params = Mapping[str, Array]
@@ -31,7 +31,7 @@ class Scenario:
     """A model on paper.
 
     Attributes:
-        name: of the factory that builds it; see `BackendUnderTest`.
+        name: of the factory that builds it, in `BackendUnderTest`.
         shapes: of the parameters by name, in the order of the factory's arguments.
         inputs: draws the inputs, ``(rng, rows) ↦ arrays``.
         value: the closed form.

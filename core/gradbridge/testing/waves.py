@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.protocol import Array
+from gradbridge.layout import Array
 from gradbridge.testing import derivatives
 
 
@@ -22,7 +22,7 @@ def value(parts: Sequence[Any]) -> list[Any]:
     """(scale, x, a, b) ↦ parts of y = scale · exp(ix) · z |z|², and |z|²."""
     scale, x, a, b = parts
     square = a**2 + b**2
-    real, imaginary = _turned(x, a, b)
+    real, imaginary = _rotated(x, a, b)
     return [scale * square * real, scale * square * imaginary, square]
 
 
@@ -30,7 +30,7 @@ def gradients(parts: Sequence[Any]) -> list[Any]:
     """(scale, x, a, b, p, q, u) ↦ gradients of Σ p yᵣ + q yᵢ + u |z|² by the first four."""
     scale, x, a, b, p, q, u = parts
     square = a**2 + b**2
-    real, imaginary = _turned(x, a, b)
+    real, imaginary = _rotated(x, a, b)
     along = p * real + q * imaginary
     return [
         (square * along).sum(0),
@@ -70,11 +70,11 @@ def pulled_again(
     """
     (x, z), (c, u), (s, t, w) = inputs, cotangents, directions
     arguments = [scale, x, z.real, z.imag, c.real, -c.imag, u]
-    found = derivatives.pullback(gradients, arguments, [s, t, w.real, w.imag], range(7))
-    of_scale, of_x, a, b, p, q, of_u = found
+    gradients_of_parts = derivatives.pullback(gradients, arguments, [s, t, w.real, w.imag], range(7))
+    of_scale, of_x, a, b, p, q, of_u = gradients_of_parts
     return [of_scale, of_x, a - 1j * b, p + 1j * q, of_u]
 
 
-def _turned(x: Any, a: Any, b: Any) -> tuple[Any, Any]:
+def _rotated(x: Any, a: Any, b: Any) -> tuple[Any, Any]:
     """Parts of exp(ix) · z."""
     return np.cos(x) * a - np.sin(x) * b, np.sin(x) * a + np.cos(x) * b

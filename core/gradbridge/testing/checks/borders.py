@@ -7,33 +7,37 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradbridge.protocol import Array, Signature
+from gradbridge.layout import Array
 from gradbridge.testing.checks.catalogue import check
-from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs, named
-from gradbridge.testing.subject import TOLERANCES, Point, Subject
+from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs
+from gradbridge.testing.subject import TOLERANCES, ScenarioPoint, Subject, forward, views
 
 
 @check(6)
 def arrays_leave(subject: Subject) -> None:
-    """What leaves the adapter is NumPy: arrays of native byte order, also those of no dimension."""
+    """What leaves the adapter is one array per leaf, of its shape, that the border makes NumPy's."""
     point, adapter = subject.point(40), subject.adapter()
-    positions = subject.positions(point.inputs)
-    outputs, residuals = adapter.forward(
-        adapter.update(point.params), point.inputs, Signature.flat(len(point.inputs)), positions
+    weights = adapter.layout.cut(point.params)
+    leaves = subject.leaves(adapter, point, subject.differentiable(point.inputs))
+    outputs, residuals = forward(adapter, point, leaves)
+    arrays = views(adapter, outputs)
+    assert len(arrays) == len(point.cotangents), (
+        f"expected {len(point.cotangents)} outputs, got {len(arrays)}"
     )
-    leaves = subject.leaves(outputs)
-    cotangents = [np.ones(np.shape(leaf)) for leaf in leaves]
     adapter.zero(residuals)
-    gradients = adapter.backward(residuals, cotangents, positions)
-    assert len(gradients) == len(positions), (
-        f"expected {len(positions)} gradients, for {positions}, got {len(gradients)}"
+    gradients = adapter.backward(residuals, [np.ones(y.shape) for y in arrays], leaves)
+    assert len(gradients) == len(leaves), (
+        f"expected {len(leaves)} gradients, for {leaves}, got {len(gradients)}"
     )
-    shapes = [np.shape(point.params if p == 0 else point.inputs[p - 1]) for p in positions]
+    shapes = [np.shape([*weights, *point.inputs][leaf]) for leaf in leaves]
+    pulled = [adapter.border.view(g) for g in gradients]
     for what, array, shape in [
-        *((f"output {i}", leaf, y.shape) for i, (leaf, y) in enumerate(zip(leaves, point.cotangents))),
-        *((f"gradient of {named(p)}", g, s) for p, g, s in zip(positions, gradients, shapes)),
+        *((f"output {i}", y, v.shape) for i, (y, v) in enumerate(zip(arrays, point.cotangents))),
+        *((f"gradient of leaf {leaf}", g, s) for leaf, g, s in zip(leaves, pulled, shapes)),
     ]:
-        assert type(array) is np.ndarray, f"the {what} must be a numpy.ndarray, got {type(array).__name__}"
+        assert type(array) is np.ndarray, (
+            f"the border made a {type(array).__name__} of the {what}, no numpy.ndarray"
+        )
         assert array.dtype.kind == "f", f"the {what} must be floating, got dtype {array.dtype}"
         assert array.dtype.isnative, f"the {what} must have native byte order, got dtype {array.dtype}"
         assert array.shape == shape, f"the {what} must have shape {shape}, got {array.shape}"
@@ -73,7 +77,7 @@ def memory_layouts(subject: Subject) -> None:
     point = subject.point(43)
     outputs, gradients = subject.outputs_at(point), subject.gradients_at(point)
     for name, lay in _LAYOUTS.items():
-        laid = Point(
+        laid = ScenarioPoint(
             lay(point.params), tuple(map(lay, point.inputs)), tuple(lay(v) for v in point.cotangents)
         )
         flight = subject.start(laid)
@@ -125,9 +129,9 @@ def integers_untouched(subject: Subject) -> None:
         expect_close(indices.inputs[0], point.inputs[0], "the indices afterwards", 0.0)
 
 
-def _as(dtype: str, point: Point) -> Point:
+def _as(dtype: str, point: ScenarioPoint) -> ScenarioPoint:
     inputs = tuple(x.astype(dtype) if x.dtype.kind == "f" else x for x in point.inputs)
-    return Point(point.params.astype(dtype), inputs, tuple(v.astype(dtype) for v in point.cotangents))
+    return ScenarioPoint(point.params.astype(dtype), inputs, tuple(v.astype(dtype) for v in point.cotangents))
 
 
 def _backwards(array: Array) -> Array:

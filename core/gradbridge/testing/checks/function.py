@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
 
-from gradbridge.errors import HigherOrderError
-from gradbridge.protocol import Adapter, Array
+from gradbridge.errors import HigherOrderError, Unsupported
+from gradbridge.execution import batched
+from gradbridge.layout import Array
+from gradbridge.protocol import Adapter
 from gradbridge.testing.backend import Native, NotOfferedError
 from gradbridge.testing.checks.catalogue import check
 from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs, expect_same
 from gradbridge.testing.scenarios import BATCHNORM, DROPOUT_RATE
-from gradbridge.testing.subject import Flight, Point, Subject
+from gradbridge.testing.subject import Flight, ScenarioPoint, Subject, forward
 from gradbridge.tracing import trace
 
 
 @check(8, ("mlp", "energy", "outputs"))
 def one_forward(subject: Subject) -> None:
     """A value and the gradients of all arguments cost one update, one forward and one backward."""
-    adapter, point = subject.fresh(), subject.point(80)
-    calls = {step: _counted(adapter, step) for step in ("update", "forward", "backward")}
-    with trace(subject.under_test.registry) as t:
-        subject.start(point, adapter=adapter).pull()
-    assert set(t.counts.values()) == {1}, f"expected every step once, observed {t.counts}"
-    for step, count in calls.items():
-        assert count() == 1, f"expected one {step} of the adapter, also by itself, counted {count()}"
+    point = subject.point(80)
+    for observed in (True, False):
+        adapter = subject.fresh()
+        # Where somebody observes, the steps are made one by one, and else together.
+        update = "update_flat" if subject.first_input else "update"
+        steps = (update, "forward", "backward") if observed else ("evaluate", "backward")
+        calls = {step: counted(adapter, step) for step in steps}
+        with trace(subject.under_test.registry) if observed else nullcontext() as t:
+            subject.start(point, adapter=adapter).pull()
+        if t is not None:
+            assert set(t.counts.values()) == {1}, f"expected every step once, observed {t.counts}"
+        for step, count in calls.items():
+            assert count() == 1, f"expected one {step} of the adapter, also by itself, counted {count()}"
 
 
 @check(9)
@@ -52,8 +60,7 @@ def same_again(subject: Subject) -> None:
 def nothing_kept(subject: Subject) -> None:
     """A call that nobody differentiates keeps no residuals."""
     point, adapter = subject.point(82), subject.adapter()
-    signature = subject.start(point, wrt=()).call.signature
-    _, residuals = adapter.forward(adapter.update(point.params), point.inputs, signature, ())
+    _, residuals = forward(adapter, point)
     assert residuals is None, f"expected residuals None for wrt=(), got a {type(residuals).__name__}"
 
 
@@ -100,12 +107,12 @@ def backward_uses_its_mask(subject: Subject) -> None:
     flights = [subject.start(point, noise=seed) for seed in (1, 2)]
     for flight in flights:
         expected = _masked(flight)
-        expect_close(flight.pull()[1], expected, "gradient through the mask of its forward", 1e-6)
+        expect_close(flight.pull()[0], expected, "gradient through the mask of its forward", 1e-6)
         try:
-            gradient = flight.call.differentiated((1,))
+            gradient = flight.differentiated()
         except HigherOrderError:
             continue
-        again = gradient.run(point.params, (*point.inputs, *point.cotangents))[0]
+        (again,) = gradient.evaluate([*point.arguments, *point.cotangents], ()).outputs
         expect_close(again, expected, "gradient by the pullback's adapter", 1e-6)
 
 
@@ -114,19 +121,19 @@ def noise_in_threads(subject: Subject) -> None:
     """Eight threads that draw at once get the masks of their own seeds."""
     point, adapter = subject.point(86), subject.adapter()
     alone = [subject.start(point, noise=seed).outputs[0] for seed in range(8)]
-    found: dict[tuple[int, int], Any] = {}
+    outputs: dict[tuple[int, int], Any] = {}
 
     def work(seed: int) -> None:
         for turn in range(4):
-            found[seed, turn] = subject.start(point, adapter=adapter, noise=seed).outputs[0]
+            outputs[seed, turn] = subject.start(point, adapter=adapter, noise=seed).outputs[0]
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 32, "a thread failed"
-    for (seed, _), output in found.items():
+    assert len(outputs) == 32, "a thread failed"
+    for (seed, _), output in outputs.items():
         expect_same(output, alone[seed], "output of one thread among eight")
 
 
@@ -150,13 +157,14 @@ def statistics_move_once(subject: Subject) -> None:
     flight.pull()
     flight.pull()
     with suppress(HigherOrderError):
-        flight.call.differentiated(flight.call.wrt).run(point.params, (*point.inputs, *point.cotangents))
-    flight.call.push(point.params, point.inputs, (1,), [point.inputs[0]])
+        flight.differentiated().evaluate([*point.arguments, *point.cotangents], flight.evaluation.wrt)
+    with suppress(Unsupported):
+        batched.push(flight.evaluation, (subject.first_input,), [point.inputs[0]])
     for _ in range(2):
         subject.start(point, adapter=twice)
     after_one = _in_eval_mode(subject, once, point)
     new = _closed_form_in_eval_mode(subject, point)
-    assert not np.allclose(after_one, new, atol=1e-6), "model(params) does not show the moved statistics"
+    assert not np.allclose(after_one, new, atol=1e-6), "model(weights) does not show the moved statistics"
     expect_close(
         _in_eval_mode(subject, replayed, point), after_one, "after backwards and a replay", subject.tolerance
     )
@@ -170,20 +178,23 @@ def statistics_move_once(subject: Subject) -> None:
 
 def _masked(flight: Flight) -> Array:
     """v ∂y/∂x for dropout, read off its outputs."""
-    return flight.point.cotangents[0] * flight.outputs[0] / flight.point.inputs[0]
+    masked: Array = flight.point.cotangents[0] * flight.outputs[0] / flight.point.inputs[0]
+    return masked
 
 
-def _in_eval_mode(subject: Subject, adapter: Adapter, point: Point) -> Array:
-    """What model(params) computes when it is evaluated with its stored statistics."""
-    evaluated = subject.adapt(Native(adapter.model(point.params)), subject.precision, "eval")
+def _in_eval_mode(subject: Subject, adapter: Adapter, point: ScenarioPoint) -> Array:
+    """What model(weights) computes when it is evaluated with its stored statistics."""
+    evaluated = subject.adapt(
+        Native(adapter.model(adapter.layout.cut(point.params))), subject.precision, "eval"
+    )
     return subject.start(point, adapter=evaluated).outputs[0]
 
 
-def _closed_form_in_eval_mode(subject: Subject, point: Point) -> Array:
+def _closed_form_in_eval_mode(subject: Subject, point: ScenarioPoint) -> Array:
     return np.asarray(BATCHNORM.value(subject.by_name(point.params), point.inputs))
 
 
-def _counted(adapter: Adapter, step: str) -> Callable[[], int]:
+def counted(adapter: Adapter, step: str) -> Callable[[], int]:
     """Count the calls of a step on one adapter, those that it makes itself included."""
     original, calls = getattr(adapter, step), []
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradbridge.errors import GradbridgeError, NotDifferentiableError
 from gradbridge.testing.checks.catalogue import check
-from gradbridge.testing.compare import expect_gradients, named
+from gradbridge.testing.compare import expect_gradients
 from gradbridge.testing.subject import Subject
 
 
@@ -28,13 +28,14 @@ def no_influence_is_zero(subject: Subject) -> None:
     """What has no influence on the outputs gets zeros, exactly, in its own shape."""
     point = subject.point(51)
     expected = subject.gradients_at(point)
-    for position, gradient in subject.start(point).pull().items():
-        assert gradient.shape == expected[position].shape, (
-            f"gradient of {named(position)}: expected shape {expected[position].shape}, got {gradient.shape}"
+    gradients = subject.start(point).pull()
+    for argument, gradient in gradients.items():
+        assert gradient.shape == expected[argument].shape, (
+            f"gradient of {gradients.name(argument)}: expected shape {expected[argument].shape}, got {gradient.shape}"
         )
-        without = expected[position] == 0
+        without = expected[argument] == 0
         assert not np.any(gradient[without]), (
-            f"gradient of {named(position)}: expected exact zeros where there is no influence, "
+            f"gradient of {gradients.name(argument)}: expected exact zeros where there is no influence, "
             f"got {gradient[without]}"
         )
 

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradbridge.call import Call
+from gradbridge.borders import INEXACT
 from gradbridge.errors import HigherOrderError
-from gradbridge.protocol import Array
+from gradbridge.execution.evaluation import Evaluation
+from gradbridge.layout import Array
 from gradbridge.testing import derivatives
 from gradbridge.testing.backend import NotOfferedError
 from gradbridge.testing.checks.catalogue import CheckFunction, check
-from gradbridge.testing.compare import expect_close, expect_outputs, named
-from gradbridge.testing.subject import Point, Subject
+from gradbridge.testing.compare import expect_close, expect_outputs
+from gradbridge.testing.subject import Subject
 
 
 def refusable(check: CheckFunction) -> CheckFunction:
@@ -35,12 +36,10 @@ def refusable(check: CheckFunction) -> CheckFunction:
 def gradient_again(subject: Subject) -> None:
     """The pullback's adapter computes the same gradients as backward does."""
     point = subject.point(60)
-    gradient, arguments = _differentiated(subject, point)
-    gradient.wrt = ()
-    got = gradient.run(arguments[0], arguments[1:])
-    expect_outputs(
-        got, list(subject.gradients_at(point).values()), subject.tolerance, "of the pullback's adapter"
-    )
+    gradient = subject.start(point).differentiated()
+    outputs = gradient.evaluate([*point.arguments, *point.cotangents], ()).outputs
+    expected = list(subject.gradients_at(point).values())
+    expect_outputs(outputs, expected, subject.tolerance, "of the pullback's adapter")
 
 
 @check(7)
@@ -48,16 +47,14 @@ def gradient_again(subject: Subject) -> None:
 def second_order(subject: Subject) -> None:
     """Pulling the pullback back gives the closed-form second derivatives of all arguments and cotangents."""
     point = subject.point(61)
-    gradient, arguments = _differentiated(subject, point)
-    wrt = _floating(arguments)
-    gradient.wrt = wrt
-    outputs = gradient.run(arguments[0], arguments[1:])
-    directions = _directions(outputs, 62)
+    arguments = [*point.arguments, *point.cotangents]
+    wrt = floating(arguments)
+    evaluation = subject.start(point).differentiated().evaluate(arguments, wrt)
+    directions = drawn(evaluation.outputs, 62)
     expected = derivatives.pullback(subject.gradient_function(), arguments, directions, wrt)
-    for position, got, right in zip(wrt, gradient.pull(directions, wrt), expected):
-        expect_close(
-            got, right, f"second derivative, pulled back to {_named(subject, position)}", _wide(subject)
-        )
+    for argument, got, right in zip(wrt, evaluation.pull(directions, wrt), expected):
+        what = f"second derivative, pulled back to {subject.named(argument)}"
+        expect_close(got, right, what, wide(subject))
 
 
 @check(7, ("mlp", "energy", "tied"))
@@ -65,13 +62,12 @@ def second_order(subject: Subject) -> None:
 def hessian_symmetric(subject: Subject) -> None:
     """⟨v, H w⟩ = ⟨w, H v⟩ for the Hessian H of any weighted sum of the outputs."""
     point = subject.point(63)
-    gradient, arguments = _differentiated(subject, point)
-    wrt = subject.positions(point.inputs)
-    gradient.wrt = wrt
-    outputs = gradient.run(arguments[0], arguments[1:])
-    v, w = _directions(outputs, 64), _directions(outputs, 65)
-    one, other = _dot(v, gradient.pull(w, wrt)), _dot(w, gradient.pull(v, wrt))
-    expect_close(np.array(one), np.array(other), "⟨v, H w⟩, which is ⟨w, H v⟩", _wide(subject))
+    wrt = subject.differentiable(point.inputs)
+    gradient = subject.start(point).differentiated()
+    evaluation = gradient.evaluate([*point.arguments, *point.cotangents], wrt)
+    v, w = drawn(evaluation.outputs, 64), drawn(evaluation.outputs, 65)
+    one, other = dot(v, evaluation.pull(w, wrt)), dot(w, evaluation.pull(v, wrt))
+    expect_close(np.array(one), np.array(other), "⟨v, H w⟩, which is ⟨w, H v⟩", wide(subject))
 
 
 @check(7)
@@ -81,25 +77,19 @@ def pushforward(subject: Subject) -> None:
     point = subject.point(66)
     flight = subject.start(point)
     pulled = list(flight.pull().values())
-    tangents = _directions(pulled, 67)
-    gradient = flight.call.differentiated(flight.call.wrt)
-    zeros = flight.call.zero_cotangents()
-    first = 1 + len(point.inputs)
-    gradient.wrt = tuple(range(first, first + len(zeros)))
-    gradient.run(point.params, (*point.inputs, *zeros))
-    pushed = gradient.pull(tangents, gradient.wrt)
+    tangents = drawn(pulled, 67)
+    pushed = pushed_by_pullback(flight.evaluation, tangents)
     expect_close(
-        np.array(_dot(point.cotangents, pushed)),
-        np.array(_dot(pulled, tangents)),
+        np.array(dot(point.cotangents, pushed)),
+        np.array(dot(pulled, tangents)),
         "⟨v, J w⟩, which is ⟨Jᵀ v, w⟩",
-        _wide(subject),
+        wide(subject),
     )
-    arguments = [point.params, *point.inputs]
-    moves = [np.zeros(np.shape(a)) for a in arguments]
-    for position, tangent in zip(flight.call.wrt, tangents):
-        moves[position] = tangent
-    expected = derivatives.pushforward(subject.value_function(), arguments, moves)
-    expect_outputs(pushed, expected, _wide(subject), "as moved by the JVP")
+    full = [np.zeros(np.shape(a)) for a in point.arguments]
+    for argument, tangent in zip(flight.evaluation.wrt, tangents):
+        full[argument] = tangent
+    expected = derivatives.pushforward(subject.value_function(), point.arguments, full)
+    expect_outputs(pushed, expected, wide(subject), "as moved by the JVP")
 
 
 @check(7, ("energy",))
@@ -107,43 +97,41 @@ def pushforward(subject: Subject) -> None:
 def third_order(subject: Subject) -> None:
     """A third derivative is right too: ∂³ Σ x² y along (u, v, w) is Σ 2 (uₓ vₓ w_y + uₓ v_y wₓ + u_y vₓ wₓ)."""
     point = subject.point(68)
-    ones = (np.ones(()),)
-    (ux, uy), (vx, vy), (wx, wy) = (_directions(point.inputs, seed) for seed in (69, 70, 71))
-    call = subject.start(point).call
-    first = call.differentiated((1, 2))
-    first.run(point.params, (*point.inputs, *ones))
-    second = first.differentiated((1, 2))
-    second.wrt = (1, 2)
-    second.run(point.params, (*point.inputs, *ones, ux, uy))  # H u
-    third = second.pull((vx, vy), (1, 2))
+    (ux, uy), (vx, vy), (wx, wy) = (drawn(point.inputs, seed) for seed in (69, 70, 71))
+    arguments = [*point.inputs, np.ones(())]
+    gradient = subject.start(point).differentiated().evaluate(arguments, (0, 1))
+    product = gradient.differentiated((0, 1)).evaluate([*arguments, ux, uy], (0, 1))  # H u
+    third = product.pull((vx, vy), (0, 1))
     expected = np.sum(2 * (ux * vx * wy + ux * vy * wx + uy * vx * wx))
-    expect_close(np.array(_dot(third, (wx, wy))), expected, "third derivative", _wide(subject))
+    expect_close(np.array(dot(third, (wx, wy))), expected, "third derivative", wide(subject))
 
 
-def _differentiated(subject: Subject, point: Point) -> tuple[Call, list[Array]]:
-    """A call of the pullback, not run yet, and its arguments: params, inputs and cotangents."""
-    call = subject.start(point).call
-    return call.differentiated(call.wrt), [point.params, *point.inputs, *point.cotangents]
+def pushed_by_pullback(evaluation: Evaluation, tangents: Sequence[Array]) -> list[Array]:
+    """Tangents of the outputs, where the arguments of an evaluation move: its pullback, pulled back at zero."""
+    arguments, zeros = evaluation.values, evaluation.zero_cotangents()
+    cotangents = tuple(range(len(arguments), len(arguments) + len(zeros)))
+    gradient: Evaluation = evaluation.differentiated(evaluation.wrt).evaluate(
+        [*arguments, *zeros], cotangents
+    )
+    return gradient.pull(tangents, cotangents)
 
 
-def _floating(arrays: Sequence[Array]) -> tuple[int, ...]:
-    return tuple(i for i, a in enumerate(arrays) if a.dtype.kind == "f" and (i or a.size))
+def floating(arrays: Sequence[Array]) -> tuple[int, ...]:
+    """Which of them have a derivative."""
+    return tuple(i for i, a in enumerate(arrays) if a.dtype.kind in INEXACT)
 
 
-def _directions(like: Sequence[Array], seed: int) -> list[Array]:
+def drawn(like: Sequence[Array], seed: int) -> list[Array]:
+    """Normal numbers in the shapes of some arrays."""
     rng = np.random.default_rng(seed)
     return [rng.normal(size=array.shape) for array in like]
 
 
-def _dot(a: Sequence[Array], b: Sequence[Array]) -> float:
+def dot(a: Sequence[Array], b: Sequence[Array]) -> float:
+    """Sum of all products."""
     return float(sum(np.sum(x * y) for x, y in zip(a, b)))
 
 
-def _wide(subject: Subject) -> float:
-    """Second derivatives sum over more terms than first ones."""
+def wide(subject: Subject) -> float:
+    """Tolerance of second derivatives: they sum over more terms than first ones."""
     return 10 * subject.tolerance
-
-
-def _named(subject: Subject, position: int) -> str:
-    count = len(subject.point().inputs)
-    return named(position) if position <= count else f"cotangent {position - count - 1}"

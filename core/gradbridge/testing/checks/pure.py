@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
 from gradbridge.errors import HigherOrderError
-from gradbridge.protocol import Signature
 from gradbridge.testing.backend import Native, NotOfferedError
 from gradbridge.testing.checks.catalogue import PLAIN, check
 from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs, expect_same
-from gradbridge.testing.subject import Subject
+from gradbridge.testing.subject import Subject, forward, views
 
 
 @check(5)
@@ -64,31 +65,29 @@ def caller_owns_results(subject: Subject) -> None:
 
 @check(5, ("mlp", "embedding", "outputs", "tied", "unused"))
 def params_stay(subject: Subject) -> None:
-    """params() is a new array each time, and calls at other params leave the model's own alone."""
+    """weights() are those that the model was built with, also after calls at other params."""
     adapter = subject.adapter()
-    before = adapter.params()
+    before = subject.params_of(adapter)
     subject.start(subject.point(33)).pull()
-    expect_same(adapter.params(), before, "params() after a call at other params")
-    _overwrite([adapter.params()], "params()")
-    expect_same(adapter.params(), before, "params() after the caller wrote to what it had returned")
+    expect_same(subject.params_of(adapter), before, "weights() after a call at other params")
+    subject.ask_adapter(subject.point(33))
+    expect_same(subject.params_of(adapter), before, "weights() after an update with others")
 
 
 @check(5, ("mlp", "embedding", "outputs", "tied", "unused"))
 def model_holds_params(subject: Subject) -> None:
-    """model(params) is a new native model that computes f(params, …); the first one keeps its own."""
+    """model(weights) is a new native model that computes f(weights, …); the first one keeps its own."""
     point, adapter = subject.point(34), subject.adapter()
-    before = adapter.params()
-    native = adapter.model(point.params.copy())
-    expect_same(adapter.params(), before, "params() after model(…) was asked for")
+    before = subject.params_of(adapter)
+    native = adapter.model(adapter.layout.cut(point.params.copy()))
+    expect_same(subject.params_of(adapter), before, "weights() after model(…) was asked for")
     twin = subject.adapt(Native(native), subject.precision)
-    params = np.empty(0)
-    if twin.layout.size:
-        params = twin.params()
-        expect_close(params, point.params, "params() of model(params)", _stored(adapter.layout.dtypes))
-    loaded = twin.update(params)
-    outputs, _ = twin.forward(loaded, point.inputs, Signature.flat(len(point.inputs)), ())
+    params = subject.params_of(twin)
+    if params.size:
+        expect_close(params, point.params, "weights() of model(weights)", _stored(adapter.layout.dtypes))
+    outputs, _ = forward(twin, replace(point, params=params))
     tolerance = max(subject.tolerance, 10 * _stored(adapter.layout.dtypes))
-    expect_outputs(subject.leaves(outputs), subject.outputs_at(point), tolerance, "of model(params)")
+    expect_outputs(views(twin, outputs), subject.outputs_at(point), tolerance, "of model(weights)")
 
 
 @check(5, (*PLAIN, "dropout", "batchnorm"), "train")
@@ -105,14 +104,13 @@ def state_stays(subject: Subject) -> None:
         assert state(native.model) == before, "update and forward changed the state"
         flight.pull()
         assert state(native.model) == before, "zero and backward changed the state"
-    try:
-        gradient = flight.call.differentiated(flight.call.wrt)
-        gradient.run(flight.point.params, (*flight.point.inputs, *flight.point.cotangents))
-    except HigherOrderError:
-        pass
+    with suppress(HigherOrderError):
+        flight.differentiated().evaluate(
+            [*flight.point.arguments, *flight.point.cotangents], flight.evaluation.wrt
+        )
     assert state(native.model) == before, "the pullback's adapter changed the state"
-    adapter.model(flight.point.params)
-    assert state(native.model) == before, "model(params) changed the state"
+    adapter.model(adapter.layout.cut(flight.point.params))
+    assert state(native.model) == before, "model(weights) changed the state"
 
 
 @check(5, ("mlp", "energy"))

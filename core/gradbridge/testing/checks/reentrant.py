@@ -7,9 +7,10 @@ import sys
 import threading
 from dataclasses import replace
 
+from gradbridge.call_spec import CallSpec
 from gradbridge.testing.checks.catalogue import PLAIN, check
 from gradbridge.testing.compare import expect_gradients, expect_outputs
-from gradbridge.testing.subject import Flight, Subject
+from gradbridge.testing.subject import Flight, Subject, views
 
 _THREADS, _ROUNDS = 8, 6
 
@@ -50,12 +51,15 @@ def later_update(subject: Subject) -> None:
     """A later update changes nothing: neither about params loaded before, nor about residuals."""
     one, two = subject.point(17), subject.point(18)
     adapter, flight = subject.adapter(), subject.start(one)
-    loaded = adapter.update(one.params)
-    adapter.update(two.params)
-    call = flight.call
-    late, _ = adapter.forward(loaded, one.inputs, call.signature, ())
-    leaves = subject.leaves(late)
-    expect_outputs(leaves, subject.outputs_at(one), subject.tolerance, "of params loaded before an update")
+    cut = adapter.layout.cut
+    loaded, flat = adapter.update(cut(one.params)), adapter.update_flat(one.params, False)
+    adapter.update(cut(two.params))
+    adapter.update_flat(two.params, False)
+    spec = CallSpec.of_arrays(len(one.inputs))
+    for weights in (loaded, flat):
+        late, _ = adapter.forward(weights, one.inputs, spec, ())
+        expected, when = subject.outputs_at(one), "of params loaded before an update"
+        expect_outputs(views(adapter, late), expected, subject.tolerance, when)
     _expect_right(flight, "after an update")
 
 
@@ -65,7 +69,7 @@ def results_stand(subject: Subject) -> None:
     one, two = subject.point(23), subject.point(24)
     for wrt in (None, ()):
         flight = subject.start(one, wrt=wrt)
-        gradients = flight.pull() if wrt is None else {}
+        gradients = flight.pull() if wrt is None else subject.gradients((), ())
         later = subject.start(two, wrt=wrt)
         if wrt is None:
             later.pull()
@@ -119,20 +123,20 @@ def another_thread(subject: Subject) -> None:
     """A call made in one thread may be pulled back in another."""
     point = subject.point(19)
     flight = subject.start(point)
-    found: list[BaseException | None] = []
+    failures: list[BaseException | None] = []
 
     def work() -> None:
         try:
             _expect_right(flight, "pulled back in another thread")
-            found.append(None)
+            failures.append(None)
         except BaseException as error:  # handed to the caller's thread
-            found.append(error)
+            failures.append(error)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    if found[0] is not None:
-        raise found[0]
+    if failures[0] is not None:
+        raise failures[0]
 
 
 @check(4, ("mlp", "embedding", "outputs", "tied", "unused"))

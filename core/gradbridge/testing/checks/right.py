@@ -6,7 +6,7 @@ import numpy as np
 
 from gradbridge import trees
 from gradbridge.testing.checks.catalogue import PLAIN, check
-from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs, named
+from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs
 from gradbridge.testing.subject import TOLERANCES, Subject
 
 
@@ -33,11 +33,11 @@ def each_argument_alone(subject: Subject) -> None:
     point = subject.point(2)
     expected = subject.gradients_at(point)
     flight = subject.start(point)
-    for position in flight.call.wrt:
-        expect_gradients(flight.pull(wrt=(position,)), expected, subject.tolerance, "of all kept, alone")
-        alone = subject.start(point, wrt=(position,))
+    for argument in flight.evaluation.wrt:
+        expect_gradients(flight.pull(wrt=(argument,)), expected, subject.tolerance, "of all kept, alone")
+        alone = subject.start(point, wrt=(argument,))
         expect_gradients(alone.pull(), expected, subject.tolerance, "kept and pulled alone")
-    backwards = tuple(reversed(flight.call.wrt))
+    backwards = tuple(reversed(flight.evaluation.wrt))
     expect_gradients(flight.pull(wrt=backwards), expected, subject.tolerance, f"asked for as {backwards}")
 
 
@@ -45,15 +45,19 @@ def each_argument_alone(subject: Subject) -> None:
 def layout_is_sound(subject: Subject) -> None:
     """The layout names each parameter once, and cuts and joins the flat vector without loss."""
     adapter, vector = subject.adapter(), subject.point(3).params
-    layout, present = adapter.layout, adapter.params()
-    assert present.dtype == np.float64, f"params() must be float64, got {present.dtype}"
+    layout, weights = adapter.layout, [adapter.border.view(w) for w in adapter.weights()]
+    shapes = tuple(w.shape for w in weights)
+    assert shapes == layout.shapes, f"weights() must have the layout's shapes {layout.shapes}, got {shapes}"
+    assert all(w.dtype.kind == "f" for w in weights), f"weights() must be floating, got {weights}"
     assert layout.size == subject.scenario.size, (
         f"expected a layout of size {subject.scenario.size}, got {layout.size}"
     )
     assert all(isinstance(name, str) and name for name in layout.names), f"expected names, got {layout.names}"
     expect_close(layout.ravel(layout.unravel(vector)), vector, "ravel(unravel(params))", 0.0)
     expected = subject.scenario.ravel(subject.initial())[subject.order]
-    expect_close(present, expected, "params() of the model as it was built", 0.0)
+    expect_close(subject.params_of(adapter), expected, "weights() of the model as it was built", 0.0)
+    weights = layout.cut(vector)
+    expect_close(layout.join(weights), vector, "join(cut(params))", 0.0)
 
 
 @check(1, ("mlp", "energy", "outputs"))
@@ -82,9 +86,10 @@ def linear_in_cotangent(subject: Subject) -> None:
     flight = subject.start(point)
     of_u, of_v = flight.pull(u), flight.pull(v)
     of_both = flight.pull([3 * a - 2 * b for a, b in zip(u, v)])
-    for position, gradient in of_both.items():
-        expected = 3 * of_u[position] - 2 * of_v[position]
-        expect_close(gradient, expected, f"pullback of 3u - 2v to {named(position)}", 4 * subject.tolerance)
+    for argument, gradient in of_both.items():
+        expected = 3 * of_u[argument] - 2 * of_v[argument]
+        what = f"pullback of 3u - 2v to {of_both.name(argument)}"
+        expect_close(gradient, expected, what, 4 * subject.tolerance)
 
 
 @check(2)
@@ -92,7 +97,7 @@ def backward_twice(subject: Subject) -> None:
     """Pulling back twice gives the same result; nothing accumulates, and nothing is used up."""
     point = subject.point(8)
     flight = subject.start(point)
-    first = {position: gradient.copy() for position, gradient in flight.pull().items()}
+    first = {argument: gradient.copy() for argument, gradient in flight.pull().items()}
     expect_gradients(flight.pull(), first, subject.tolerance, "pulled back the second time")
     expect_gradients(flight.pull(), subject.gradients_at(point), subject.tolerance, "the third time")
 
@@ -102,5 +107,6 @@ def zero_cotangent(subject: Subject) -> None:
     """A cotangent of zeros is pulled back to zeros."""
     point = subject.point(9)
     zeros = [np.zeros(v.shape) for v in point.cotangents]
-    for position, gradient in subject.ask_adapter(point, zeros).items():
-        assert not np.any(gradient), f"expected zeros for {named(position)}, got {gradient}"
+    gradients = subject.ask_adapter(point, zeros)
+    for argument, gradient in gradients.items():
+        assert not np.any(gradient), f"expected zeros for {gradients.name(argument)}, got {gradient}"

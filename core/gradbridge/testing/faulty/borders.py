@@ -9,25 +9,25 @@ from unittest import mock
 
 import numpy as np
 
-from gradbridge.protocol import Array, Signature
+from gradbridge.call_spec import CallSpec
+from gradbridge.layout import Array
 from gradbridge.testing.faulty.catalogue import breaks
 from gradbridge.testing.reference import ReferenceAdapter
 
 
-@breaks("arrays_leave", "energy")
-class _Scalar(ReferenceAdapter):
-    """A 0-d gradient or output leaves as a NumPy scalar, which nobody can write to."""
+@breaks("arrays_leave")
+class _OneVector(ReferenceAdapter):
+    """Hands the gradients of all weights out as one vector, as an optimizer would want them."""
 
-    def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
-    ) -> tuple[Any, Any]:
-        output, residuals = super().forward(loaded, inputs, signature, wrt)
-        return output[()], residuals
+    def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
+        gradients = super().backward(residuals, cotangents, wrt)
+        weights = [g for g, leaf in zip(gradients, wrt) if leaf < len(self.layout)]
+        return [np.concatenate([np.ravel(w) for w in weights]), *gradients[len(weights) :]]
 
 
 @contextmanager
 def _core_casts_nothing() -> Iterator[None]:
-    with mock.patch("gradbridge.borders.outputs_to_host", lambda leaves, *rest: list(leaves)):
+    with mock.patch("gradbridge.borders.outputs_to_host", lambda leaves, *rest: (list(leaves), ())):
         yield
 
 
@@ -41,10 +41,10 @@ class _LowestDtype(ReferenceAdapter):
     """Computes in the lowest dtype that it meets."""
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
         low = np.result_type(np.float32, *(x.dtype for x in inputs))
-        output, residuals = super().forward(loaded.astype(low), inputs, signature, wrt)
+        output, residuals = super().forward([w.astype(low) for w in loaded], inputs, spec, wrt)
         return output, residuals
 
 
@@ -84,9 +84,9 @@ class _AtLeastOne(ReferenceAdapter):
     """Gives every array a dimension."""
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        output, residuals = super().forward(loaded, inputs, signature, wrt)
+        output, residuals = super().forward(loaded, inputs, spec, wrt)
         return np.atleast_1d(output), residuals
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.protocol import Array, Signature
+from gradbridge.call_spec import CallSpec
+from gradbridge.layout import Array
 from gradbridge.testing.faulty.catalogue import breaks
 from gradbridge.testing.reference import ReferenceAdapter
 
@@ -19,8 +20,8 @@ class _ForwardAgain(ReferenceAdapter):
     """Computes the forward again in backward."""
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
-        loaded, inputs, signature = residuals
-        _, again = self.forward(loaded, inputs, signature, wrt)
+        loaded, inputs, spec = residuals
+        _, again = self.forward(loaded, inputs, spec, wrt)
         return super().backward(again, cotangents, wrt)
 
 
@@ -29,10 +30,10 @@ class _Jitter(ReferenceAdapter):
     """Adds noise of the size of rounding, from the call's seed."""
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        output, residuals = super().forward(loaded, inputs, signature, wrt)
-        return output * (1 + 1e-13 * signature.noise), residuals
+        output, residuals = super().forward(loaded, inputs, spec, wrt)
+        return output * (1 + 1e-13 * spec.noise), residuals
 
 
 @breaks("nothing_kept")
@@ -40,9 +41,9 @@ class _AlwaysKeeps(ReferenceAdapter):
     """Records a graph for a call that nobody differentiates."""
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        return super().forward(loaded, inputs, signature, wrt or (0,))
+        return super().forward(loaded, inputs, spec, wrt or (0,))
 
 
 _grad_mode = {"on": True}
@@ -62,9 +63,9 @@ class _TrustsGradMode(ReferenceAdapter):
     """Records no graph where the surroundings say so, and gives zeros."""
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        output, residuals = super().forward(loaded, inputs, signature, wrt)
+        output, residuals = super().forward(loaded, inputs, spec, wrt)
         return output, (*residuals, _grad_mode["on"]) if residuals else None
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
@@ -76,9 +77,9 @@ class _TrustsGradMode(ReferenceAdapter):
 class _IgnoresNoise(ReferenceAdapter):
     """Draws from a random state of its own, whatever seed the call has."""
 
-    def mask(self, x: Any, signature: Signature) -> Any:
+    def mask(self, x: Any, spec: CallSpec) -> Any:
         self._drawn = getattr(self, "_drawn", 0) + 1
-        return super().mask(x, Signature.flat(1, self._drawn))
+        return super().mask(x, CallSpec.of_arrays(1, self._drawn))
 
 
 @breaks("backward_uses_its_mask", "dropout")
@@ -86,10 +87,10 @@ class _NewMask(ReferenceAdapter):
     """Backward uses the mask that was drawn last."""
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        self._last = signature
-        return super().forward(loaded, inputs, signature, wrt)
+        self._last = spec
+        return super().forward(loaded, inputs, spec, wrt)
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
         return super().backward((*residuals[:2], self._last), cotangents, wrt)
@@ -99,8 +100,8 @@ class _NewMask(ReferenceAdapter):
 class _SharedGenerator(ReferenceAdapter):
     """Seeds a shared generator, and draws from it a little later."""
 
-    def mask(self, x: Any, signature: Signature) -> Any:
-        self._seed = signature
+    def mask(self, x: Any, spec: CallSpec) -> Any:
+        self._seed = spec
         time.sleep(1e-3)
         return super().mask(x, self._seed)
 
@@ -110,11 +111,11 @@ class _ConstantStatistics(ReferenceAdapter):
     """Takes the batch's statistics for constants when it differentiates."""
 
     def gradients(
-        self, params: Any, inputs: Sequence[Any], cotangents: Sequence[Any], signature: Signature
+        self, loaded: Sequence[Any], inputs: Sequence[Any], cotangents: Sequence[Any], spec: CallSpec
     ) -> dict[int, Any]:
-        found = super().gradients(params, inputs, cotangents, signature)
-        scale = self.scenario.unravel(params)["scale"]
-        return {**found, 1: cotangents[0] * scale / np.sqrt(inputs[0].var(0) + 1e-3)}
+        gradients = super().gradients(loaded, inputs, cotangents, spec)
+        scale = self.named(loaded, spec)["scale"]
+        return {**gradients, len(loaded): cotangents[0] * scale / np.sqrt(inputs[0].var(0) + 1e-3)}
 
 
 @breaks("statistics_move_once", "batchnorm")
@@ -122,6 +123,6 @@ class _MovesOnReplay(ReferenceAdapter):
     """Moves the statistics on backward as well, because it runs the model again there."""
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
-        loaded, inputs, signature = residuals
-        self.forward(loaded, inputs, signature, wrt)
+        loaded, inputs, spec = residuals
+        self.forward(loaded, inputs, spec, wrt)
         return super().backward(residuals, cotangents, wrt)

@@ -9,7 +9,8 @@ from unittest import mock
 
 import numpy as np
 
-from gradbridge.protocol import Array, Signature
+from gradbridge.call_spec import CallSpec
+from gradbridge.layout import Array
 from gradbridge.testing.faulty.catalogue import breaks
 from gradbridge.testing.reference import ReferenceAdapter
 
@@ -26,7 +27,7 @@ class _ZerosForIntegers(ReferenceAdapter):
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
         (table,) = super().backward(residuals, cotangents, (0,))
-        return [table if p == 0 else np.zeros(np.shape(residuals[1][p - 1])) for p in wrt]
+        return [table if leaf == 0 else np.zeros(np.shape(residuals[1][leaf - 1])) for leaf in wrt]
 
 
 @breaks("no_influence_is_zero", "unused")
@@ -42,8 +43,8 @@ class _NoneIsScalarZero(ReferenceAdapter):
     """A gradient of None becomes a zero without the argument's shape."""
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
-        found = super().backward(residuals, cotangents, wrt)
-        return [g if np.any(g) else np.zeros(()) for g in found]
+        gradients = super().backward(residuals, cotangents, wrt)
+        return [g if np.any(g) else np.zeros(()) for g in gradients]
 
 
 @breaks("unused_outputs", "outputs")
@@ -64,6 +65,6 @@ class _Trims(ReferenceAdapter):
     """Drops the columns that it does not know."""
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        return super().forward(loaded, [x[:, :3] for x in inputs], signature, wrt)
+        return super().forward(loaded, [x[:, :3] for x in inputs], spec, wrt)

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.protocol import Adapter, Array, Signature
+from gradbridge.call_spec import CallSpec
+from gradbridge.layout import Array
+from gradbridge.protocol import Adapter
 from gradbridge.testing.faulty.catalogue import breaks
 from gradbridge.testing.reference import ReferenceAdapter, ReferencePullback
 
@@ -17,7 +19,7 @@ class _ZeroPullback(ReferencePullback):
         return [np.zeros_like(g) for g in super().backward(residuals, cotangents, wrt)]
 
 
-class _SwappedPullback(ReferencePullback):
+class _DoubledGradient(ReferencePullback):
     def function(self, arguments: Sequence[Any]) -> list[Any]:
         return [2 * g for g in super().function(arguments)]
 
@@ -32,13 +34,13 @@ class _SkewPullback(ReferencePullback):
 
 class _DroppedCotangents(ReferencePullback):
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
-        last = 1 + self._signature.count
-        found = super().backward(residuals, cotangents, wrt)
-        return [np.zeros_like(g) if p >= last else g for p, g in zip(wrt, found)]
+        first = (1 if self._spec.packed else len(self.layout)) + self._spec.count
+        gradients = super().backward(residuals, cotangents, wrt)
+        return [np.zeros_like(g) if leaf >= first else g for leaf, g in zip(wrt, gradients)]
 
 
 class _ConstantPullback(ReferencePullback):
-    def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
+    def pullback(self, spec: CallSpec, wrt: tuple[int, ...], residuals: Any = None) -> Adapter:
         return _Nothing(self, wrt)
 
 
@@ -46,47 +48,47 @@ class _Nothing(ReferencePullback):
     """The derivative of a second derivative that a framework took for a constant."""
 
     def __init__(self, parent: ReferencePullback, wrt: tuple[int, ...]) -> None:
-        self.label, self.layout, self.parent, self._wrt = parent.label, parent.layout, parent.parent, wrt
+        super().__init__(parent.parent, parent._spec, wrt)
 
     def function(self, arguments: Sequence[Any]) -> list[Any]:
-        return [0 * arguments[p] for p in self._wrt]
+        return [0 * arguments[leaf] for leaf in self._wrt]
 
 
 @breaks("gradient_again")
 class _DoubledPullback(ReferenceAdapter):
     """The pullback's adapter computes another gradient than backward."""
 
-    def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
-        return _SwappedPullback(self, signature, wrt)
+    def pullback(self, spec: CallSpec, wrt: tuple[int, ...], residuals: Any = None) -> Adapter:
+        return _DoubledGradient(self, spec, wrt, residuals)
 
 
 @breaks("second_order")
 class _ZeroHessian(ReferenceAdapter):
     """Zeros for the second derivative: the gradient was a constant to whoever computed it."""
 
-    def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
-        return _ZeroPullback(self, signature, wrt)
+    def pullback(self, spec: CallSpec, wrt: tuple[int, ...], residuals: Any = None) -> Adapter:
+        return _ZeroPullback(self, spec, wrt, residuals)
 
 
 @breaks("hessian_symmetric")
 class _SkewHessian(ReferenceAdapter):
     """A Hessian that weighs its rows differently."""
 
-    def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
-        return _SkewPullback(self, signature, wrt)
+    def pullback(self, spec: CallSpec, wrt: tuple[int, ...], residuals: Any = None) -> Adapter:
+        return _SkewPullback(self, spec, wrt, residuals)
 
 
 @breaks("pushforward")
 class _ConstantCotangent(ReferenceAdapter):
     """The cotangent is a constant to the pullback's adapter, so that every JVP is zero."""
 
-    def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
-        return _DroppedCotangents(self, signature, wrt)
+    def pullback(self, spec: CallSpec, wrt: tuple[int, ...], residuals: Any = None) -> Adapter:
+        return _DroppedCotangents(self, spec, wrt, residuals)
 
 
 @breaks("third_order", "energy")
 class _ZeroThird(ReferenceAdapter):
     """Right to second order, zeros in the third."""
 
-    def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
-        return _ConstantPullback(self, signature, wrt)
+    def pullback(self, spec: CallSpec, wrt: tuple[int, ...], residuals: Any = None) -> Adapter:
+        return _ConstantPullback(self, spec, wrt, residuals)

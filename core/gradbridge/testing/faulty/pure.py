@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
-from gradbridge.protocol import Array, GuestOptions, Signature
+from gradbridge.call_spec import CallSpec
+from gradbridge.layout import Array
+from gradbridge.protocol import GuestOptions
 from gradbridge.testing.faulty.catalogue import breaks
 from gradbridge.testing.reference import PaperModel, ReferenceAdapter
 
@@ -17,9 +21,9 @@ class _WritesToInput(ReferenceAdapter):
     """Normalizes its input in place."""
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        result = super().forward(loaded, inputs, signature, wrt)
+        result = super().forward(loaded, inputs, spec, wrt)
         if inputs[0].flags.writeable:
             inputs[0][...] = 0
         return result
@@ -33,9 +37,15 @@ class _KeepsViews(ReferenceAdapter):
         return np.asarray(array)
 
 
-@breaks("caller_owns_results", "outputs")
+@contextmanager
+def _core_copies_no_gradient() -> Iterator[None]:
+    with mock.patch("gradbridge.borders.Border.copy", lambda border, native, *dtype: border.view(native)):
+        yield
+
+
+@breaks("caller_owns_results", "outputs", core=_core_copies_no_gradient)
 class _SameArrayAgain(ReferenceAdapter):
-    """Hands the same gradient array out each time."""
+    """Hands the same gradient array out each time, where core copies nothing."""
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
         if not hasattr(self, "_handed"):
@@ -50,17 +60,17 @@ class _SameArrayAgain(ReferenceAdapter):
 class _WritesToModel(ReferenceAdapter):
     """Loads params into the user's own model."""
 
-    def update(self, params: Array) -> Array:
-        self._model.params = {n: a.copy() for n, a in self.scenario.unravel(params).items()}
-        return super().update(params)
+    def update(self, weights: Sequence[Array]) -> list[Array]:
+        self._model.params = {name: w.copy() for name, w in zip(self.layout.names, weights)}
+        return super().update(weights)
 
 
 @breaks("model_holds_params")
 class _ForgetfulModel(ReferenceAdapter):
-    """model(params) gives a copy of the user's model and forgets to put the params in."""
+    """model(weights) gives a copy of the user's model and forgets to put the weights in."""
 
-    def model(self, params: Array) -> PaperModel:
-        return super().model(self.params())
+    def model(self, weights: Sequence[Array]) -> PaperModel:
+        return super().model(self.weights())
 
 
 @breaks("state_stays")
@@ -68,10 +78,10 @@ class _SeedsGlobally(ReferenceAdapter):
     """Seeds the global random state."""
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        np.random.seed(signature.noise + 12345)  # noqa: NPY002, it is the fault
-        return super().forward(loaded, inputs, signature, wrt)
+        np.random.seed(spec.noise + 12345)  # noqa: NPY002, it is the fault
+        return super().forward(loaded, inputs, spec, wrt)
 
 
 @breaks("copies_stand_alone")
@@ -80,12 +90,12 @@ class _ShallowCopy(ReferenceAdapter):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin = _StaleTwin(self._model, GuestOptions(dtype=str(self.dtype)))
-        twin.original = self.update(self.params())
+        twin.original = self.layout.join(self.weights())
         return twin
 
 
 class _StaleTwin(ReferenceAdapter):
     original: Array
 
-    def update(self, params: Array) -> Array:
-        return self.original
+    def load(self, weights: Sequence[Array]) -> list[Array]:
+        return super().load([self.original])

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
-from gradbridge.protocol import Array, Signature
+from gradbridge.call_spec import CallSpec
+from gradbridge.layout import Array
 from gradbridge.testing.faulty.catalogue import breaks
 from gradbridge.testing.reference import ReferenceAdapter
 
 
 @breaks("params_in_flight")
 class _ParamsOnModel(ReferenceAdapter):
-    """Keeps the parameters on the model; the last update wins, for every call in flight."""
+    """Keeps the weights on the model; the last update wins, for every call in flight."""
 
-    def update(self, params: Array) -> Array:
-        self._loaded = super().update(params)
+    def load(self, weights: Sequence[Array]) -> list[Array]:
+        self._loaded = super().load(weights)
         return self._loaded
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
@@ -31,16 +34,16 @@ class _InputsOnModel(ReferenceAdapter):
     """Keeps the inputs on the model between forward and backward."""
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        output, residuals = super().forward(loaded, inputs, signature, wrt)
+        output, residuals = super().forward(loaded, inputs, spec, wrt)
         self._inputs = [np.array(x) for x in inputs]
         return output, residuals
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
-        loaded, inputs, signature = residuals
+        loaded, inputs, spec = residuals
         inputs = [a[: len(b)] for a, b in zip(self._inputs, inputs)]
-        return super().backward((loaded, inputs, signature), cotangents[:], wrt)
+        return super().backward((loaded, inputs, spec), cotangents[:], wrt)
 
 
 @breaks("any_order")
@@ -48,9 +51,9 @@ class _Stack(ReferenceAdapter):
     """Keeps residuals on a stack, as a tape does: right only if calls are pulled back in reverse."""
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        output, residuals = super().forward(loaded, inputs, signature, wrt)
+        output, residuals = super().forward(loaded, inputs, spec, wrt)
         self._stack = [*getattr(self, "_stack", []), residuals]
         return output, residuals
 
@@ -60,23 +63,30 @@ class _Stack(ReferenceAdapter):
 
 @breaks("later_update")
 class _SharedBuffer(ReferenceAdapter):
-    """Loads every params vector into one buffer."""
+    """Loads all weights into the same buffers."""
 
-    def update(self, params: Array) -> Array:
-        if not hasattr(self, "_buffer"):
-            self._buffer = super().update(params)
-        self._buffer[...] = params
-        return self._buffer
+    def load(self, weights: Sequence[Array]) -> list[Array]:
+        self._buffers = getattr(self, "_buffers", {})
+        buffers: list[Array] = self._buffers.setdefault(len(weights), super().load(weights))
+        for buffer, weight in zip(buffers, weights):
+            buffer[...] = weight
+        return buffers
 
 
-@breaks("results_stand")
+@contextmanager
+def _core_copies_no_output() -> Iterator[None]:
+    with mock.patch("gradbridge.borders.outputs_to_host", lambda leaves, *rest: (list(leaves), ())):
+        yield
+
+
+@breaks("results_stand", core=_core_copies_no_output)
 class _OneOutputBuffer(ReferenceAdapter):
-    """Hands out its one buffer for outputs, as a C library does; the next call writes over it."""
+    """Hands out its one buffer for outputs, as a C library does, where core copies nothing."""
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        output, residuals = super().forward(loaded, inputs, signature, wrt)
+        output, residuals = super().forward(loaded, inputs, spec, wrt)
         if getattr(self, "_buffer", output[:0]).shape != output.shape:
             self._buffer = output
         self._buffer[...] = output
@@ -88,11 +98,11 @@ class _SharedModule(ReferenceAdapter):
     """Fills one shared module with the call's parameters, computes, and is interrupted in between."""
 
     def forward(
-        self, loaded: Array, inputs: Sequence[Any], signature: Signature, wrt: tuple[int, ...]
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
         self._slots = loaded
         time.sleep(1e-4)
-        return super().forward(self._slots, inputs, signature, wrt)
+        return super().forward(self._slots, inputs, spec, wrt)
 
 
 @breaks("another_thread")
@@ -109,17 +119,17 @@ class _ThreadLocal(ReferenceAdapter):
 class _Memoized(ReferenceAdapter):
     """Remembers what it loaded first."""
 
-    def update(self, params: Array) -> Array:
+    def load(self, weights: Sequence[Array]) -> list[Array]:
         if not hasattr(self, "_first"):
-            self._first = super().update(params)
+            self._first = super().load(weights)
         return self._first
 
 
 @breaks("params_changed_in_place")
 class _CachedByIdentity(ReferenceAdapter):
-    """Loads params again only if they are another array, which in-place updates never are."""
+    """Loads weights again only if they are another array, which in-place updates never are."""
 
-    def update(self, params: Array) -> Array:
-        if getattr(self, "_seen", None) is not params:
-            self._seen, self._loaded = params, super().update(params)
+    def load(self, weights: Sequence[Array]) -> list[Array]:
+        if getattr(self, "_seen", None) is not weights[0]:
+            self._seen, self._loaded = weights[0], super().load(weights)
         return self._loaded

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.protocol import Array, GuestOptions
+from gradbridge.layout import Array
+from gradbridge.protocol import GuestOptions
 from gradbridge.testing.faulty.catalogue import breaks
 from gradbridge.testing.reference import PaperModel, ReferenceAdapter
 
@@ -26,13 +27,12 @@ class _Transposed(ReferenceAdapter):
     """Hands the gradient out in another orientation than the parameters."""
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
-        flat, *rest = super().backward(residuals, cotangents, wrt)
-        shape = self.layout.shapes[0]
-        return [flat.reshape(shape).T.ravel(), *rest]
+        weight, *rest = super().backward(residuals, cotangents, wrt)
+        return [weight.reshape(self.layout.shapes[0]).T.reshape(weight.shape), *rest]
 
 
-@breaks("each_argument_alone")
-class _SortedPositions(ReferenceAdapter):
+@breaks("each_argument_alone", "energy")
+class _SortedArguments(ReferenceAdapter):
     """Returns gradients in its own order, not in that of `wrt`."""
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
@@ -40,11 +40,11 @@ class _SortedPositions(ReferenceAdapter):
 
 
 @breaks("layout_is_sound")
-class _ForgottenDtype(ReferenceAdapter):
-    """params() comes in the guest's dtype."""
+class _FlatWeights(ReferenceAdapter):
+    """weights() come without their shapes."""
 
-    def params(self) -> Array:
-        return super().params().astype(np.float32)
+    def weights(self) -> list[Array]:
+        return [np.ravel(w) for w in super().weights()]
 
 
 @breaks("float32_is_rounding")
@@ -92,5 +92,6 @@ class _Regularized(ReferenceAdapter):
     """Adds the gradient of a penalty, which no cotangent asked for."""
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
-        found = super().backward(residuals, cotangents, wrt)
-        return [g + 1e-3 * residuals[0] if p == 0 else g for p, g in zip(wrt, found)]
+        gradients = super().backward(residuals, cotangents, wrt)
+        weights = residuals[0]
+        return [g + 1e-3 * weights[leaf] if leaf < len(weights) else g for leaf, g in zip(wrt, gradients)]

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.protocol import Array, Signature
+from gradbridge.call_spec import CallSpec
+from gradbridge.layout import Array
 from gradbridge.testing.faulty.catalogue import breaks
 from gradbridge.testing.reference import ReferenceAdapter
 
@@ -17,9 +18,7 @@ from gradbridge.testing.reference import ReferenceAdapter
 class _FirstOfMany(ReferenceAdapter):
     """Answers all cotangents with what belongs to the first, as a map over the wrong axis does."""
 
-    def backward_many(
-        self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]
-    ) -> list[Array] | None:
+    def backward_many(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
         return super().backward_many(residuals, [np.broadcast_to(c[:1], c.shape) for c in cotangents], wrt)
 
 
@@ -29,14 +28,14 @@ class _MixedRows(ReferenceAdapter):
 
     def row_jacobians(
         self,
-        loaded: Any,
+        loaded: list[Array],
         inputs: Sequence[Any],
-        signature: Signature,
+        spec: CallSpec,
         wrt: tuple[int, ...],
-        rowed: tuple[bool, ...],
-    ) -> list[list[Array]] | None:
-        found = super().row_jacobians(loaded, inputs, signature, wrt, rowed) or []
-        return [[np.broadcast_to(g.mean(0), g.shape).copy() for g in output] for output in found]
+        has_rows: tuple[bool, ...],
+    ) -> list[list[Array]]:
+        jacobians = super().row_jacobians(loaded, inputs, spec, wrt, has_rows)
+        return [[np.broadcast_to(g.mean(0), g.shape).copy() for g in output] for output in jacobians]
 
 
 @breaks("forward_mode")
@@ -45,15 +44,15 @@ class _HeldArguments(ReferenceAdapter):
 
     def pushforward(
         self,
-        loaded: Any,
+        loaded: list[Array],
         inputs: Sequence[Any],
-        signature: Signature,
+        spec: CallSpec,
         wrt: tuple[int, ...],
         tangents: Sequence[Array],
-    ) -> list[Array] | None:
+    ) -> tuple[Any, list[Array]]:
         first, *rest = tangents
         held = [first, *(np.zeros_like(t) for t in rest)]
-        return super().pushforward(loaded, inputs, signature, wrt, held)
+        return super().pushforward(loaded, inputs, spec, wrt, held)
 
 
 @breaks("forward_mode_many")
@@ -62,14 +61,14 @@ class _Summed(ReferenceAdapter):
 
     def pushforward_many(
         self,
-        loaded: Any,
+        loaded: list[Array],
         inputs: Sequence[Any],
-        signature: Signature,
+        spec: CallSpec,
         wrt: tuple[int, ...],
         tangents: Sequence[Array],
-    ) -> list[Array] | None:
+    ) -> list[Array]:
         summed = [np.broadcast_to(t.sum(0), t.shape) for t in tangents]
-        return super().pushforward_many(loaded, inputs, signature, wrt, summed)
+        return super().pushforward_many(loaded, inputs, spec, wrt, summed)
 
 
 @breaks("forward_mode_mask", "dropout")
@@ -78,11 +77,11 @@ class _AnotherMask(ReferenceAdapter):
 
     def pushforward(
         self,
-        loaded: Any,
+        loaded: list[Array],
         inputs: Sequence[Any],
-        signature: Signature,
+        spec: CallSpec,
         wrt: tuple[int, ...],
         tangents: Sequence[Array],
-    ) -> list[Array] | None:
-        another = replace(signature, noise=signature.noise + 1)
+    ) -> tuple[Any, list[Array]]:
+        another = replace(spec, noise=spec.noise + 1)
         return super().pushforward(loaded, inputs, another, wrt, tangents)

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.protocol import Adapter, Array, Signature
+from gradbridge.call_spec import CallSpec
+from gradbridge.layout import Array
+from gradbridge.protocol import Adapter
 from gradbridge.testing.faulty.catalogue import breaks
 from gradbridge.testing.reference import ReferenceAdapter, ReferencePullback
 
@@ -17,16 +19,16 @@ class _Conjugated(ReferenceAdapter):
     """Hands cotangents and gradients on in the convention of PyTorch: all of them conjugated."""
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
-        found = super().backward(residuals, [np.conj(c) for c in cotangents], wrt)
-        return [np.conj(g) for g in found]
+        gradients = super().backward(residuals, [np.conj(c) for c in cotangents], wrt)
+        return [np.conj(g) for g in gradients]
 
 
 @breaks("complex_second_order", "wave")
-class _TurnedOnce(ReferenceAdapter):
-    """Turns what its pullback returns, and forgets to when that is pulled back again."""
+class _ConjugatedOnce(ReferenceAdapter):
+    """Conjugates what its pullback returns, and forgets to when that is pulled back again."""
 
-    def pullback(self, signature: Signature, wrt: tuple[int, ...]) -> Adapter:
-        return _ConjugatedPullback(self, signature, wrt)
+    def pullback(self, spec: CallSpec, wrt: tuple[int, ...], residuals: Any = None) -> Adapter:
+        return _ConjugatedPullback(self, spec, wrt, residuals)
 
 
 class _ConjugatedPullback(ReferencePullback):
@@ -35,15 +37,15 @@ class _ConjugatedPullback(ReferencePullback):
 
 
 @breaks("complex_tangent", "wave")
-class _TurnedTangent(ReferenceAdapter):
-    """Turns tangents, as if they were gradients."""
+class _ConjugatedTangent(ReferenceAdapter):
+    """Conjugates tangents, as if they were gradients."""
 
     def pushforward(
         self,
-        loaded: Any,
+        loaded: list[Array],
         inputs: Sequence[Any],
-        signature: Signature,
+        spec: CallSpec,
         wrt: tuple[int, ...],
         tangents: Sequence[Array],
-    ) -> list[Array] | None:
-        return super().pushforward(loaded, inputs, signature, wrt, [np.conj(t) for t in tangents])
+    ) -> tuple[Any, list[Array]]:
+        return super().pushforward(loaded, inputs, spec, wrt, [np.conj(t) for t in tangents])

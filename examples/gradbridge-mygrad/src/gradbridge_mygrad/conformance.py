@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 
 import mygrad as mg
 
-from gradbridge.protocol import Array
+from gradbridge.extend import Array
 from gradbridge.testing import BackendUnderTest, Native
 
 
 class UnderTest(BackendUnderTest):
-    """See `gradbridge.testing.BackendUnderTest`."""
+    """The scenarios, as functions of MyGrad's tensors."""
 
     backend: ClassVar[str] = "mygrad"
     reasons: ClassVar[dict[str, str]] = {

@@ -1,7 +1,6 @@
 """tinygrad as a gradbridge backend."""
 
-from gradbridge.hookspecs import hookimpl
-from gradbridge.registry import Backend
+from gradbridge.extend import Backend, hookimpl
 
 
 @hookimpl

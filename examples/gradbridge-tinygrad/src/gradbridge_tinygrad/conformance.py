@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 from tinygrad import Tensor, dtypes, nn
 from tinygrad.helpers import TRAINING, Context
 
-from gradbridge.protocol import Array
+from gradbridge.extend import Array
 from gradbridge.testing import BackendUnderTest, Native
-from gradbridge_tinygrad.tensors import read
+from gradbridge_tinygrad.isolation import turns
 
 
 class UnderTest(BackendUnderTest):
-    """See `gradbridge.testing.BackendUnderTest`."""
+    """The scenarios, as models and functions of tinygrad."""
 
     backend: ClassVar[str] = "tinygrad"
     reasons: ClassVar[dict[str, str]] = {
@@ -51,7 +51,9 @@ class UnderTest(BackendUnderTest):
 
     def state(self, model: Any) -> Any:
         """The numbers in a model, and tinygrad's flags and random state."""
-        arrays = {name: read(tensor).tobytes() for name, tensor in nn.state.get_state_dict(model).items()}
+        with turns:
+            tensors = nn.state.get_state_dict(model).items()
+            arrays = {name: tensor.contiguous().numpy().tobytes() for name, tensor in tensors}
         return arrays, Tensor._seed, sorted(Tensor._device_seeds), TRAINING.value, str(dtypes.default_float)
 
     def surroundings(self) -> Iterable[tuple[str, AbstractContextManager[Any]]]:

@@ -1,0 +1,109 @@
+"""What all kinds of JAX models have in common."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradbridge.errors import GradbridgeError, OptionError
+from gradbridge.framework import Framework, Model
+from gradbridge.layout import ParameterLayout
+from gradbridge.protocol import Array, GuestOptions
+from gradbridge_jax.arrays import OnDevice, compute_device, has_64_bits, own_device
+from gradbridge_jax.explain import explain_error
+from gradbridge_jax.isolation import enable_x64, isolated, key_bits, key_of
+
+
+class JaxModel(OnDevice, Model):
+    """A model that is called with weights, a key if it draws, and its state.
+
+    Args:
+        label: what errors call it.
+        layout: of the weights.
+        dtypes: of each weight in the computation.
+        dtype: of floating inputs in the computation; None keeps theirs.
+        options: of the bridge.
+        arrays: its own, which may lie on a device.
+        state: arrays of the model that are no weights.
+        has_key: whether each call is given a key.
+        moves: whether `mode="train"` moves its state.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        layout: ParameterLayout,
+        dtypes: Sequence[np.dtype[Any]],
+        dtype: np.dtype[Any] | None,
+        options: GuestOptions,
+        arrays: Sequence[Any] = (),
+        state: Sequence[Any] = (),
+        has_key: bool = False,
+        moves: bool = False,
+    ) -> None:
+        self.label, self.layout, self.dtypes, self.dtype = label, layout, tuple(dtypes), dtype
+        self.device = compute_device(options.device) or own_device(arrays)
+        self.jit = options.extra.get("jit", "auto")
+        self.state: tuple[Any, ...] = tuple(state)
+        self.has_key, self.moves = has_key, moves
+        self.draws = has_key or moves
+        own = [d for d in (*self.dtypes, dtype) if d is not None]
+        self._x64: bool | None = any(d == np.float64 for d in own) if own else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> JaxModel:
+        # Nothing in it is written to: a state that moves is another tuple. (JAX's structures may hold
+        # markers that are known by their identity, as Equinox's do, and bear no deep copy.)
+        return copy.copy(self)
+
+    def leaf(self, framework: Framework, index: int, array: Any, inputs: Sequence[Any]) -> Any:
+        if type(array) is int:
+            return array  # a leaf of its own: compiled in only where it must be
+        return framework.asarray(array, self.dtype, f"input {index}")  # type: ignore[call-arg]
+
+    def extras(self, noise: int) -> Sequence[Any]:
+        return (key_bits(noise), *self.state) if self.has_key else self.state
+
+    def opened(self, extras: Sequence[Any]) -> tuple[jax.Array | None, Sequence[Any]]:
+        """What `extras` gave, as (key of this call, state)."""
+        return (key_of(extras[0]), extras[1:]) if self.has_key else (None, extras)
+
+    def move(self, after: Sequence[Any]) -> None:
+        self.state = tuple(after)
+
+    def uses_x64(self, inputs: Sequence[Any]) -> bool:
+        """Whether 64-bit numbers exist in a call: if any of its numbers is one, or nobody says."""
+        return self._x64 if self._x64 is not None else has_64_bits(inputs)
+
+    def isolated(
+        self, thunk: Callable[[], Any], inputs: Sequence[Any], noise: int | None, record: bool
+    ) -> Any:
+        # `isolation.isolated` without its generator, which costs four calls of ours in each step.
+        x64 = has_64_bits(inputs) if self._x64 is None else self._x64
+        with jax.ensure_compile_time_eval(), enable_x64(x64):
+            if not self.has_key:
+                return thunk()
+            with jax.threefry_partitionable(True):
+                return thunk()
+
+    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
+        return explain_error(error, f"{doing} {self.label}" if doing else self.label, inputs)
+
+    def own_weights(self, weights: Sequence[Array]) -> list[jax.Array]:
+        """Weights as arrays of JAX's own, in the dtype and on the device of the computation."""
+        with isolated(self.uses_x64(()), False):
+            return [jax.device_put(np.array(w, d), self.device) for w, d in zip(weights, self.dtypes)]
+
+
+def refuse_options(options: GuestOptions, names: Sequence[str], reason: str) -> None:
+    """Raise for options of this backend that mean nothing to one kind of model.
+
+    Raises:
+        OptionError: one of them was given.
+    """
+    for name in names:
+        if options.extra.get(name) is not None:
+            raise OptionError(f"option {name!r} {reason}")

@@ -1,0 +1,337 @@
+"""PyTorch's autodiff primitives."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch._C._nn import flatten_dense_tensors, unflatten_dense_tensors
+
+from gradbridge.errors import GradbridgeWarning
+from gradbridge.framework import (
+    ONE_ARRAY,
+    Computation,
+    Form,
+    Framework,
+    FrameworkBorder,
+    Function,
+    Program,
+    RunAgain,
+)
+from gradbridge.layout import Array, ParameterLayout
+from gradbridge.protocol import ArraySpec, Traits
+from gradbridge_torch.elementary import ALL_FORMULAS, Elementary, fused_beyond_its_order
+from gradbridge_torch.forward_mode import pushed
+from gradbridge_torch.graphs import (
+    Gradients,
+    Graph,
+    operations,
+    recorded_gradients,
+    refuse_cut_graph,
+    refuse_fused,
+    run_backward,
+)
+from gradbridge_torch.replicas import EmptiedError
+from gradbridge_torch.shapes import shapes_of
+from gradbridge_torch.tensors import NUMPY_DTYPES, to_tensor, view_of
+
+
+class _Nesting(threading.local):
+    """How many VJPs are being computed around this place in the thread, and whether one was since it was asked."""
+
+    depth = 0
+    differentiated = False
+
+
+_nesting = _Nesting()
+
+
+class TorchFramework(Framework):
+    """torch, for one model.
+
+    Args:
+        label: of the model, for errors.
+        device: where it computes; None is where its arrays are.
+        only_reads: whether it is known to write to none of its arguments.
+    """
+
+    traits = Traits(
+        takes_complex=True, conjugates=True, has_forward_mode=True, has_vmap=True, has_higher_orders=True
+    )
+
+    def __init__(self, label: str, device: torch.device | None, only_reads: bool) -> None:
+        self.label, self.device, self.only_reads = label, device, only_reads
+        self.on_cpu = device is None or device.type == "cpu"
+        self.notices: set[str] = set()
+
+    # -- arrays -------------------------------------------------------------------------------
+
+    def asarray(self, array: Any, dtype: torch.dtype | None) -> torch.Tensor:
+        through = NUMPY_DTYPES.get(dtype)
+        if type(array) is np.ndarray and through is not None and array.dtype.kind == "f" and self.on_cpu:
+            return torch.from_numpy(np.array(array, through, order="C"))
+        return to_tensor(array, dtype, self.device, self.only_reads)
+
+    def lend(self, array: Any, dtype: torch.dtype | None) -> torch.Tensor:
+        if (
+            self.only_reads
+            and self.on_cpu
+            and type(array) is np.ndarray
+            and array.dtype is NUMPY_DTYPES.get(dtype)
+            and array.flags.carray
+        ):
+            return torch.from_numpy(array)
+        return self.asarray(array, dtype)
+
+    def asnumpy(self, native: torch.Tensor) -> Array:
+        return view_of(native)
+
+    #: torch's own, without a call of ours.
+    is_complex = staticmethod(torch.is_complex)
+
+    def border(self, layout: ParameterLayout, dtypes: Sequence[Any]) -> TorchBorder:
+        return TorchBorder(self, layout, dtypes)
+
+    def is_array(self, value: Any) -> bool:
+        return isinstance(value, torch.Tensor)
+
+    def is_inexact(self, native: torch.Tensor) -> bool:
+        return native.is_floating_point() or native.is_complex()
+
+    def conj(self, native: torch.Tensor) -> torch.Tensor:
+        return native.conj() if native.is_complex() else native
+
+    def cast(self, native: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return native.to(like.dtype)
+
+    def eye(self, size: int, like: torch.Tensor) -> torch.Tensor:
+        return torch.eye(size, dtype=like.dtype, device=like.device)
+
+    def zeros(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+    def split(self, output: Any, label: str) -> tuple[list[Any], list[Any], Form]:
+        if type(output) is torch.Tensor and output.is_floating_point():
+            return [output], [], ONE_ARRAY
+        return super().split(output, label)
+
+    # -- transforms ---------------------------------------------------------------------------
+
+    def trace(
+        self, fn: Computation, places: tuple[int, ...], reusable: bool, rows: Sequence[int]
+    ) -> TorchProgram:
+        return TorchProgram(fn, places, self.label, self.notices)
+
+    def vjp(self, fn: Function, primals: list[Any]) -> tuple[list[Any], Callable[[list[Any]], Sequence[Any]]]:
+        is_mapped = torch._C._functorch.peek_interpreter_stack() is not None
+        _nesting.depth += 1
+        depth = _nesting.depth
+        try:
+            if is_mapped:
+                # A first derivative of rows apart needs no formulas, and would pay for the look-out for them.
+                with Elementary(depth) if depth > 1 else nullcontext():
+                    outputs, pull = torch.func.vjp(fn, list(primals))
+                return outputs, lambda cotangents: pull(list(cotangents))[0]
+            primals = [p if p.requires_grad else p.detach().requires_grad_() for p in primals]
+            with torch.enable_grad(), Elementary(depth):
+                outputs = fn(primals)
+            if fused_beyond_its_order(operations(outputs)) is not None:
+                # The model takes gradients itself.
+                depth = ALL_FORMULAS
+                with torch.enable_grad(), Elementary(depth):
+                    outputs = fn(primals)
+                refuse_fused(outputs, self.label)
+        finally:
+            _nesting.depth -= 1
+            _nesting.differentiated = True
+
+        def pull_recorded(cotangents: list[Any]) -> Gradients:
+            with torch.enable_grad(), Elementary(depth):
+                # Tracked, so that torch's own word is heard where a function has one derivative only.
+                pairs = [
+                    (y, c if c.requires_grad else c.detach().requires_grad_())
+                    for y, c in zip(outputs, cotangents)
+                    if y.requires_grad
+                ]
+                return recorded_gradients(pairs, primals, self.label)
+
+        return outputs, pull_recorded
+
+    def jvp(
+        self, fn: Function, primals: list[Any], tangents: list[Any], many: bool
+    ) -> tuple[list[Any], list[Any]]:
+        # Leaves that require gradients, as a forward has them.
+        return pushed(fn, [p.detach().requires_grad_() for p in primals], tangents, many)
+
+    def vmap(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.func.vmap(fn)  # type: ignore[no-any-return]
+
+    def shapes(self, fn: Computation, specs: Sequence[ArraySpec]) -> tuple[list[ArraySpec], Form]:
+        return shapes_of(fn, specs, self.device, self.label)
+
+
+class TorchProgram(Program):
+    """A computation as torch runs it: recorded where it is pulled back.
+
+    Args:
+        fn: the computation.
+        places: of the leaves that it is pulled back to.
+        label: of the model.
+        notices: what was said about this model, and is not said twice.
+    """
+
+    records = merges = True
+
+    def __init__(self, fn: Computation, places: tuple[int, ...], label: str, notices: set[str]) -> None:
+        self.fn, self.places, self.label, self.notices = fn, places, label, notices
+
+    def run(self, leaves: list[Any]) -> tuple[list[Any], list[Any], Form, Sequence[Any], Graph | None]:
+        if not self.places:
+            floats, others, form, after = self.fn(leaves)
+            return [y.detach() for y in floats], others, form, after, None
+        leaves, tracked = list(leaves), []
+        for place in self.places:
+            leaves[place] = leaf = leaves[place].detach().requires_grad_()
+            tracked.append(leaf)
+        _nesting.differentiated = False
+        floats, others, form, after = self.fn(leaves)
+        graph = Graph(floats, tracked, _nesting.differentiated, threading.RLock(), [])
+        outputs = [floats[0].detach()] if len(floats) == 1 else [y.detach() for y in floats]
+        return outputs, others, form, after, graph
+
+    def pull(
+        self, kept: Graph, cotangents: Sequence[Any], wanted: Sequence[int], many: bool = False
+    ) -> Gradients:
+        outputs, leaves, is_plain = kept.outputs, kept.leaves, not many
+        if wanted != range(len(leaves)):
+            leaves = [leaves[i] for i in wanted]
+        for output in outputs:
+            if output is None or not output.requires_grad:
+                pairs = kept.connected(cotangents)
+                outputs, cotangents = [y for y, _ in pairs], [c for _, c in pairs]
+                break
+            is_plain = is_plain and type(output) is torch.Tensor
+        gradients: Gradients = [None] * len(leaves)
+        if outputs and leaves:
+            try:
+                with kept.lock:
+                    if is_plain and run_backward is not None:
+                        gradients = run_backward(
+                            tuple(outputs),
+                            tuple(cotangents),
+                            True,
+                            False,
+                            tuple(leaves),
+                            True,
+                            accumulate_grad=False,
+                        )
+                    else:
+                        gradients = torch.autograd.grad(
+                            outputs,
+                            leaves,
+                            cotangents,
+                            retain_graph=True,
+                            allow_unused=True,
+                            is_grads_batched=many,
+                        )
+            except EmptiedError as error:
+                raise _run_again(kept) from error
+        for gradient in gradients:
+            if gradient is None:
+                self._doubt_unused(kept)
+                break
+        return gradients
+
+    def pull_recorded(
+        self, kept: Graph, cotangents: Sequence[Any], wanted: Sequence[int]
+    ) -> tuple[Gradients, Graph]:
+        try:
+            return kept.recorded(cotangents, wanted, self.label)
+        except EmptiedError as error:
+            raise _run_again(kept) from error
+
+    def pull_to_boundary(
+        self, kept: Graph, recorded: Graph, cotangents: Sequence[Any]
+    ) -> tuple[Gradients, Any]:
+        gradients, left = recorded.to_boundary(kept, cotangents)
+        if any(g is None for g in gradients):
+            self._doubt_unused(recorded)
+        return gradients, left
+
+    def pull_merged(
+        self, kept: Graph, cotangents: Sequence[Any], wanted: Sequence[int], left: Sequence[Any]
+    ) -> Gradients:
+        return kept.merged(cotangents, wanted, left)
+
+    def _doubt_unused(self, kept: Graph) -> None:
+        """Refuse what only looks unused; say once that nothing depends on what is differentiated."""
+        if kept.is_gradient:
+            refuse_cut_graph(kept.nodes(), self.label)
+        elif "unused" not in self.notices and not kept.connected(kept.outputs):
+            self.notices.add("unused")
+            warnings.warn(
+                f"no output of {self.label} depends on what is differentiated, as torch sees it, so its gradient "
+                f"is zero; if it should depend, look for .detach(), .item(), .numpy() or no_grad in the model",
+                GradbridgeWarning,
+                stacklevel=2,
+            )
+
+
+class TorchBorder(FrameworkBorder):
+    """One conversion of the whole vector, and one native call that cuts or joins it.
+
+    For 160 small tensors a cut takes two thirds, and a join a third, of the time of one conversion each.
+    Many numbers are written into the float64 vector directly: that saves a pass over memory.
+    """
+
+    #: More numbers than these are joined tensor by tensor.
+    _FLATTENED = 65_536
+
+    def __init__(self, framework: TorchFramework, layout: ParameterLayout, dtypes: Sequence[Any]) -> None:
+        super().__init__(framework, layout, dtypes)
+        self._dtype = self.dtypes[0] if len(set(self.dtypes)) == 1 else None
+        # What NumPy can cast to for torch on the CPU.
+        self._through = NUMPY_DTYPES.get(self._dtype) if framework.on_cpu else None
+        # What torch cuts by: shapes without memory.
+        self._like = [
+            torch.empty(shape if 0 in shape else (1,) * len(shape), dtype=self._dtype).expand(shape)
+            for shape in layout.shapes
+        ]
+
+    def cut(self, vector: Any) -> Sequence[torch.Tensor]:
+        if self._dtype is None:
+            return super().cut(vector)
+        if type(vector) is np.ndarray and self._through is not None:
+            tensor = torch.from_numpy(np.array(vector, self._through))
+        else:
+            tensor = self.framework.asarray(vector, self._dtype)
+        return unflatten_dense_tensors(tensor, self._like)  # type: ignore[no-any-return]
+
+    def view(self, native: Any) -> Array:
+        if (
+            type(native) is torch.Tensor
+            and native.layout is torch.strided
+            and native.dtype is not torch.bfloat16
+        ):
+            return native.numpy(force=True)  # type: ignore[no-any-return]
+        return super().view(native)
+
+    def join(self, gradients: Sequence[Any], lead: tuple[int, ...] = ()) -> Array:
+        if self._dtype is None or lead or self.layout.size > self._FLATTENED:
+            return super().join(gradients, lead)
+        for gradient in gradients:
+            if type(gradient) is not torch.Tensor or gradient.layout is not torch.strided:
+                return super().join(gradients, lead)
+        return np.array(self.view(flatten_dense_tensors(list(gradients))), np.float64)
+
+
+def _run_again(kept: Graph) -> RunAgain:
+    return RunAgain(
+        [y for y in kept.outputs if y is not None],
+        "computes parts of its forward again in its backward (activation checkpointing)",
+    )

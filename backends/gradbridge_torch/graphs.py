@@ -1,0 +1,250 @@
+"""What torch recorded, and walks through it: gradients that can be differentiated again, and what to refuse there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.graph import Node
+
+from gradbridge.errors import GradbridgeError, HigherOrderError, Unsupported
+from gradbridge_torch.elementary import fused_beyond_its_order
+from gradbridge_torch.explain import explain_backward
+from gradbridge_torch.replicas import EmptiedError
+
+Gradients = Sequence[torch.Tensor | None]
+
+#: What ``torch.autograd.grad`` calls, without its checks, which cost as much as the backward of a small
+#: model (28 of 110 µs for 10 parameters) and the first time import 484 modules (340 ms). Our border has
+#: checked. None where torch has it no longer.
+run_backward = getattr(getattr(torch.autograd.Variable, "_execution_engine", None), "run_backward", None)
+
+
+def differentiated(
+    outputs: Sequence[Any],
+    leaves: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor],
+    create_graph: bool,
+) -> Gradients:
+    """Gradients for one cotangent per output, None where there is no influence; the graph is kept."""
+    if run_backward is None or any(type(y) is not torch.Tensor for y in outputs):
+        return torch.autograd.grad(
+            outputs, leaves, cotangents, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
+    return run_backward(  # type: ignore[no-any-return]
+        tuple(outputs), tuple(cotangents), True, create_graph, tuple(leaves), True, accumulate_grad=False
+    )
+
+
+class Graph(NamedTuple):
+    """Outputs with their graph, and its leaves.
+
+    Attributes:
+        outputs: floating; None for a gradient that nothing has influence on.
+        leaves: that it may be pulled back to.
+        is_gradient: whether the outputs are gradients themselves.
+        lock: of the recording, whose nodes may be shared by several of these; hooks on them stop every walk.
+        known: its operations, once they were asked for.
+    """
+
+    outputs: Gradients
+    leaves: list[torch.Tensor]
+    is_gradient: bool
+    lock: Any
+    known: list[Node]
+
+    def nodes(self) -> list[Node]:
+        """All operations of the graph."""
+        if not self.known:
+            self.known[:] = operations(self.outputs)
+        return self.known
+
+    def connected(self, cotangents: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Outputs that depend on something, with their cotangents."""
+        return [(y, c) for y, c in zip(self.outputs, cotangents) if y is not None and y.requires_grad]
+
+    def recorded(
+        self, cotangents: Sequence[torch.Tensor], wanted: Sequence[int], label: str
+    ) -> tuple[Gradients, Graph]:
+        """Gradients, and the graph of their computation, which goes on into this one."""
+        fused = fused_beyond_its_order(self.nodes())
+        if fused is not None:
+            raise Unsupported(f"the recorded gradient of {fused} has a wrong derivative in torch")
+        own = [c.detach().requires_grad_() for c in cotangents]
+        with torch.enable_grad(), self.lock:
+            pairs = [(y, _conj(c)) for y, c in self.connected(own)]
+            gradients = recorded_gradients(pairs, [self.leaves[i] for i in wanted], label)
+            conjugated = [None if g is None else _conj(g) for g in gradients]
+        graph = Graph(conjugated, [*self.leaves, *own], True, self.lock, [])
+        return [None if g is None else g.detach() for g in conjugated], graph
+
+    def to_boundary(self, outer: Graph, cotangents: Sequence[torch.Tensor]) -> tuple[Gradients, Left | None]:
+        """Pull back to the cotangents of this recorded gradient, and no further into the outer graph.
+
+        A hook on each operation of the outer graph sets aside what arrives there, and lets nothing on.
+
+        Returns:
+            (gradients of the cotangents, what `merged` of the outer graph adds).
+        """
+        count = len(outer.leaves)
+        pairs = self.connected(cotangents)
+        if not pairs:
+            return [None] * (len(self.leaves) - count), None
+        aside: dict[Node, Gradients] = {}
+
+        def stopping(node: Node) -> Any:
+            def stop(arrived: Gradients) -> tuple[None, ...]:
+                aside[node] = arrived
+                return (None,) * len(arrived)
+
+            return node.register_prehook(stop)  # type: ignore[arg-type]
+
+        with self.lock:  # nobody else walks through this graph meanwhile
+            hooks = [stopping(node) for node in outer.nodes()]
+            try:
+                outputs, pulled = zip(*pairs)
+                gradients = differentiated(outputs, self.leaves, pulled, False)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        return gradients[count:], Left(aside, gradients[:count])
+
+    def merged(
+        self, cotangents: Sequence[torch.Tensor], wanted: Sequence[int], lefts: Sequence[Left | None]
+    ) -> Gradients:
+        """Gradients, to which is added on the way what was left at the operations of this graph.
+
+        Added there by hooks, rather than pulled from there in its own right: what arrived has passed the
+        tensors' own hooks, and would pass them a second time.
+        """
+        pairs, leaves = self.connected(cotangents), [self.leaves[i] for i in wanted]
+        if not pairs or not leaves:
+            return [None] * len(leaves)
+        outputs, pulled = zip(*pairs)
+        here = [left for left in lefts if left is not None]
+        with self.lock:
+            hooks = [
+                node.register_prehook(partial(_sums, arrived))  # type: ignore[arg-type]
+                for left in here
+                for node, arrived in left.aside.items()
+            ]
+            try:
+                gradients = differentiated(outputs, leaves, pulled, False)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        for left in here:
+            gradients = _sums([left.leaves[i] for i in wanted], gradients)
+        return gradients
+
+
+class Left(NamedTuple):
+    """What a walk left at the boundary of a graph: at its operations, and at its leaves."""
+
+    aside: dict[Node, Gradients]
+    leaves: Gradients
+
+
+def _sums(some: Gradients, others: Gradients) -> tuple[torch.Tensor | None, ...]:
+    return tuple(b if a is None else a if b is None else a + b for a, b in zip(some, others))
+
+
+def operations(outputs: Iterable[torch.Tensor | None]) -> list[Node]:
+    """All operations that outputs come from; leaves are none."""
+    stack = [y.grad_fn for y in outputs if y is not None]
+    seen: set[Node | None] = {None}
+    nodes = []
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node is not None and not hasattr(node, "variable"):
+            nodes.append(node)
+            stack += [parent for parent, _ in node.next_functions]
+    return nodes
+
+
+def recorded_gradients(
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], leaves: Sequence[torch.Tensor], label: str
+) -> Gradients:
+    """Gradients with a graph of their own, dense; None where there is no influence.
+
+    Args:
+        pairs: outputs and their cotangents.
+        leaves: of the graph of the outputs.
+        label: of the model.
+
+    Raises:
+        HigherOrderError: torch cannot.
+    """
+    if not pairs or not leaves:
+        return [None] * len(leaves)
+    outputs, cotangents = zip(*pairs)
+    try:
+        gradients = differentiated(outputs, leaves, cotangents, create_graph=True)
+    except RuntimeError as error:
+        if isinstance(error, (EmptiedError, GradbridgeError)):
+            raise
+        raise explain_backward(error, label, of_gradient=True) from error
+    if any(g is not None and not g.requires_grad for g in gradients):
+        _refuse_unrecorded(outputs, leaves, gradients, label)
+    # An embedding may have a sparse gradient, which few operations take.
+    return [g if g is None or g.layout is torch.strided else g.to_dense() for g in gradients]
+
+
+def _refuse_unrecorded(
+    outputs: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor], gradients: Gradients, label: str
+) -> None:
+    """Raise where a gradient has no graph, though it is not zero for all cotangents, as that of a rounding is.
+
+    Gradients are linear in cotangents, which are tracked; those at hand may be zeros.
+    """
+    some = [
+        torch.arange(1.0, y.numel() + 1, device=y.device).sin().to(y.dtype).view(y.shape) for y in outputs
+    ]
+    for gradient, other in zip(gradients, differentiated(outputs, leaves, some, create_graph=False)):
+        if gradient is not None and not gradient.requires_grad and other is not None and other.any():
+            raise explain_backward(
+                RuntimeError(
+                    "a backward in it is not recorded (written under no_grad, in NumPy or with .detach())"
+                ),
+                label,
+                of_gradient=True,
+            )
+
+
+def refuse_cut_graph(nodes: Iterable[Node], label: str) -> None:
+    """Raise where what looks unused may be so because a function has one derivative only.
+
+    torch puts a node there that raises when it is reached, and cuts the graph behind it, so that it
+    is not reached on the way to an input.
+
+    Raises:
+        HigherOrderError: there is such a node.
+    """
+    if any("Error" in node.name() for node in nodes):
+        raise explain_backward(
+            RuntimeError("a function in it is marked with @once_differentiable"), label, of_gradient=True
+        )
+
+
+def refuse_fused(outputs: Iterable[torch.Tensor], label: str) -> None:
+    """Raise where a gradient that is to be differentiated again would have a wrong derivative.
+
+    Raises:
+        HigherOrderError: names the operation.
+    """
+    fused = fused_beyond_its_order(operations(outputs))
+    if fused is not None:
+        raise HigherOrderError(
+            f"a derivative of the gradient of {label} was asked for that differentiates {fused} once more than torch "
+            f"can: its result would be wrong (third derivatives of LayerNorm and BatchNorm, second ones of weight "
+            f"norm and of sparse embeddings, are); write the layer with elementary operations, or use lower orders only"
+        )
+
+
+def _conj(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.conj() if tensor.is_complex() else tensor

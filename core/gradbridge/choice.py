@@ -1,0 +1,52 @@
+"""Which backend a model goes to, or builds, where nobody names one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from gradbridge.errors import BackendError, UnknownBackendError
+from gradbridge.registry import Registry, has_module
+
+#: Which frameworks `build` takes first when none is named.
+PREFERRED = ("torch", "tensorflow", "jax", "numpy")
+
+
+def find_backend(model: Any, backend: str | None, registry: Registry) -> str:
+    """Which backend a model goes to: the one asked for, its class's, or the environment's.
+
+    Raises:
+        UnknownModelError, UnknownBackendError
+    """
+    if backend is not None:
+        registry.backend(backend)
+        return backend
+    try:
+        return registry.match(model)
+    except BackendError:
+        named = os.environ.get("GRADBRIDGE_BACKEND")
+        if not named:
+            raise
+        registry.backend(named)
+        return named
+
+
+def default_backend(registry: Registry) -> str:
+    """The backend that builds when none is named: ``GRADBRIDGE_BACKEND``, else the first installed.
+
+    Raises:
+        UnknownBackendError: the variable names none, or nothing here builds.
+    """
+    named = os.environ.get("GRADBRIDGE_BACKEND")
+    if named:
+        registry.backend(named)
+        return named
+    builders = [name for name in registry.names() if registry.backend(name).builder is not None]
+    builders.sort(key=lambda name: (*(name != first for first in PREFERRED), name))
+    for name in builders:
+        framework = registry.backend(name).framework
+        if framework is None or has_module(framework[0]):
+            return name
+    raise UnknownBackendError(
+        "no backend that builds architectures is installed; pip install gradbridge[torch]"
+    )

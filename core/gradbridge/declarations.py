@@ -1,0 +1,100 @@
+"""What passes between core and plugins as plain records: a backend's declaration, and a step that was made."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gradbridge.protocol import PROTOCOL_VERSION
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend's declaration: what `gradbridge_backend` returns. Naming it imports nothing.
+
+    Attributes:
+        name: what users write, e.g. ``"torch"``.
+        framework: the module to import and the distribution that carries it, e.g.
+            ``("torch", "torch")``; None for a backend that needs none.
+        install: the command that installs the framework.
+        guest: ``"module:function"`` of the guest half, a `GuestHalf`; None if there is none.
+        host: ``"module:class"`` of the host half, a `Host` subclass; None if there is none.
+        builder: ``"module:function"`` that builds a portable architecture as a native model from
+            ``(Architecture, {name: array})``; None if it builds none.
+        models: qualified names of classes; a model with one of them in its MRO is this backend's.
+        protocol: version of the adapter protocol that it was written for.
+    """
+
+    name: str
+    framework: tuple[str, str] | None = None
+    install: str = ""
+    guest: str | None = None
+    host: str | None = None
+    builder: str | None = None
+    models: tuple[str, ...] = ()
+    protocol: int = PROTOCOL_VERSION
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """``("guest", "host")``, or the one of them that it has."""
+        return tuple(role for role in ("guest", "host") if getattr(self, role) is not None)
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What `gradbridge.backends()` tells of one backend.
+
+    `installed` and `version` look at what is installed and import nothing. `reason` and
+    `available` are the truth and cost an import of the framework, the first time they are read.
+    """
+
+    name: str
+    roles: tuple[str, ...]
+    package: str
+    install: str
+    installed: bool
+    version: str | None
+    _load: Callable[[], str | None] = field(repr=False, compare=False)
+
+    @functools.cached_property
+    def reason(self) -> str | None:
+        """Why it cannot be used, with the line that mends it; None if it can."""
+        return self._load()
+
+    @property
+    def available(self) -> bool:
+        """Whether its framework is installed and imports."""
+        return self.reason is None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What an observer of a protocol step is told.
+
+    Attributes:
+        name: ``update``, ``forward``, ``zero`` or ``backward``.
+        bridge: label of the model, e.g. ``Net`` (``gradient of Net`` for a derivative of it; ``Net, JVP``
+            for its forward mode, ``Net, JVP checked`` where the first of them was compared with a
+            backward; in a Jacobian ``Net, per-example``, ``rows at once``, ``batched VJP`` or
+            ``batched JVP``).
+        shapes: of the params (update), the inputs (forward; a JVP's tangents), or the cotangents
+            (backward).
+        seconds: wall time that the guest took.
+    """
+
+    name: str
+    bridge: str
+    shapes: tuple[tuple[int, ...], ...]
+    seconds: float
+
+
+class Observers(Protocol):
+    """Who is told of steps: the registry, to the evaluations that make them."""
+
+    #: Whether anybody observes. Read on every call, so a plain bool.
+    observed: bool
+
+    def notify(self, step: Step) -> None:
+        """Hand the record of a step to everyone who observes it."""

@@ -1,0 +1,137 @@
+"""Whether the rows of a model are independent of each other, as far as a few of them tell.
+
+What is computed for some rows together must be what it is for them apart: their outputs, what a
+cotangent on one half of them pulls back to the other (exact zeros), and the gradients of what all
+rows share, which also tell of a dependence that happens to add nothing at this point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gradbridge import trees
+from gradbridge.borders import INEXACT
+from gradbridge.call_spec import CallSpec
+from gradbridge.errors import DerivativeError, GuestError
+from gradbridge.layout import Array
+from gradbridge.protocol import Adapter
+
+
+def seem_independent(
+    adapter: Adapter,
+    loaded: Any,
+    inputs: Sequence[Any],
+    has_rows: Sequence[bool],
+    spec: CallSpec,
+    gradients: bool = True,
+    seed: int = 0,
+) -> bool | None:
+    """Look at a few rows together, and at two halves of them apart.
+
+    Args:
+        adapter: the model; no state of its moves.
+        loaded: what its `update` returned.
+        inputs: leaves, of two rows or more; a few.
+        has_rows: for each, whether its first axis are the rows.
+        spec: of the call.
+        gradients: False looks at the outputs alone, where a gradient costs many evaluations.
+        seed: of the halves.
+
+    Returns:
+        None where gradients are not finite, and so tell nothing of the rows.
+    """
+    count = next(len(x) for x, yes in zip(inputs, has_rows) if yes)
+    draw = np.random.default_rng(seed)
+    half = draw.permutation(count) < count // 2
+    for wrt in _candidates(adapter, inputs) if gradients else ((),):
+        try:
+            return _agree(adapter, loaded, inputs, has_rows, spec, wrt, half, draw)
+        except (DerivativeError, GuestError):
+            if not wrt:
+                raise
+    raise AssertionError("the last of them is nothing")  # pragma: no cover
+
+
+def close(together: Array, apart: Array, precision: float | None = None) -> bool:
+    """Whether two arrays are the same to the rounding of sums in another order.
+
+    Args:
+        together, apart: the arrays.
+        precision: that they were computed in; None takes that of their dtype.
+    """
+    if together.shape != apart.shape:
+        return False
+    if together.dtype.kind not in INEXACT:
+        return bool(np.array_equal(together, apart))
+    tolerance = (precision or precision_of([together])) ** 0.7
+    scale = float(np.max(np.abs(apart), initial=0.0, where=np.isfinite(apart)))
+    return bool(np.allclose(together, apart, rtol=tolerance, atol=tolerance * scale, equal_nan=True))
+
+
+def precision_of(outputs: Sequence[Array]) -> float:
+    """The coarsest precision that outputs were computed in: 2⁻⁵² for float64, 2⁻⁷ for bfloat16.
+
+    Guests hand out bfloat16 as float32, which has nothing in the lower half of its bits then.
+    """
+    found = [2.0**-52]
+    for y in outputs:
+        if y.dtype.kind in INEXACT:
+            found.append(float(np.finfo(y.dtype).eps))
+        # Zeros are of any precision, so they do not make it a coarse one.
+        is_told = y.dtype == np.float32 and 2 * np.count_nonzero(y) > y.size
+        if is_told and not np.any(np.ascontiguousarray(y).view(np.uint32) & 0xFFFF):
+            found.append(2.0**-7)
+    return max(found)
+
+
+def _candidates(adapter: Adapter, inputs: Sequence[Any]) -> list[tuple[int, ...]]:
+    """What is differentiated: all that may be; where that cannot be, the weights alone; or nothing."""
+    k = len(adapter.layout)
+    weights = tuple(range(k))
+    floating = [i for i, x in enumerate(inputs, k) if type(x) is np.ndarray and x.dtype.kind in INEXACT]
+    return list(dict.fromkeys([(*weights, *floating), weights, ()]))
+
+
+def _agree(
+    adapter: Adapter,
+    loaded: Any,
+    inputs: Sequence[Any],
+    has_rows: Sequence[bool],
+    spec: CallSpec,
+    wrt: tuple[int, ...],
+    half: Array,
+    draw: np.random.Generator,
+) -> bool | None:
+    spec = spec.replayed()
+    together, residuals = adapter.forward(loaded, inputs, spec, wrt)
+    view, k = adapter.border.view, len(adapter.layout)
+    outputs = [view(y) for y in trees.flatten(together)[0]]
+    precision = precision_of(outputs)
+    weights = [draw.normal(size=y.shape) * (y.dtype.kind in INEXACT) for y in outputs]
+    for part in (half, ~half):
+        some = [x[part] if yes else x for x, yes in zip(inputs, has_rows)]
+        alone, kept = adapter.forward(loaded, some, spec, wrt)
+        leaves = [view(y) for y in trees.flatten(alone)[0]]
+        if not all(len(y) == len(half) and close(y[part], a, precision) for y, a in zip(outputs, leaves)):
+            return False
+        if not wrt or not any(np.any(w) for w in weights):
+            continue
+        pulled = [np.where(_column(part, w), w, 0.0) for w in weights]
+        of_all = [view(g) for g in adapter.pull(residuals, pulled, wrt)]
+        of_part = [view(g) for g in adapter.pull(kept, [w[part] for w in weights], wrt)]
+        if not all(np.isfinite(gradient).all() for gradient in (*of_all, *of_part)):
+            return None
+        for argument, among, apart in zip(wrt, of_all, of_part):
+            if argument >= k and has_rows[argument - k]:
+                if np.any(among[~part]) or not close(among[part], apart, precision):
+                    return False
+            elif not close(among, apart, precision):
+                return False
+    return True
+
+
+def _column(rows: Array, like: Array) -> Array:
+    return rows.reshape(-1, *(1,) * (like.ndim - 1))

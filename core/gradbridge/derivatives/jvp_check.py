@@ -1,0 +1,82 @@
+"""Whether a guest's forward mode is the transpose of its reverse mode: looked at, not believed.
+
+Frameworks have two derivatives written for most operations, by different people at different times,
+and hooks and custom gradients change one of them alone. So the first tangent that a bridge pushes
+is compared with what the model's own backward says, by ⟨v, J t⟩ = ⟨Jᵀ v, t⟩ with a random v; where
+that does not hold, forward mode is not used any more and JVPs are made from the pullback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gradbridge import trees
+from gradbridge.borders import INEXACT
+from gradbridge.call_spec import CallSpec
+from gradbridge.errors import GradbridgeError
+from gradbridge.protocol import Adapter
+
+
+class JVPCheck:
+    """What one bridge knows of its guest's forward mode: for the model, its gradient, and so on."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str, tuple[int, ...]], bool] = {}
+
+    def is_refused(self, order: int = 0) -> bool:
+        """Whether it was found wrong, for a derivative of this order or for what that is made of."""
+        return any(not right and at <= order for (at, *_), right in list(self._known.items()))
+
+    def is_known(self, order: int, step: str, wrt: tuple[int, ...]) -> bool:
+        """Whether it has been looked at.
+
+        Args:
+            order: 0 for the model itself, 1 for its gradient, and so on.
+            step: the adapter's method.
+            wrt: the positions that move.
+        """
+        return (order, step, wrt) in self._known
+
+    def notify(self, order: int, step: str, wrt: tuple[int, ...], passes: bool) -> None:
+        """Keep what was found."""
+        self._known[order, step, wrt] = passes
+
+
+def passes_adjoint_test(
+    adapter: Adapter,
+    loaded: Any,
+    inputs: Sequence[Any],
+    spec: CallSpec,
+    wrt: tuple[int, ...],
+    tangents: Sequence[Any],
+    pushed: Sequence[Any],
+) -> bool | None:
+    """Whether pushed tangents agree with what the guest's backward pulls back.
+
+    Args:
+        adapter, loaded, inputs, spec, wrt, tangents: as for `Adapter.pushforward`.
+        pushed: the tangents of the outputs that it returned.
+
+    Returns:
+        None where it cannot be told: the guest cannot pull back here, or numbers are not finite.
+    """
+    view = adapter.border.view
+    try:
+        outputs, residuals = adapter.forward(loaded, inputs, spec, wrt)
+        leaves = [view(y) for y in trees.flatten(outputs)[0]]
+        draw = np.random.default_rng(0)
+        cotangents = [draw.normal(size=y.shape) * (y.dtype.kind in INEXACT) for y in leaves]
+        gradients = adapter.pull(residuals, cotangents, wrt)
+    except GradbridgeError:
+        return None
+    ahead = [np.real(v * view(t)) for v, t in zip(cotangents, pushed)]
+    back = [np.real(view(g) * view(t)) for g, t in zip(gradients, tangents)]
+    difference = sum(float(a.sum()) for a in ahead) - sum(float(b.sum()) for b in back)
+    size = sum(float(np.abs(term).sum()) for term in (*ahead, *back))
+    if not np.isfinite(size):
+        return None
+    precisions = [float(np.finfo(y.dtype).eps) for y in leaves if y.dtype.kind in INEXACT]
+    return not precisions or abs(difference) <= max(precisions) ** 0.7 * size

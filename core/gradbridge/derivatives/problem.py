@@ -1,0 +1,127 @@
+"""A Jacobian that is asked for: where, of what, by what, and the evaluation that all strategies start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradbridge.derivatives.points import EvaluationPoint
+from gradbridge.errors import GradbridgeError, NotDifferentiableError
+from gradbridge.execution.evaluation import Evaluation
+from gradbridge.layout import Array
+
+
+class JacobianProblem:
+    """One Jacobian.
+
+    A flat Jacobian is (M, *argument shape), M the numbers in all floating outputs one after the other.
+
+    Args:
+        point: where; it is evaluated here.
+        wrt: the arguments.
+        max_chunk: bytes that the cotangents and gradients of one chunk may take.
+        checks_rows: whether rows may be taken for independent if the model's own backward agrees.
+
+    Attributes:
+        evaluation: at the point.
+        shapes, sizes: of the floating outputs.
+        total: M.
+        arguments: how many numbers there are in the arguments.
+    """
+
+    def __init__(
+        self, point: EvaluationPoint, wrt: tuple[int, ...], max_chunk: int, checks_rows: bool
+    ) -> None:
+        self.point, self.wrt, self.max_chunk = point, wrt, max_chunk
+        self.checks_rows = checks_rows and point.is_eval_mode
+        self.evaluation = self._evaluate()
+        self._refuse_complex()
+        self.checks_rows = self.checks_rows and not point.call.adapter.stochastic
+        self.dtype = point.call.dtype
+        self.shapes = [y.shape for y in self.evaluation.outputs if y.dtype.kind == "f"]
+        self.sizes = [int(np.prod(shape)) for shape in self.shapes]
+        self.total = sum(self.sizes)
+        self.arguments = sum(int(np.prod(point.shape(i))) for i in wrt)
+
+    def assemble(self, flat: Array) -> Any:
+        """A flat Jacobian → the tree of the outputs."""
+        rest = flat.shape[1:]
+        leaves: list[Any] = []
+        start = 0
+        for y in self.evaluation.outputs:
+            if y.dtype.kind != "f":
+                leaves.append(None)
+                continue
+            leaves.append(flat[start : start + y.size].reshape((*y.shape, *rest)))
+            start += y.size
+        return self.evaluation.assemble(leaves)
+
+    def unit_cotangents(self, chunk: int) -> Iterator[list[Array]]:
+        """The identity over all outputs as cotangents, so many at a time."""
+        for first in range(0, self.total, chunk):
+            stop = min(first + chunk, self.total)
+            yield self.with_flat_outputs(unit_arrays(self.shapes, first, stop, self.dtype), stop - first)
+
+    def with_flat_outputs(self, floating: list[Array], count: int) -> list[Array]:
+        """Cotangents of the floating outputs → of all outputs; those of integers are zeros."""
+        rest = iter(floating)
+        return [
+            next(rest) if y.dtype.kind == "f" else np.zeros((count, *y.shape), self.dtype)
+            for y in self.evaluation.outputs
+        ]
+
+    def chunk(self, numbers: int) -> int:
+        """How many at a time, where each takes so many numbers."""
+        return max(1, self.max_chunk // (8 * max(1, numbers)))
+
+    def empty(self, argument: int) -> Array:
+        """A flat Jacobian, not filled."""
+        return np.empty((self.total, *self.point.shape(argument)), self.dtype)
+
+    def _refuse_complex(self) -> None:
+        kinds = {np.asarray(self.point.values[i]).dtype.kind for i in self.wrt}
+        if "c" in kinds or any(y.dtype.kind == "c" for y in self.evaluation.outputs):
+            raise NotDifferentiableError(
+                f"the Jacobian of {self.point.label} was asked for, and complex numbers are among its outputs or the "
+                f"arguments asked for; a function of complex numbers that is not holomorphic has none: ask for "
+                f"f.jvp and f.vjp, or for that of its real and imaginary parts"
+            )
+
+    def _evaluate(self) -> Evaluation:
+        # For the check of rows the cotangents are also pulled back to the inputs, where they may be.
+        first = self.point.call.first_input
+        more = [
+            i
+            for i, leaf in enumerate(self.point.values)
+            if i >= first and may_have_rows(leaf) and leaf.dtype.kind == "f"
+        ]
+        wider = tuple(sorted({*self.wrt, *more}))
+        if self.checks_rows and wider != tuple(sorted(self.wrt)):
+            try:
+                return self.point.evaluate(wider)
+            except GradbridgeError:
+                self.checks_rows = False  # some models can be differentiated by their params alone
+        return self.point.evaluate(self.wrt)
+
+
+def may_have_rows(leaf: Any) -> bool:
+    """Whether the first axis of an argument may be rows."""
+    return type(leaf) is np.ndarray and leaf.ndim > 0
+
+
+def unit_arrays(
+    shapes: Sequence[tuple[int, ...]], first: int, stop: int, dtype: np.dtype[Any]
+) -> list[Array]:
+    """Rows first … stop of the identity over several arrays laid one after the other."""
+    parts, start = [], 0
+    for shape in shapes:
+        size = int(np.prod(shape))
+        part = np.zeros((stop - first, size), dtype)
+        low, high = max(first, start), min(stop, start + size)
+        if low < high:
+            part[np.arange(low, high) - first, np.arange(low, high) - start] = 1.0
+        parts.append(part.reshape(stop - first, *shape))
+        start += size
+    return parts

@@ -1,0 +1,231 @@
+"""How a bridge is called: its arguments bound to a `Call`, which is evaluated and lifted into the host."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gradbridge import borders, trees
+from gradbridge.call_spec import CallSpec
+from gradbridge.derivatives.jacobians import Derivatives
+from gradbridge.derivatives.points import EvaluationPoint
+from gradbridge.errors import LayoutError, NotDifferentiableError, ParamsDtypeError, Unsupported
+from gradbridge.execution.arguments import Arguments
+from gradbridge.execution.batched import evaluate_and_push
+from gradbridge.execution.constant_arguments import ConstantArguments
+from gradbridge.execution.evaluation import Call
+from gradbridge.execution.settings import BridgeSettings
+from gradbridge.host import Host, Reading
+from gradbridge.protocol import Adapter
+
+
+class Calling(Derivatives):
+    """The half of `Bridge` that is called."""
+
+    _adapter: Adapter
+    _host: Host
+    _host_name: str
+    _mode: str
+    _seed: int
+    _constants: ConstantArguments | None
+    _settings: BridgeSettings
+
+    def _serve(self, host: Host, settings: BridgeSettings) -> None:
+        """From now on calls come from this host."""
+        self._host, self._settings = host, settings
+        self._packs = self._adapter.traits.packs
+        self._width = 1 if self._packs else len(self._adapter.layout)
+        self._size = (self._adapter.layout.size,)
+        #: {class: whether its objects are trees of others}, of those that were met.
+        self._is_container_type: dict[type, bool] = {np.ndarray: False}
+
+    def __call__(self, params: Any, *inputs: Any, **kwargs: Any) -> Any:
+        """Evaluate the model, differentiably in the host.
+
+        Args:
+            params: (P,) real; float64 for preference. Or the arrays by their names in the layout, or
+                in the tree that a function's `params=` was: then a gradient is such a tree, too.
+            *inputs: arrays, or pytrees of arrays, as the model takes them. Floating ones can be
+                differentiated; integers, booleans and other objects pass through untouched.
+            **kwargs: keyword arguments of the model, likewise.
+
+        Returns:
+            The model's output, an array or the pytree of arrays that it returns, in the dtype
+            of `params`.
+
+        Raises:
+            ParamsShapeError, ParamsDtypeError, NonFiniteParamsError, LayoutError, InputError,
+            OutputError, GuestError
+        """
+        if self._is_container_type.get(type(params), True):
+            return self._apply(*self._weights(params), inputs, kwargs)
+        return self._apply((params,), True, inputs, kwargs)
+
+    def _apply(
+        self, weights: Sequence[Any], is_flat: bool, inputs: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Evaluate, and lift into the host what it differentiates.
+
+        Args:
+            weights: the flat vector alone, or one array per entry of the layout; traced or not.
+            is_flat: whether it is the vector.
+            inputs, kwargs: the model's.
+        """
+        call, arguments, reading = self._bind(weights, is_flat, inputs, kwargs)
+        if not reading.wrt:
+            evaluation = call.evaluate(reading.values, ())
+            return evaluation.assemble(evaluation.outputs)
+        if reading.tangents is not None:
+            try:
+                return self._host.lift(
+                    evaluate_and_push(call, reading.values, reading.wrt, reading.tangents), arguments
+                )
+            except Unsupported:
+                pass  # evaluated plainly, and pushed through the derivative of the gradient
+        return self._host.lift(call.evaluate(reading.values, reading.wrt), arguments)
+
+    def _point(self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> EvaluationPoint:
+        weights: Sequence[Any]
+        weights, is_flat = self._weights(params) if params is not None else ((), False)
+        call, _, reading = self._bind(weights, is_flat, inputs, kwargs)
+        if reading.wrt:
+            raise NotDifferentiableError(
+                f"a Jacobian, or a product with it, of {self._adapter.label} was asked for at values that "
+                f"{self._host_name} is differentiating; it is computed outside of the host's graph: call the "
+                f"bridge itself there, and let {self._host_name} differentiate that"
+            )
+        if weights and not is_flat:
+            vector = self._adapter.layout.join(reading.values[: len(weights)])
+            return self._point(vector, inputs, kwargs)
+        constants: frozenset[int] = frozenset()
+        if self._constants is not None:
+            first = call.first_input
+            constants = frozenset(first + i for i in self._constants.indices(call.spec.structure))
+        return EvaluationPoint(call, reading.values, self._mode == "eval", constants)
+
+    def _bind(
+        self, weights: Sequence[Any], is_flat: bool, inputs: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[Call, Sequence[Any], Reading]:
+        """The arguments of one call.
+
+        Args:
+            weights: the flat vector alone, or one array per entry of the layout; traced or not.
+            is_flat: whether it is the vector.
+            inputs, kwargs: the model's.
+
+        Returns:
+            (what is to be evaluated, its arguments as the host has them, what the host knows of them).
+
+        Raises:
+            ParamsShapeError, ParamsDtypeError, LayoutError, InputError
+        """
+        packed, first = is_flat and self._packs, len(weights)
+        if kwargs or not _NO_CONTAINERS.issuperset(map(self._is_container_type.get, map(type, inputs))):
+            leaves, spec = self._leaves(inputs, kwargs, packed)
+        else:
+            leaves, spec = inputs, _spec_of_arrays(len(inputs), self._seed, packed)
+        arguments = [*weights, *leaves]
+        reading = self._host.read(arguments)
+        if self._constants is not None and reading.wrt:
+            constants = {first + i for i in self._constants.indices(spec.structure)}
+            if constants.intersection(reading.wrt):
+                arguments = [reading.values[i] if i in constants else x for i, x in enumerate(arguments)]
+                reading = self._host.read(arguments)
+        if is_flat and not self._size[0] and reading.wrt[:1] == (0,):
+            # By the params of a model without any nothing moves: they are a constant.
+            arguments = [reading.values[0], *arguments[1:]]
+            reading = self._host.read(arguments)
+        values = reading.values
+        for index, value in enumerate(values):
+            if type(value) is not np.ndarray or value.dtype.kind not in "fiub":
+                values[index] = self._admitted(value, index, first, index in reading.wrt)
+        adapter, vector = self._adapter, values[0] if is_flat else None
+        if vector is None:
+            dtype = self._check_weights(values, first)
+        elif vector.dtype is _FLOAT64 and vector.shape == self._size:
+            dtype = _FLOAT64
+        else:
+            dtype = borders.check_params(vector, adapter.layout, adapter.label)
+        of = _arguments(len(values), is_flat, self._width)
+        return Call(adapter, spec, of, dtype, self._settings), arguments, reading
+
+    def _admitted(self, value: Any, index: int, first: int, is_traced: bool) -> Any:
+        """One of the arguments, in the form that guests take."""
+        adapter = self._adapter
+        if index < first:
+            return borders.as_array(value, f"params of {adapter.label}")
+        if is_traced:
+            return value  # looked at when it is known that it is differentiated
+        return borders.admit(value, index - first, adapter.label, adapter.traits.takes_complex)
+
+    def _check_weights(self, values: Sequence[Any], count: int) -> np.dtype[Any]:
+        """Refuse weights that do not fit the layout. Returns the host's dtype."""
+        layout, label = self._adapter.layout, self._adapter.label
+        for name, shape, value in zip(layout.names, layout.shapes, values[:count]):
+            if value.shape != shape:
+                raise LayoutError(f"expected shape {shape} for parameter {name!r}, got {value.shape}")
+            if value.dtype.kind not in "fiu":
+                raise ParamsDtypeError(
+                    f"the bridge over {label} expects real params, got dtype {value.dtype} for parameter {name!r}"
+                )
+        of = values[:count] if count else values
+        inexact = [borders.real_dtype(v.dtype) for v in of if borders.is_inexact(v)]
+        if count:
+            return np.result_type(*inexact) if inexact else np.dtype(np.float64)
+        return inexact[0] if inexact else np.dtype(np.float64)
+
+    def _leaves(
+        self, inputs: Sequence[Any], kwargs: dict[str, Any], packed: bool
+    ) -> tuple[Sequence[Any], CallSpec]:
+        """The inputs as leaves, and how they fit together."""
+        if not kwargs and not any(list(map(self._is_container, inputs))):
+            return inputs, _spec_of_arrays(len(inputs), self._seed, packed)
+        leaves, structure = trees.flatten(self._host.open((tuple(map(numbers, inputs)), kwargs)))
+        return leaves, CallSpec(structure, self._seed, packed=packed)
+
+    def _is_container(self, value: Any) -> bool:
+        kind = type(value)
+        if kind not in self._is_container_type:
+            self._is_container_type[kind] = self._host.is_container(value) or trees.is_container(value)
+        return self._is_container_type[kind]
+
+    def _weights(self, params: Any) -> tuple[Sequence[Any], bool]:
+        """Params as the user gave them → (the vector alone, True), or (an array per layout entry, False)."""
+        if not self._is_container(params):
+            return (params,), True
+        params = self._host.open(params)
+        if type(params) in (list, tuple) and params and _only_numbers(list(params)):
+            return (np.asarray(params),), True
+        return tuple(self._adapter.layout.arrays(params)), False
+
+
+_FLOAT64 = np.dtype(np.float64)
+
+#: What is known of classes whose objects are leaves.
+_NO_CONTAINERS = frozenset([False])
+
+
+@functools.lru_cache(maxsize=256)
+def _spec_of_arrays(count: int, seed: int, packed: bool) -> CallSpec:
+    return CallSpec(CallSpec.of_arrays(count).structure, seed, packed=packed)
+
+
+@functools.lru_cache(maxsize=512)
+def _arguments(count: int, is_flat: bool, width: int) -> Arguments:
+    return Arguments.of((is_flat, *(False,) * (count - 1)) if count else (), width)
+
+
+def numbers(value: Any) -> Any:
+    """A list of Python numbers, nested or not, is an array, as everywhere in NumPy."""
+    if type(value) is list and value and _only_numbers(value):
+        return borders.as_array(value, "an input that is a list of numbers")
+    return value
+
+
+def _only_numbers(value: Any) -> bool:
+    if type(value) is list:
+        return all(map(_only_numbers, value))
+    return isinstance(value, (bool, int, float, complex))

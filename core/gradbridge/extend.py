@@ -1,0 +1,90 @@
+"""All that the author of a backend or a plugin imports, but for the kit, which is `gradbridge.testing`.
+
+What stands here is kept stable; where it is defined may change. A backend is, from the smaller to
+the larger:
+
+- a declaration: `Backend`, returned by a `hookimpl` of ``gradbridge_backend``;
+- a `Framework`, the autodiff primitives of one system, and a `Model`, how one kind of native model is
+  called (`FunctionModel` for functions of arrays), joined by `FunctionalAdapter`;
+- or, for unusual needs, an `Adapter` written by hand.
+
+`docs/writing-a-backend.md` leads through them.
+"""
+
+from gradbridge import trees
+from gradbridge.arrays import as_numpy, owned
+from gradbridge.borders import Border
+from gradbridge.call_spec import ArgumentNames, CallSpec, argument_names
+from gradbridge.constants import constant_key
+from gradbridge.declarations import Backend, Step
+from gradbridge.errors import (
+    GradbridgeError,
+    GuestError,
+    HigherOrderError,
+    InputError,
+    NotDifferentiableError,
+    OptionError,
+    OutputError,
+    UnknownModelError,
+    Unsupported,
+)
+from gradbridge.execution.functional import FunctionalAdapter
+from gradbridge.framework import (
+    Computation,
+    Form,
+    Framework,
+    FrameworkBorder,
+    Function,
+    Model,
+    Program,
+    RunAgain,
+    TapeProgram,
+)
+from gradbridge.functions import FunctionModel
+from gradbridge.hookspecs import hookimpl
+from gradbridge.host import Host, Reading
+from gradbridge.layout import Array, ParameterLayout
+from gradbridge.protocol import Adapter, ArraySpec, GuestOptions, Traits, refuse_unknown_options
+
+__all__ = [
+    "Adapter",
+    "ArgumentNames",
+    "Array",
+    "ArraySpec",
+    "Backend",
+    "Border",
+    "CallSpec",
+    "Computation",
+    "Form",
+    "Framework",
+    "FrameworkBorder",
+    "Function",
+    "FunctionModel",
+    "FunctionalAdapter",
+    "GradbridgeError",
+    "GuestError",
+    "GuestOptions",
+    "HigherOrderError",
+    "Host",
+    "InputError",
+    "Model",
+    "NotDifferentiableError",
+    "OptionError",
+    "OutputError",
+    "ParameterLayout",
+    "Program",
+    "Reading",
+    "RunAgain",
+    "Step",
+    "TapeProgram",
+    "Traits",
+    "UnknownModelError",
+    "Unsupported",
+    "argument_names",
+    "as_numpy",
+    "constant_key",
+    "hookimpl",
+    "owned",
+    "refuse_unknown_options",
+    "trees",
+]

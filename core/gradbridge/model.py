@@ -1,0 +1,107 @@
+"""How one kind of native model is called with given weights: what a backend says of each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from gradbridge.call_spec import ArgumentNames, CallSpec
+from gradbridge.errors import GradbridgeError, GuestError
+from gradbridge.layout import ParameterLayout
+
+T = TypeVar("T")
+
+
+class Model(ABC):
+    """How one kind of native model is called with given weights.
+
+    Attributes:
+        label: what errors call it.
+        layout: of its weights.
+        dtypes: of each weight in the computation, the framework's.
+        dtype: that floating inputs are cast to, the framework's; None keeps theirs.
+        argument_names: what it calls its inputs.
+        draws: whether it draws random numbers, or moves state (`Adapter.stochastic`).
+        any_rows: whether it takes any length of its inputs' first axes, so that one trace is for all.
+        sees_replay: whether `call` itself leaves moving state alone in a replay (its programs differ then).
+    """
+
+    label: str
+    layout: ParameterLayout
+    dtypes: Sequence[Any] = ()
+    dtype: Any = None
+    argument_names: ArgumentNames = ArgumentNames()
+    draws: bool = False
+    any_rows: bool = False
+    sees_replay: bool = False
+
+    @abstractmethod
+    def weights(self) -> Sequence[Any]:
+        """Its present weights: arrays that NumPy reads."""
+
+    @abstractmethod
+    def native(self, weights: Sequence[np.ndarray[Any, Any]]) -> Any:
+        """A new native model that holds these; the user's own is not touched."""
+
+    @abstractmethod
+    def call(
+        self, weights: Sequence[Any], inputs: list[Any], spec: CallSpec, extras: Sequence[Any]
+    ) -> tuple[Any, Sequence[Any]]:
+        """(output tree of natives, state after it or ()), a pure function of these natives.
+
+        Args:
+            weights: one native each.
+            inputs: leaves, natives and others; `spec.bind` makes them arguments.
+            spec: of the call; its noise is not to be read, it comes with `extras`.
+            extras: what `extras()` gave for this call.
+        """
+
+    def leaf(self, framework: Any, index: int, array: Any, inputs: Sequence[Any]) -> Any:
+        """An input array at its border."""
+        return framework.asarray(array, self.dtype)
+
+    def extras(self, noise: int) -> Sequence[Any]:
+        """Leaves of its own: bits of a key made from the noise, state as it stands."""
+        return ()
+
+    def move(self, after: Sequence[Any]) -> None:  # noqa: B027, most models have no state
+        """Take over the state that a forward left behind."""
+
+    def isolated(self, thunk: Callable[[], T], inputs: Sequence[Any], noise: int | None, record: bool) -> T:
+        """Run a step so that ambient state is neither changed nor trusted (law 9). It may be run twice.
+
+        Args:
+            thunk: the step: loading, a forward, a backward, a map.
+            inputs: of the call.
+            noise: seed of the random numbers; None where nothing is drawn.
+            record: whether gradients are recorded or taken.
+        """
+        return thunk()
+
+    def keep_for_rerun(self) -> bool:
+        """Before a call is made again: make this and later calls keep what they are computed with.
+
+        Returns:
+            False where that makes no difference, so that there is no use in another try.
+        """
+        return False
+
+    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
+        """The error of ours for one of the model's, or of its framework.
+
+        Args:
+            error: what was raised.
+            inputs: of the call.
+            doing: what was done where it was no forward: ``"the derivative of"``.
+        """
+        given = ", ".join(
+            f"input {i} of shape {tuple(x.shape)} {x.dtype}"
+            for i, x in enumerate(inputs)
+            if hasattr(x, "shape")
+        )
+        what = f"{doing} {self.label}" if doing else self.label
+        first = next(iter(str(error).splitlines()), "")
+        return GuestError(f"{what} failed on {given or 'no array'}: {type(error).__name__}: {first}")

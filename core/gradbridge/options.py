@@ -1,0 +1,57 @@
+"""What a guest half is told besides the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradbridge.errors import OptionError
+
+
+def refuse_unknown_options(backend: str, options: dict[str, Any], known: Sequence[str]) -> None:
+    """Raise for options that a guest half does not know.
+
+    Raises:
+        OptionError: names the option and those that exist.
+    """
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        has = f"it has {', '.join(known)}" if known else "it has none of its own"
+        raise OptionError(f"backend {backend!r} has no option {', '.join(map(repr, unknown))}; {has}")
+
+
+@dataclass(frozen=True)
+class GuestOptions:
+    """What a guest half is told besides the model: the keyword arguments of `gradbridge.bridge`.
+
+    Attributes:
+        params: the parameter pytree of a function model, else None.
+        dtype: the dtype to compute in, e.g. ``"float64"``; None keeps the model's own.
+        device: the device to compute on; None keeps the model's own.
+        mode: ``"eval"`` or ``"train"``.
+        extra: options of this backend alone.
+    """
+
+    params: Any = None
+    dtype: str | None = None
+    device: Any = None
+    mode: str = "eval"
+    extra: dict[str, Any] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.extra is None:
+            object.__setattr__(self, "extra", {})
+        if self.dtype is not None and not isinstance(self.dtype, str):
+            object.__setattr__(self, "dtype", _named_dtype(self.dtype))
+
+
+def _named_dtype(dtype: Any) -> str:
+    name = getattr(dtype, "name", None)
+    if isinstance(name, str):
+        return name
+    if isinstance(dtype, type) and issubclass(dtype, (np.generic, float)):
+        return np.dtype(dtype).name
+    return str(dtype).rsplit(".", 1)[-1]
