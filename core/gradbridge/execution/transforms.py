@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -148,10 +149,7 @@ class TransformingAdapter(Adapter):
             )
             gradients, _, form, _, _ = program.run(leaves)
             rest = iter(gradients)
-            return [
-                [framework.reshape(g, (g.shape[0], *shape, *g.shape[2:])) for g in [next(rest) for _ in wrt]]
-                for shape in form.shapes
-            ]
+            return [[next(rest) for _ in wrt] for _ in form.shapes]
 
         return self._transformed("row_jacobians", (spec.structure, wrt, has_rows), run, inputs, spec.noise)
 
@@ -293,7 +291,7 @@ def pushed(framework: Framework, compute: Computation, places: Sequence[int], ma
 def per_example(
     framework: Framework, compute: Computation, shared: Sequence[int], rows: Sequence[int]
 ) -> Computation:
-    """leaves ↦ for each floating output, for each shared leaf: (rows, numbers of a row, *leaf shape).
+    """leaves ↦ for each floating output, for each shared leaf: (rows, *shape of an output's row, *leaf shape).
 
     Args:
         framework: maps its VJP over the rows.
@@ -336,7 +334,12 @@ def per_example(
                     gradients += framework.vmap(pulled)(*units)
             return gradients
 
-        found = framework.vmap(of_row)(*[leaves[i] for i in rows])
-        return list(found), [], Form(None, (), tuple(shapes)), ()
+        found = iter(framework.vmap(of_row)(*[leaves[i] for i in rows]))
+        shaped = []
+        for shape in shapes:
+            shaped += [
+                framework.reshape(g, (g.shape[0], *shape, *g.shape[2:])) for g in islice(found, len(shared))
+            ]
+        return shaped, [], Form(None, (), tuple(shapes)), ()
 
     return jacobians
