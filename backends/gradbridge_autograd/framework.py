@@ -51,12 +51,13 @@ class AutogradFramework(Framework):
 
     def split(self, output: Any, label: str) -> tuple[list[Any], list[Any], Form]:
         floats, others, form = super().split(opened(output), label)
-        for index, leaf in enumerate(form.merge(floats, others)):
-            if np.asarray(plain(leaf)).dtype.kind not in "fiubc":
-                raise OutputError(
-                    f"output {index} of {label} has dtype {plain(leaf).dtype}; return arrays of numbers, made with "
-                    f"autograd.numpy rather than numpy"
-                )
+        wrong = [leaf for leaf in others if plain(leaf).dtype.kind not in "iub"]
+        if wrong:
+            index = next(i for i, leaf in enumerate(form.merge(floats, others)) if leaf is wrong[0])
+            raise OutputError(
+                f"output {index} of {label} has dtype {plain(wrong[0]).dtype}; return arrays of numbers, made with "
+                f"autograd.numpy rather than numpy"
+            )
         return floats, others, form
 
     def cast(self, native: Any, like: Any) -> Any:
