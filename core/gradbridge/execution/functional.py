@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -250,6 +250,7 @@ class FunctionalAdapter(TransformingAdapter):
         return compute
 
 
+@dataclass(eq=False, slots=True)
 class Residuals:
     """The record of one run.
 
@@ -267,26 +268,17 @@ class Residuals:
         weights: how many of the arguments are weights, before the inputs.
     """
 
-    __slots__ = ("dtypes", "floating", "inputs", "is_complex", "kept", "leaves", "noise")
-    __slots__ += ("places", "program", "weights", "wrt")
-
-    def __init__(
-        self,
-        program: Program,
-        kept: Any,
-        wrt: tuple[int, ...],
-        places: tuple[int, ...],
-        floating: tuple[bool, ...],
-        dtypes: list[Any],
-        is_complex: bool,
-        leaves: list[Any],
-        inputs: Sequence[Any],
-        noise: int,
-        weights: int,
-    ) -> None:
-        self.program, self.kept, self.wrt, self.places = program, kept, wrt, places
-        self.floating, self.dtypes, self.is_complex = floating, dtypes, is_complex
-        self.leaves, self.inputs, self.noise, self.weights = leaves, inputs, noise, weights
+    program: Program
+    kept: Any
+    wrt: tuple[int, ...]
+    places: tuple[int, ...]
+    floating: tuple[bool, ...]
+    dtypes: list[Any]
+    is_complex: bool
+    leaves: list[Any]
+    inputs: Sequence[Any]
+    noise: int
+    weights: int
 
     @property
     def merges(self) -> bool:
