@@ -133,7 +133,7 @@ class TorchFramework(Framework):
         depth = _nesting.depth
         try:
             if is_mapped:
-                # A first derivative of rows apart needs no formulas, and would pay for the look-out for them.
+                # A per-example first derivative needs no formulas, and would pay for the look-out for them.
                 with Elementary(depth) if depth > 1 else nullcontext():
                     outputs, pull = torch.func.vjp(fn, list(primals))
                 return outputs, lambda cotangents: pull(list(cotangents))[0]

@@ -137,7 +137,7 @@ class GradbridgeWarning(UserWarning):
 #: {optional operation of an adapter: what is said of a backend that does not offer it}.
 NOT_OFFERED = {
     "backward_many": "pulls one cotangent at a time",
-    "row_jacobians": "does not compute rows apart",
+    "row_jacobians": "does not compute per-example Jacobians",
     "pushforward": "has no forward mode",
     "pushforward_many": "pushes one tangent at a time",
     "pullback": "cannot differentiate a gradient again",

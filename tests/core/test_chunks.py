@@ -89,7 +89,7 @@ def test_every_guest_works_in_chunks(backend):
     np.testing.assert_allclose(chunked.jacobian(p, X), jacobian(whole)(p, X), rtol=1e-10, atol=1e-14)
 
 
-def test_rows_apart_through_torch_in_chunks():
+def test_per_example_jacobians_through_torch_in_chunks():
     torch = pytest.importorskip("torch")
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
     whole = gb.bridge(model, dtype="float64")

@@ -59,7 +59,7 @@ def test_capabilities_give_the_reasons():
     able = gb.bridge(Doubling()).capabilities
     for row, word in {
         "derivatives of derivatives": "again",
-        "Jacobian, per-example": "rows",
+        "Jacobian, per-example": "per-example",
         "Jacobian, batched VJP": "one cotangent",
         "output shapes before the run": "after it has run",
     }.items():

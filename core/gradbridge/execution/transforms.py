@@ -30,7 +30,7 @@ _IN_WORDS = {
 
 
 class TransformingAdapter(Adapter):
-    """The half of `FunctionalAdapter` that transforms a whole computation: forward mode, and rows apart.
+    """The half of `FunctionalAdapter` that transforms a whole computation: forward mode, and per-example Jacobians.
 
     Attributes:
         framework: the autodiff primitives.
@@ -128,7 +128,9 @@ class TransformingAdapter(Adapter):
         has_rows: tuple[bool, ...],
     ) -> list[list[Any]]:
         if self.source.draws:
-            raise Unsupported(f"{self.label} draws random numbers, which rows apart would draw otherwise")
+            raise Unsupported(
+                f"{self.label} draws random numbers, which a map over rows would draw otherwise"
+            )
         if self.refusal("row_jacobians"):
             raise Unsupported(self.refusal("row_jacobians"))
         framework, spec = self.framework, spec.replayed()

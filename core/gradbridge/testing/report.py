@@ -28,7 +28,7 @@ ABILITIES = {
     "forward mode of its own": "forward_mode",
     "many tangents at once": "forward_mode_many",
     "many cotangents at once": "many_cotangents",
-    "per-example": "rows_apart",
+    "per-example": "per_example_jacobians",
     "one forward for a Hessian-vector product": "one_forward_of_any_order",
     "weights in one leaf": "packed_weights",
     "shapes ahead of a call": "shapes_ahead",

@@ -1,4 +1,4 @@
-"""Laws 1 and 9 for what a guest may do in one computation: many cotangents, rows apart, tangents.
+"""Laws 1 and 9 for what a guest may do in one computation: many cotangents, per-example Jacobians, tangents.
 
 All of it is optional: where the guest raises `Unsupported` the check is skipped with its reason, and
 core goes another way.
@@ -56,8 +56,8 @@ def many_cotangents(subject: Subject) -> None:
 
 @check(1, ("mlp", "embedding", "tied"))
 @optional
-def rows_apart(subject: Subject) -> None:
-    """Jacobians of the rows apart are those of each row as a batch of its own."""
+def per_example_jacobians(subject: Subject) -> None:
+    """Per-example Jacobians are those of each row as a batch of its own."""
     point = subject.point(91)
     adapter = subject.adapter()
     spec, has_rows = CallSpec.of_arrays(len(point.inputs)), (True,) * len(point.inputs)
@@ -76,7 +76,7 @@ def rows_apart(subject: Subject) -> None:
             unit[index][(0, *place[1:])] = 1.0
             row = tuple(x[place[0] : place[0] + 1] for x in point.inputs)
             expected[place] = subject.gradients_at(ScenarioPoint(point.params, row, tuple(unit)))[0]
-        expect_close(jacobian, expected, f"Jacobian of output {index}, rows apart", subject.tolerance)
+        expect_close(jacobian, expected, f"Jacobian of output {index}, per example", subject.tolerance)
 
 
 @check(1)

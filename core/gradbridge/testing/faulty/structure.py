@@ -22,7 +22,7 @@ class _FirstOfMany(ReferenceAdapter):
         return super().backward_many(residuals, [np.broadcast_to(c[:1], c.shape) for c in cotangents], wrt)
 
 
-@breaks("rows_apart")
+@breaks("per_example_jacobians")
 class _MixedRows(ReferenceAdapter):
     """Spreads what the rows have in common evenly over them."""
 
