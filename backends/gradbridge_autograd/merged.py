@@ -31,9 +31,6 @@ _boxes = Box.types
 #: (evaluation, wrt, arguments) ↦ gradients, lifted.
 Differentiated = Callable[[Evaluation, tuple[int, ...], Sequence[Any]], list[Any]]
 
-#: With fewer weights than this the token costs more (150 µs) than the second walk.
-_MERGES_FROM = 16384
-
 
 class Token:
     """What a call recorded, as a value of autograd's graph; as a cotangent, what is left to do there.
@@ -83,7 +80,7 @@ TokenSpace.register(Token)
 
 def pays(evaluation: Evaluation, arguments: Sequence[Any]) -> bool:
     """Whether an evaluation that two traces look on is to have a token: where all of them go backward."""
-    if not evaluation.merges or evaluation.adapter.layout.size < _MERGES_FROM:
+    if not evaluation.merges:
         return False
     for value in arguments:
         while type(value) in _boxes:

@@ -166,7 +166,8 @@ class JaxProgram(Program):
         reusable: whether compiling pays.
     """
 
-    records = merges = True
+    records = True
+    merges_from = 0
 
     def __init__(
         self, compiling: Compiling, fn: Computation, places: tuple[int, ...], reusable: bool

@@ -185,7 +185,8 @@ class TorchProgram(Program):
         notices: what was said about this model, and is not said twice.
     """
 
-    records = merges = True
+    records = True
+    merges_from = 16384  # with fewer weights a host's node more costs more than the second walk
 
     def __init__(self, fn: Computation, places: tuple[int, ...], label: str, notices: set[str]) -> None:
         self.fn, self.places, self.label, self.notices = fn, places, label, notices

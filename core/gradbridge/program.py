@@ -71,8 +71,10 @@ class Program(ABC):
     #: Whether `pull_recorded` may answer: a derivative of the derivative then makes no forward of its own.
     records: bool = False
 
-    #: Whether `pull_to_boundary` and `pull_merged` do.
-    merges: bool = False
+    #: From how many weights on a host is to ask `pull_to_boundary` and `pull_merged`, which walk through the
+    #: forward once where `pull` walks twice; None where they do not answer. 0 where the two may differ: a
+    #: framework that differentiates the forward of a custom rule, not its backward, the second time.
+    merges_from: int | None = None
 
     @abstractmethod
     def run(self, leaves: list[Any]) -> tuple[list[Any], list[Any], Form, Sequence[Any], Any]:

@@ -107,3 +107,33 @@ def test_arrays_that_change_in_place_between_the_orders_do_not_matter(f):
         return anp.dot(value, V)
 
     np.testing.assert_allclose(grad(spoiling)(p), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("idle", [0, 17_000])
+@pytest.mark.parametrize("rule", ["reversal", "clipping", "scaled"])
+def test_a_custom_rule_of_jax_is_differentiated_again_as_jax_does_it(rule, idle):
+    """JAX differentiates the forward of a custom rule the second time, however many parameters there are."""
+    jax = pytest.importorskip("jax")
+    jnp = jax.numpy
+    if rule == "scaled":
+        own = jax.custom_jvp(jnp.sin)
+        own.defjvp(lambda at, t: (jnp.sin(at[0]), 3 * jnp.cos(at[0]) * t[0]))
+    else:
+        own = jax.custom_vjp(lambda x: x)
+        back = {"reversal": lambda g: -g, "clipping": lambda g: jnp.clip(g, -0.1, 0.1)}[rule]
+        own.defvjp(lambda x: (x, None), lambda _, g: (back(g),))
+    first = DRAW.normal(size=(5, 4)) / 2
+
+    def network(tree, x):
+        return jnp.tanh(own(x @ tree["a"])) + 0 * tree["b"].sum()
+
+    with jax.enable_x64(True):
+        f = gb.bridge(network, params={"a": first, "b": np.zeros(idle)}, backend="jax")
+        direction = DRAW.normal(size=f.params.size)
+        product = hessian_vector_product(lambda p: anp.sum(f(p, X) ** 2))(f.params, direction)
+
+        def cost(p):
+            return jnp.sum(network({"a": p[:20].reshape(5, 4), "b": p[20:]}, X) ** 2)
+
+        expected = jax.grad(lambda p: jnp.vdot(jax.grad(cost)(p), direction))(f.params)
+    np.testing.assert_allclose(product, expected, rtol=1e-10, atol=1e-12)

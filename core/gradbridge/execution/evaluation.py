@@ -215,8 +215,9 @@ class Evaluation:
 
     @property
     def merges(self) -> bool:
-        """Whether `pull` takes what `pull_to_boundary` of its recorded derivative left."""
-        return self.call.order == 0 and getattr(self.residuals, "merges", False) is True
+        """Whether `pull` is to take what `pull_to_boundary` of its recorded derivative left."""
+        least = getattr(self.residuals, "merges_from", None)
+        return self.call.order == 0 and least is not None and self.adapter.layout.size >= least
 
     def pull(self, cotangents: Sequence[Any], wrt: tuple[int, ...], left: Sequence[Any] = ()) -> list[Array]:
         """Steps zero and backward: one guest backward for all arguments together.

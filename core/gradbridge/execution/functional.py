@@ -281,9 +281,9 @@ class Residuals:
     weights: int
 
     @property
-    def merges(self) -> bool:
-        """Whether the program does with one walk what a derivative of its gradient would do with two."""
-        return self.program.merges
+    def merges_from(self) -> int | None:
+        """From how many weights on the program is to walk once where a derivative of its gradient would twice."""
+        return self.program.merges_from
 
     def pull(
         self,
