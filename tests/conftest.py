@@ -1,5 +1,8 @@
 """Settings that every test shares."""
 
+import random
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -11,10 +14,14 @@ settings.load_profile("gradbridge")
 _states = {}  # {(module, name of a generator of it): its state after the import}
 
 
-@pytest.fixture(autouse=True)
-def _draws_do_not_depend_on_the_order_of_tests(request):
-    """A module's generator starts each test as the import left it: workers run tests in any order."""
-    for name, value in vars(request.module).items() if request.module else ():
+@pytest.hookimpl(tryfirst=True)  # before any fixture draws
+def pytest_runtest_setup(item):
+    """Every test draws the same numbers, whichever ones the same worker ran before it."""
+    for name, value in vars(item.module).items():
         if isinstance(value, np.random.Generator):
-            state = _states.setdefault((request.module.__name__, name), value.bit_generator.state)
-            value.bit_generator.state = state
+            key = item.module.__name__, name
+            value.bit_generator.state = _states.setdefault(key, value.bit_generator.state)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002, what others draw from
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)

@@ -143,7 +143,7 @@ def test_hessians_of_estimators_are_differences_of_their_exact_gradient(kind):
     f = gb.bridge(estimator)
     gradient = grad(lambda p, x: np.sum(np.sin(3 * f(p, x))), (0, 1))
     p = f.params
-    u, w, h = RNG.normal(size=p.shape), RNG.normal(size=x.shape), 1e-5
+    u, w, h = RNG.normal(size=p.shape), RNG.normal(size=x.shape), 1e-6
     pairs = zip(gradient(p + h * u, x + h * w), gradient(p - h * u, x - h * w))
     expected = [(plus - minus) / (2 * h) for plus, minus in pairs]
 
