@@ -19,7 +19,6 @@ Images are (n, height, width, channels). An activation follows its layer.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from gradbridge.errors import OptionError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array
 from gradbridge.registry import Registry, default_registry
+from gradbridge.wording import suggestion
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softmax")
 
@@ -229,8 +229,7 @@ def build(
         UnknownBackendError, BackendUnavailableError
     """
     if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(str(name), ARCHITECTURES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = suggestion(name, ARCHITECTURES)
         raise OptionError(f"there is no architecture {name!r}; {hint}there are {', '.join(ARCHITECTURES)}")
     try:
         architecture = ARCHITECTURES[name](*args, **sizes)

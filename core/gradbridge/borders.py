@@ -27,6 +27,7 @@ from gradbridge.errors import (
     ParamsShapeError,
 )
 from gradbridge.layout import Array, ParameterLayout
+from gradbridge.wording import in_short
 
 #: Kinds of dtypes that have derivatives: floating and complex numbers.
 INEXACT = ("f", "c")
@@ -175,7 +176,7 @@ def as_array(value: Any, what: str) -> Array:
     except Exception as error:
         raise InputError(
             f"{what} is a {type(value).__module__}.{type(value).__name__} that NumPy cannot read "
-            f"({f'{type(error).__name__}: {error}'.splitlines()[0]}); pass a NumPy array"
+            f"({in_short(error)}); pass a NumPy array"
         ) from error
 
 

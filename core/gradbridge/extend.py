@@ -12,7 +12,7 @@ the larger:
 """
 
 from gradbridge import trees
-from gradbridge.arrays import as_numpy, owned
+from gradbridge.arrays import aligned_copy, as_numpy, owned
 from gradbridge.borders import Border
 from gradbridge.call_spec import ArgumentNames, CallSpec, argument_names
 from gradbridge.constants import constant_key
@@ -44,7 +44,9 @@ from gradbridge.functions import FunctionModel
 from gradbridge.hookspecs import hookimpl
 from gradbridge.host import Host, Reading
 from gradbridge.layout import Array, ParameterLayout
-from gradbridge.protocol import Adapter, ArraySpec, GuestOptions, Traits, refuse_unknown_options
+from gradbridge.options import GuestOptions, floating_name, refuse_params, refuse_unknown_options
+from gradbridge.protocol import Adapter, ArraySpec, Traits
+from gradbridge.wording import first_line, given, in_short
 
 __all__ = [
     "Adapter",
@@ -80,11 +82,17 @@ __all__ = [
     "Traits",
     "UnknownModelError",
     "Unsupported",
+    "aligned_copy",
     "argument_names",
     "as_numpy",
     "constant_key",
+    "first_line",
+    "floating_name",
+    "given",
     "hookimpl",
+    "in_short",
     "owned",
+    "refuse_params",
     "refuse_unknown_options",
     "trees",
 ]

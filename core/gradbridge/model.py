@@ -11,6 +11,7 @@ import numpy as np
 from gradbridge.call_spec import ArgumentNames, CallSpec
 from gradbridge.errors import GradbridgeError, GuestError
 from gradbridge.layout import ParameterLayout
+from gradbridge.wording import given, in_short
 
 T = TypeVar("T")
 
@@ -97,11 +98,5 @@ class Model(ABC):
             inputs: of the call.
             doing: what was done where it was no forward: ``"the derivative of"``.
         """
-        given = ", ".join(
-            f"input {i} of shape {tuple(x.shape)} {x.dtype}"
-            for i, x in enumerate(inputs)
-            if hasattr(x, "shape")
-        )
         what = f"{doing} {self.label}" if doing else self.label
-        first = next(iter(str(error).splitlines()), "")
-        return GuestError(f"{what} failed on {given or 'no array'}: {type(error).__name__}: {first}")
+        return GuestError(f"{what} failed on {given(inputs)}: {in_short(error)}")

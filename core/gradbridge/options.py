@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from gradbridge.errors import OptionError
+from gradbridge.wording import suggestion
+
+_ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
 
 
 def refuse_unknown_options(backend: str, options: dict[str, Any], known: Sequence[str]) -> None:
@@ -20,7 +23,36 @@ def refuse_unknown_options(backend: str, options: dict[str, Any], known: Sequenc
     unknown = [name for name in options if name not in known]
     if unknown:
         has = f"it has {', '.join(known)}" if known else "it has none of its own"
-        raise OptionError(f"backend {backend!r} has no option {', '.join(map(repr, unknown))}; {has}")
+        hint = suggestion(unknown[0], [*known, *(one.name for one in fields(GuestOptions))])
+        raise OptionError(f"backend {backend!r} has no option {', '.join(map(repr, unknown))}; {hint}{has}")
+
+
+def floating_name(
+    name: str | None, known: Sequence[str] = ("float64", "float32", "float16", "bfloat16")
+) -> str | None:
+    """The full name of a floating dtype: ``"float64"`` for ``"double"``; None for None.
+
+    Args:
+        name: as the user gave it.
+        known: the dtypes that a backend computes in.
+
+    Raises:
+        OptionError: none of these.
+    """
+    full = _ALIASES.get(name, name) if name is not None else None
+    if full is not None and full not in known:
+        raise OptionError(f"dtype must be one of {', '.join(known)}, got {name!r}")
+    return full
+
+
+def refuse_params(options: GuestOptions, model: str) -> None:
+    """Raise for `params` where the model has its own.
+
+    Raises:
+        OptionError
+    """
+    if options.params is not None:
+        raise OptionError(f"params= belongs to functions; {model} brings its own parameters")
 
 
 @dataclass(frozen=True)
@@ -39,11 +71,9 @@ class GuestOptions:
     dtype: str | None = None
     device: Any = None
     mode: str = "eval"
-    extra: dict[str, Any] = None  # type: ignore[assignment]
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.extra is None:
-            object.__setattr__(self, "extra", {})
         if self.dtype is not None and not isinstance(self.dtype, str):
             object.__setattr__(self, "dtype", _named_dtype(self.dtype))
 

@@ -7,7 +7,6 @@ a half of it is first needed. What cannot load never stops the others and never 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import importlib.metadata
@@ -24,6 +23,7 @@ from gradbridge.declarations import Backend, BackendInfo, Step
 from gradbridge.errors import BackendUnavailableError, PluginError, UnknownBackendError, UnknownModelError
 from gradbridge.host import Host
 from gradbridge.protocol import PROTOCOL_VERSION, Adapter, GuestOptions
+from gradbridge.wording import suggestion
 
 BY_HAND = "(registered by hand)"
 
@@ -135,9 +135,8 @@ class Registry:
         ]
         for name in marked:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known hooks: {', '.join(sorted(known))}"
-                raise PluginError(f"{said} implements a hook {name!r} that does not exist; {hint}")
+                hint = suggestion(name, known).replace("'", "") or f"known hooks: {', '.join(sorted(known))}"
+                raise PluginError(f"{said} implements a hook {name!r} that does not exist; {hint.rstrip()}")
 
     def _declare(self, backend: Any, said: str, package: str) -> str:
         if not isinstance(backend, Backend):
@@ -178,8 +177,7 @@ class Registry:
             return self._backends[name][0]
         if name in self._problems:
             raise UnknownBackendError(f"backend {name!r} could not be taken in: {self._problems[name]}")
-        near = difflib.get_close_matches(str(name), self._backends, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = suggestion(name, self._backends, 0.5)
         raise UnknownBackendError(
             f"there is no backend {name!r}; {hint}installed: {', '.join(self.names()) or 'none'}"
         )

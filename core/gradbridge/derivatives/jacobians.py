@@ -17,6 +17,7 @@ from gradbridge.execution import batched
 from gradbridge.execution.cotangents import tangents_to_guest
 from gradbridge.execution.evaluation import Evaluation
 from gradbridge.layout import Array
+from gradbridge.wording import first_line
 
 #: Bytes that the cotangents and gradients of one chunk may take, besides the Jacobian itself.
 MAX_CHUNK = 1 << 24
@@ -283,7 +284,7 @@ def _cotangents(evaluation: Evaluation, cotangent: Any) -> list[Any]:
         kinds = trees.unflatten(structure, [f"array {outputs[i].shape}" for i in order])
         raise CotangentMismatchError(
             f"the cotangent of {evaluation.adapter.label} must be a tree like its outputs, {kinds}, got "
-            f"{type(cotangent).__name__}: {str(error).splitlines()[0]}"
+            f"{type(cotangent).__name__}: {first_line(error)}"
         ) from error
     cotangents: list[Any] = [np.zeros(y.shape) for y in outputs]
     for index, leaf in zip(order, leaves):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import optree
 from gradbridge import trees
 from gradbridge.call_spec import ArgumentNames
 from gradbridge.errors import OptionError
+from gradbridge.wording import suggestion
 
 
 class ConstantArguments:
@@ -66,10 +66,9 @@ class ConstantArguments:
     def _check_name(self, name: str) -> None:
         known = (*self._names.positional, *self._names.keywords)
         if self._names.closed and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise OptionError(
-                f"nondiff names {name!r}, and {self._label} takes {', '.join(known) or 'no argument'}{hint}"
+                f"nondiff names {name!r}; {suggestion(name, known)}{self._label} takes "
+                f"{', '.join(known) or 'no argument'}"
             )
 
     def _index(self, position: int) -> int:

@@ -16,6 +16,7 @@ from gradbridge.execution.programs import LRUCache
 from gradbridge.execution.pullbacks import PullbackModel
 from gradbridge.framework import Computation, Form, Framework, Model, Program, filled
 from gradbridge.protocol import Adapter, ArraySpec
+from gradbridge.wording import in_short
 
 T = TypeVar("T")
 
@@ -167,7 +168,7 @@ class TransformingAdapter(Adapter):
         except Unsupported as error:
             reason = str(error)
         except Exception as error:
-            reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            reason = in_short(error)
             # Inputs that do not fit the model say nothing about others; the other way tells what is wrong.
             remembers = not isinstance(self.source.explain(error, inputs), InputError)
         reason = f"{self.label} has no {_IN_WORDS[operation]} here: {reason}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 from gradbridge.protocol import Adapter, GuestOptions
 from gradbridge.testing.reference import PaperModel, Reference, ReferenceAdapter
@@ -29,7 +30,7 @@ class Fault:
     scenario: str
     adapter: type[ReferenceAdapter]
     core: Callable[[], AbstractContextManager[Any]] = nullcontext
-    surroundings: tuple[tuple[str, AbstractContextManager[Any]], ...] = ()
+    surroundings: tuple[tuple[str, Callable[[], AbstractContextManager[Any]]], ...] = ()
 
     def backend(self) -> Reference:
         """The faulty backend, new."""
@@ -45,10 +46,22 @@ class _Faulty(Reference):
         return self._fault.adapter(model, options)
 
     def surroundings(self) -> Any:
-        return self._fault.surroundings
+        return [(words, enter()) for words, enter in self._fault.surroundings]
 
 
 FAULTS: dict[str, Fault] = {}
+
+
+def core_with(target: str, replacement: Any) -> Callable[[], AbstractContextManager[Any]]:
+    """A break in core: something of `gradbridge` replaced, e.g. ``"borders.outputs_to_host"``."""
+    return lambda: mock.patch(f"gradbridge.{target}", replacement)
+
+
+#: Core neither casts nor copies outputs.
+HANDS_ON = core_with("borders.outputs_to_host", lambda leaves, *rest: (list(leaves), ()))
+
+#: Core does not look at what an adapter returned.
+CHECKS_NOTHING = core_with("execution.steps.check_results", lambda *args, **kwargs: None)
 
 
 def breaks(

@@ -58,7 +58,7 @@ def _no_grad() -> Iterator[None]:
         _grad_mode["on"] = True
 
 
-@breaks("surroundings_do_not_matter", surroundings=(("under no_grad", _no_grad()),))
+@breaks("surroundings_do_not_matter", surroundings=(("under no_grad", _no_grad),))
 class _TrustsGradMode(ReferenceAdapter):
     """Records no graph where the surroundings say so, and gives zeros."""
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
 from gradbridge.call_spec import CallSpec
 from gradbridge.layout import Array
-from gradbridge.testing.faulty.catalogue import breaks
+from gradbridge.testing.faulty.catalogue import CHECKS_NOTHING, breaks, core_with
 from gradbridge.testing.reference import ReferenceAdapter
 
 
-@contextmanager
-def _core_admits_integers() -> Iterator[None]:
-    with mock.patch("gradbridge.borders.admit_differentiated", lambda inputs, *rest: inputs):
-        yield
-
-
-@breaks("integer_gradient_refused", "embedding", core=_core_admits_integers)
+@breaks(
+    "integer_gradient_refused",
+    "embedding",
+    core=core_with("borders.admit_differentiated", lambda inputs, *rest: inputs),
+)
 class _ZerosForIntegers(ReferenceAdapter):
     """Zeros for the gradient of an integer, where core does not stop it."""
 
@@ -38,7 +34,7 @@ class _AlmostZero(ReferenceAdapter):
         return [g + 1e-14 for g in super().backward(residuals, cotangents, wrt)]
 
 
-@breaks("no_influence_alone", "unused")
+@breaks("no_influence_alone", "unused", core=CHECKS_NOTHING)
 class _NoneIsScalarZero(ReferenceAdapter):
     """A gradient of None becomes a zero without the argument's shape."""
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
 from gradbridge.call_spec import CallSpec
 from gradbridge.layout import Array
 from gradbridge.protocol import GuestOptions
-from gradbridge.testing.faulty.catalogue import breaks
+from gradbridge.testing.faulty.catalogue import breaks, core_with
 from gradbridge.testing.reference import PaperModel, ReferenceAdapter
 
 
@@ -37,13 +35,11 @@ class _KeepsViews(ReferenceAdapter):
         return np.asarray(array)
 
 
-@contextmanager
-def _core_copies_no_gradient() -> Iterator[None]:
-    with mock.patch("gradbridge.borders.Border.copy", lambda border, native, *dtype: border.view(native)):
-        yield
-
-
-@breaks("caller_owns_results", "outputs", core=_core_copies_no_gradient)
+@breaks(
+    "caller_owns_results",
+    "outputs",
+    core=core_with("borders.Border.copy", lambda border, native, *dtype: border.view(native)),
+)
 class _SameArrayAgain(ReferenceAdapter):
     """Hands the same gradient array out each time, where core copies nothing."""
 
