@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gradbridge import trees
+from gradbridge.arrays import as_numpy
 from gradbridge.borders import host_dtype
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeWarning, GuestError, HigherOrderError
@@ -175,11 +176,11 @@ class ReferenceAdapter(Adapter):
 
     def load(self, weights: Sequence[Array]) -> list[Array]:
         """Weights, or the vector of all of them, as the computation takes them."""
-        return [np.array(_of_numpy(w), self.dtype) for w in weights]
+        return [np.array(as_numpy(w), self.dtype) for w in weights]
 
     def cast(self, array: Any) -> Any:
         """An array as the computation takes it: a copy."""
-        array = _of_numpy(array)
+        array = as_numpy(array)
         return array.astype(host_dtype(array.dtype.newbyteorder("="), self.dtype))
 
     def own(self, array: Any) -> Array:
@@ -327,10 +328,6 @@ class Reference(BackendUnderTest):
     @property
     def name(self) -> str:
         return "reference"
-
-
-def _of_numpy(array: Any) -> Any:
-    return np.asarray(array) if hasattr(array, "__array__") else np.from_dlpack(array)
 
 
 def _mapped(function: Callable[[Any], Any], output: Any) -> Any:

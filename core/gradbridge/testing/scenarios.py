@@ -37,7 +37,6 @@ class Scenario:
         value: the closed form.
         gradients: its closed-form VJP.
         constants: further keyword arguments of the factory.
-        rows: whether the inputs have rows, of which there may be zero.
     """
 
     name: str
@@ -46,7 +45,6 @@ class Scenario:
     value: Value
     gradients: Gradients
     constants: Mapping[str, Any] = field(default_factory=dict)
-    rows: bool = True
 
     @property
     def size(self) -> int:

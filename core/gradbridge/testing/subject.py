@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,9 +110,9 @@ class Subject:
         rng = np.random.default_rng(0)
         return {name: rng.integers(-8, 9, shape) / 8.0 for name, shape in self.scenario.shapes.items()}
 
-    def fresh(self, dtype: str | None = None, mode: str | None = None) -> Adapter:
+    def fresh(self, dtype: str | None = None) -> Adapter:
         """A new adapter over a new model."""
-        return self.adapt(self.build(self.initial()), dtype or self.precision, mode)
+        return self.adapt(self.build(self.initial()), dtype or self.precision)
 
     def adapter(self, dtype: str | None = None) -> Adapter:
         """The shared adapter that computes in a dtype.
@@ -162,7 +162,7 @@ class Subject:
 
     def gradients(self, arguments: Sequence[int], gradients: Sequence[Array]) -> Gradients:
         """Gradients by argument."""
-        return Gradients(zip(arguments, gradients), self.first_input)
+        return Gradients(zip(arguments, gradients, strict=True), self.first_input)
 
     def by_name(self, params: Any) -> dict[str, Any]:
         """Params in the layout's order → the scenario's arrays."""
@@ -339,6 +339,18 @@ def forward(
 def views(adapter: Adapter, outputs: Any) -> list[Array]:
     """Leaves of what an adapter's forward returned, as NumPy's arrays."""
     return [adapter.border.view(leaf) for leaf in trees.flatten(outputs)[0]]
+
+
+def overwrite(arrays: Iterable[Array]) -> None:
+    """Overwrite them, as a caller does that uses its buffers again."""
+    for array in arrays:
+        array[...] = 0 if array.dtype.kind in "iu" else 99.0
+
+
+def drawn(like: Iterable[Array], seed: int) -> list[Array]:
+    """Normal numbers in the shapes of some arrays, complex ones where these are."""
+    rng = np.random.default_rng(seed)
+    return [drawn_like(array, rng) for array in like]
 
 
 def drawn_like(array: Array, rng: np.random.Generator) -> Array:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gradbridge.errors import HigherOrderError, Unsupported
+from gradbridge.testing.backend import NotOfferedError
 from gradbridge.testing.subject import Subject
 
 CheckFunction = Callable[[Subject], None]
@@ -74,3 +77,24 @@ def check(
         return function
 
     return enter
+
+
+def _skipped_on(kind: type[Unsupported], words: str) -> Callable[[CheckFunction], CheckFunction]:
+    def decorate(function: CheckFunction) -> CheckFunction:
+        @functools.wraps(function)
+        def checked(subject: Subject) -> None:
+            try:
+                function(subject)
+            except kind as error:
+                raise NotOfferedError(f"{words}: {error}") from error
+
+        return checked
+
+    return decorate
+
+
+#: What is not supported is not offered, and the reason is the guest's.
+optional = _skipped_on(Unsupported, "not offered, and another way is taken")
+
+#: A refusal is honest, wherever it comes, so the check is skipped with its reason.
+refusable = _skipped_on(HigherOrderError, "refused, as it should be")

@@ -49,7 +49,7 @@ def same_again(subject: Subject) -> None:
         ("with another seed for noise that it has not", subject.start(point, noise=7)),
         ("with no residuals kept", subject.start(point, wrt=())),
     ):
-        for got, expected in zip(again.outputs, first.outputs):
+        for got, expected in zip(again.outputs, first.outputs, strict=True):
             if when.startswith("with no"):  # a framework may compile the two differently
                 expect_close(got, expected, f"output {when}", subject.tolerance)
             else:

@@ -19,11 +19,10 @@ from gradbridge.layout import Array
 from gradbridge.protocol import Adapter, ArraySpec
 from gradbridge.testing import derivatives
 from gradbridge.testing.backend import NotOfferedError
-from gradbridge.testing.checks.catalogue import PLAIN, check
-from gradbridge.testing.checks.orders import drawn, floating, wide
-from gradbridge.testing.checks.structure import optional
+from gradbridge.testing.checks.catalogue import PLAIN, check, optional
+from gradbridge.testing.checks.orders import floating, wide
 from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs
-from gradbridge.testing.subject import Subject, forward, views
+from gradbridge.testing.subject import Subject, drawn, forward, overwrite, views
 
 #: The scenarios with parameters.
 WITH_WEIGHTS = tuple(name for name in PLAIN if name != "energy")
@@ -60,8 +59,7 @@ def foreign_arrays(subject: Subject) -> None:
     loaded = adapter.update([Foreign(w) for w in adapter.layout.cut(point.params)])
     result, residuals = adapter.forward(loaded, foreign.inputs, CallSpec.of_arrays(len(point.inputs)), leaves)
     expect_outputs(views(adapter, result), outputs, subject.tolerance, "of DLPack weights")
-    for array in point.arguments:
-        array[...] = 0
+    overwrite(point.arguments)
     adapter.zero(residuals)
     natives = adapter.backward(residuals, [Foreign(v) for v in point.cotangents], leaves)
     when = "at DLPack arrays that were overwritten"
@@ -80,9 +78,8 @@ def weights_one_by_one(subject: Subject) -> None:
     evaluation = call.evaluate([*weights, *point.inputs], wrt)
     expect_outputs(evaluation.outputs, subject.outputs_at(point), subject.tolerance, "of weights one by one")
     flat, *rest = subject.gradients_at(point).values()
-    for leaf, got, right in zip(
-        wrt, evaluation.pull(point.cotangents, wrt), [*adapter.layout.cut(flat), *rest]
-    ):
+    expected = [*adapter.layout.cut(flat), *rest]
+    for leaf, got, right in zip(wrt, evaluation.pull(point.cotangents, wrt), expected, strict=True):
         expect_close(got, right, f"gradient of leaf {leaf}, weights one by one", subject.tolerance)
 
 
@@ -106,7 +103,7 @@ def packed_weights(subject: Subject) -> None:
         except HigherOrderError:
             continue
         expected = derivatives.pullback(subject.gradient_function(), arguments, directions, wrt)
-        for argument, got, right in zip(wrt, second, expected):
+        for argument, got, right in zip(wrt, second, expected, strict=True):
             what = f"second derivative {when}, pulled back to {subject.named(argument)}"
             expect_close(got, right, what, wide(subject))
 
@@ -184,7 +181,7 @@ def _expect_told(adapter: Adapter, ahead: Any, outputs: Any, what: str) -> None:
     )
     _, came = trees.flatten(outputs)
     assert structure == came, f"outputs {what} were told to have the structure {structure}, got {came}"
-    for index, (told, array) in enumerate(zip(specs, views(adapter, outputs))):
+    for index, (told, array) in enumerate(zip(specs, views(adapter, outputs), strict=True)):
         got = ArraySpec.of(array)
         assert told == got, f"output {index} {what} was told to be {told}, got {got}"
 

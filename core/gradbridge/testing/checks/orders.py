@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from gradbridge.borders import INEXACT
-from gradbridge.errors import HigherOrderError
 from gradbridge.execution.evaluation import Evaluation
 from gradbridge.layout import Array
 from gradbridge.testing import derivatives
-from gradbridge.testing.backend import NotOfferedError
-from gradbridge.testing.checks.catalogue import CheckFunction, check
+from gradbridge.testing.checks.catalogue import check, refusable
 from gradbridge.testing.compare import expect_close, expect_outputs
-from gradbridge.testing.subject import Subject
-
-
-def refusable(check: CheckFunction) -> CheckFunction:
-    """A refusal is honest, wherever it comes, so the check is skipped with its reason."""
-
-    @functools.wraps(check)
-    def checked(subject: Subject) -> None:
-        try:
-            check(subject)
-        except HigherOrderError as error:
-            raise NotOfferedError(f"refused, as it should be: {error}") from error
-
-    return checked
+from gradbridge.testing.subject import Subject, drawn
 
 
 @check(7)
@@ -52,7 +36,7 @@ def second_order(subject: Subject) -> None:
     evaluation = subject.start(point).differentiated().evaluate(arguments, wrt)
     directions = drawn(evaluation.outputs, 62)
     expected = derivatives.pullback(subject.gradient_function(), arguments, directions, wrt)
-    for argument, got, right in zip(wrt, evaluation.pull(directions, wrt), expected):
+    for argument, got, right in zip(wrt, evaluation.pull(directions, wrt), expected, strict=True):
         what = f"second derivative, pulled back to {subject.named(argument)}"
         expect_close(got, right, what, wide(subject))
 
@@ -119,12 +103,6 @@ def pushed_by_pullback(evaluation: Evaluation, tangents: Sequence[Array]) -> lis
 def floating(arrays: Sequence[Array]) -> tuple[int, ...]:
     """Which of them have a derivative."""
     return tuple(i for i, a in enumerate(arrays) if a.dtype.kind in INEXACT)
-
-
-def drawn(like: Sequence[Array], seed: int) -> list[Array]:
-    """Normal numbers in the shapes of some arrays."""
-    rng = np.random.default_rng(seed)
-    return [rng.normal(size=array.shape) for array in like]
 
 
 def dot(a: Sequence[Array], b: Sequence[Array]) -> float:

@@ -12,7 +12,7 @@ from gradbridge.errors import HigherOrderError
 from gradbridge.testing.backend import Native, NotOfferedError
 from gradbridge.testing.checks.catalogue import PLAIN, check
 from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs, expect_same
-from gradbridge.testing.subject import Subject, forward, views
+from gradbridge.testing.subject import Subject, forward, overwrite, views
 
 
 @check(5)
@@ -36,8 +36,7 @@ def caller_changes_arrays(subject: Subject) -> None:
     point = subject.point(31)
     expected = subject.gradients_at(point)
     flight = subject.start(point)
-    for array in (point.params, *point.inputs):
-        array[...] = 0 if array.dtype.kind in "iu" else 99.0
+    overwrite((point.params, *point.inputs))
     expect_gradients(
         flight.pull(point.cotangents), expected, subject.tolerance, "after inputs were overwritten"
     )

@@ -6,34 +6,18 @@ core goes another way.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from gradbridge.call_spec import CallSpec
-from gradbridge.errors import Unsupported
 from gradbridge.layout import Array
 from gradbridge.testing import derivatives
-from gradbridge.testing.backend import NotOfferedError
-from gradbridge.testing.checks.catalogue import CheckFunction, check
+from gradbridge.testing.checks.catalogue import check, optional
 from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs
-from gradbridge.testing.subject import ScenarioPoint, Subject, forward, views
+from gradbridge.testing.subject import ScenarioPoint, Subject, drawn, forward, views
 
 _MANY = 3
-
-
-def optional(check: CheckFunction) -> CheckFunction:
-    """What is not supported is not offered, and the reason is the guest's."""
-
-    @functools.wraps(check)
-    def checked(subject: Subject) -> None:
-        try:
-            check(subject)
-        except Unsupported as error:
-            raise NotOfferedError(f"not offered, and another way is taken: {error}") from error
-
-    return checked
 
 
 @check(1)
@@ -68,7 +52,7 @@ def per_example_jacobians(subject: Subject) -> None:
     assert len(jacobians) == len(outputs), (
         f"expected Jacobians of {len(outputs)} outputs, got {len(jacobians)}"
     )
-    for index, (natives, output) in enumerate(zip(jacobians, outputs)):
+    for index, (natives, output) in enumerate(zip(jacobians, outputs, strict=True)):
         jacobian = subject.joined(adapter, point, natives, (0,), output.shape)[0]
         expected = np.zeros((*output.shape, subject.scenario.size))
         for place in np.ndindex(output.shape):
@@ -88,7 +72,7 @@ def forward_mode(subject: Subject) -> None:
     tangents = _tangents(point, wrt, 93)
     for some in (wrt, *((argument,) for argument in wrt)):
         chosen = {argument: tangents[argument] for argument in some}
-        outputs, pushed = _pushed(subject, point, chosen, CallSpec.of_arrays(len(point.inputs)))
+        outputs, pushed = pushed_by_guest(subject, point, chosen, CallSpec.of_arrays(len(point.inputs)))
         expect_outputs(outputs, subject.outputs_at(point), subject.tolerance, "beside the tangents")
         expect_outputs(
             pushed, _expected(subject, point, chosen), subject.tolerance, "as moved by forward mode"
@@ -126,16 +110,15 @@ def forward_mode_mask(subject: Subject) -> None:
     outputs, _ = forward(adapter, ScenarioPoint(point.params, (tangents[0],), ()), noise=7)
     masked = views(adapter, outputs)[0].copy()
     forward(adapter, point, noise=8)
-    _, (pushed,) = _pushed(subject, point, tangents, CallSpec.of_arrays(1, noise=7).replayed())
+    _, (pushed,) = pushed_by_guest(subject, point, tangents, CallSpec.of_arrays(1, noise=7).replayed())
     expect_close(pushed, masked, "J t through the mask of its call", 1e-6)
 
 
 def _tangents(point: ScenarioPoint, wrt: Sequence[int], seed: int) -> dict[int, Array]:
-    rng = np.random.default_rng(seed)
-    return {argument: rng.normal(size=point.arguments[argument].shape) for argument in wrt}
+    return dict(zip(wrt, drawn([point.arguments[argument] for argument in wrt], seed)))
 
 
-def _pushed(
+def pushed_by_guest(
     subject: Subject, point: ScenarioPoint, tangents: dict[int, Array], spec: CallSpec
 ) -> tuple[list[Array], list[Array]]:
     """(outputs, their tangents), by the adapter's forward mode."""

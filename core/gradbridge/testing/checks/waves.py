@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-import numpy as np
-
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import Unsupported
 from gradbridge.layout import Array
 from gradbridge.testing import waves
-from gradbridge.testing.checks.catalogue import check
-from gradbridge.testing.checks.orders import pushed_by_pullback, refusable
+from gradbridge.testing.checks.catalogue import check, refusable
+from gradbridge.testing.checks.orders import pushed_by_pullback
+from gradbridge.testing.checks.structure import pushed_by_guest
 from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs
-from gradbridge.testing.subject import Subject, drawn_like
+from gradbridge.testing.subject import Subject, drawn
 
 
 @check(1, ("wave",))
@@ -43,13 +42,12 @@ def complex_second_order(subject: Subject) -> None:
     evaluation = gradient.evaluate([*point.arguments, *point.cotangents], wrt)
     expected = list(subject.gradients_at(point).values())
     expect_outputs(evaluation.outputs, expected, subject.tolerance, "of the pullback")
-    rng = np.random.default_rng(103)
-    directions = [drawn_like(y, rng) for y in evaluation.outputs]
+    directions = drawn(evaluation.outputs, 103)
     scale, *rest = directions
     own = [_scale(subject, scale), *rest]
     expected = waves.pulled_again(_scale(subject, point.params), point.inputs, point.cotangents, own)
     expected[0] = expected[0][subject.order]
-    for argument, got, right in zip(wrt, evaluation.pull(directions, wrt), expected):
+    for argument, got, right in zip(wrt, evaluation.pull(directions, wrt), expected, strict=True):
         what = f"second derivative, pulled back to {subject.named(argument)}"
         expect_close(got, right, what, 10 * subject.tolerance)
 
@@ -59,17 +57,12 @@ def complex_second_order(subject: Subject) -> None:
 def complex_tangent(subject: Subject) -> None:
     """A JVP moves complex outputs as they move, by forward mode and by the pullback of the pullback."""
     point = subject.point(104)
-    rng = np.random.default_rng(105)
-    tangents = [drawn_like(a, rng) for a in point.arguments]
+    tangents = drawn(point.arguments, 105)
     scale, *rest = tangents
     expected = waves.pushed(_scale(subject, point.params), point.inputs, [_scale(subject, scale), *rest])
-    adapter = subject.adapter()
-    loaded = adapter.update(adapter.layout.cut(point.params))
-    natives = [*adapter.layout.cut(scale), *rest]
     with suppress(Unsupported):
-        _, pushed = adapter.pushforward(loaded, point.inputs, CallSpec.of_arrays(2), (0, 1, 2), natives)
-        own = [adapter.border.view(t) for t in pushed]
-        expect_outputs(own, expected, subject.tolerance, "as moved by forward mode")
+        _, pushed = pushed_by_guest(subject, point, dict(enumerate(tangents)), CallSpec.of_arrays(2))
+        expect_outputs(pushed, expected, subject.tolerance, "as moved by forward mode")
     again = pushed_by_pullback(subject.start(point).evaluation, tangents)
     expect_outputs(again, expected, 10 * subject.tolerance, "as moved by the JVP")
 
