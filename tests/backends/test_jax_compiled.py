@@ -1,4 +1,4 @@
-"""What is compiled for a JAX guest: how often, shared by copies, freed with the bridge; second order from the record."""
+"""What is compiled for a JAX guest: what and how often, shared by copies, freed with the bridge; second order from the record."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
+from gradbridge.errors import GuestError  # noqa: E402
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(5, 3))
@@ -42,6 +43,10 @@ def counted(function):
 
 def loss(f, *rest):
     return lambda p: anp.sum(f(p, X, *rest) ** 2)
+
+
+def squared(f):
+    return lambda p, x: anp.sum(f(p, x) ** 2)
 
 
 def test_a_dropped_bridge_frees_what_its_function_held():
@@ -167,3 +172,84 @@ def test_integers_are_weak_as_they_are_in_jax():
     f = gb.primitive(function, backend="jax", dtype="float32")
     f(np.ones(2), 3)
     assert set(seen) == {np.dtype(np.float32)}
+
+
+def test_a_function_is_traced_once_for_each_shape_however_often_it_is_called():
+    traces = []
+
+    def counted(tree, x):
+        traces.append(x.shape)
+        return net(tree, x)
+
+    f = gb.bridge(counted, params=TREE, backend="jax")
+    for scale in (1.0, 2.0, 3.0):
+        autograd.grad(squared(f))(scale * f.params, X)
+    assert len(traces) == 1
+    for scale in (1.0, 2.0, 3.0):
+        autograd.hessian_vector_product(squared(f))(scale * f.params, X, f.params)
+    after_first_order_of_the_derivative = len(traces)
+    autograd.hessian_vector_product(squared(f))(f.params, X, 2 * f.params)
+    assert len(traces) == after_first_order_of_the_derivative
+    autograd.grad(squared(f))(f.params, X[:2])
+    assert traces[-1] == (2, 3)
+
+
+def test_python_numbers_and_strings_are_static_and_kept_apart():
+    f = gb.primitive(lambda x, n, how: x**n if how == "power" else x * n, backend="jax")
+    assert f(3.0, 2, "power") == 9.0
+    assert f(3.0, 3, "power") == 27.0
+    assert f(3.0, 3, "times") == 9.0
+    assert f(3.0, True, "times") == 3.0
+    assert autograd.grad(f)(3.0, 3, "power") == 27.0
+
+
+def test_an_object_that_may_change_is_looked_at_in_every_call():
+    class Settings:
+        scale = 2.0
+
+    settings = Settings()
+    f = gb.primitive(lambda x, s: x * s.scale, backend="jax")
+    assert autograd.grad(f)(1.0, settings) == 2.0
+    settings.scale = 5.0
+    assert autograd.grad(f)(1.0, settings) == 5.0
+
+
+def branching(x):
+    total = 0.0 * x.sum()
+    while total < 3:
+        total = total + (x**2).sum()
+    return total if x[0] > 0 else -total
+
+
+def test_python_control_flow_on_values_runs_step_by_step_and_is_differentiated_right():
+    f = gb.primitive(branching, backend="jax")
+    x = np.array([1.0, 0.5])
+    np.testing.assert_allclose(autograd.grad(f)(x), 6 * x)
+    np.testing.assert_allclose(autograd.grad(f)(-x), 6 * x)
+    np.testing.assert_allclose(autograd.hessian(f)(x), 6 * np.eye(2))
+
+
+def test_with_jit_true_control_flow_on_values_is_refused_with_advice():
+    f = gb.primitive(branching, backend="jax", jit=True)
+    with pytest.raises(GuestError, match=r"leave jit= out"):
+        f(np.ones(2))
+
+
+def test_with_jit_false_variables_that_change_are_seen():
+    factor = [1.0]
+    f = gb.primitive(lambda x: x * factor[0], backend="jax", jit=False)
+    assert f(2.0) == 2.0
+    factor[0] = 3.0
+    assert autograd.grad(f)(2.0) == 3.0
+
+
+def test_a_function_over_variables_that_change_is_not_compiled_in():
+    def scaled_by(c):
+        return lambda x: x * c["rate"]
+
+    settings = {"rate": 1.0}
+    f = gb.primitive(lambda x, scale: scale(x), backend="jax")
+    scale = scaled_by(settings)
+    before = f(np.ones(2), scale)
+    settings["rate"] = 3.0
+    np.testing.assert_array_equal(f(np.ones(2), scale), 3 * before)

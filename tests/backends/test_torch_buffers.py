@@ -152,3 +152,19 @@ def test_sparse_and_strided_buffers_are_lent_too():
     f = gb.bridge(Odd())
     turned = onp.arange(9.0).reshape(3, 3).T
     onp.testing.assert_allclose(grad(lambda p: np.sum(f(p, X)))(f.params), (X @ turned).sum(0), rtol=1e-13)
+
+
+def test_buffers_that_a_forward_writes_to_in_eval_mode_do_not_change_the_function():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("n", torch.zeros(()))
+
+        def forward(self, x):
+            self.n += 1
+            return x * self.n
+
+    net = Counting().eval()
+    f = gb.bridge(net)
+    assert f(onp.empty(0), 3.0) == f(onp.empty(0), 3.0) == 3.0
+    assert net.n == 0

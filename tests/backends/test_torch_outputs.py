@@ -1,0 +1,101 @@
+"""What goes into torch modules and comes out: containers, no tensors, no rows, no axes, no parameters."""
+
+import collections
+import dataclasses
+
+import autograd.numpy as np
+import numpy as onp
+import pytest
+from autograd import grad
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+import gradbridge as gb  # noqa: E402
+from gradbridge.errors import (  # noqa: E402
+    OutputError,
+)
+
+RNG = onp.random.default_rng(0)
+
+
+def mlp(sizes=(3, 4, 2), dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    layers = []
+    for a, b in zip(sizes, sizes[1:]):
+        layers += [nn.Linear(a, b, dtype=dtype), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+@dataclasses.dataclass
+class Result:
+    mean: object
+    extra: object
+
+
+Pair = collections.namedtuple("Pair", "left right")
+
+
+class Shapes(nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+        self.make = make
+
+    def forward(self, x):
+        return self.make(self.scale * x, x.sum() * self.scale)
+
+
+@pytest.mark.parametrize(
+    ("make", "first"),
+    [
+        (lambda a, b: (a, b), lambda out: out[0]),
+        (lambda a, b: [a, {"b": b}], lambda out: out[0]),
+        (lambda a, b: {"mean": a, "b": (b, None)}, lambda out: out["mean"]),
+        (lambda a, b: Result(a, b), lambda out: out.mean),
+        (lambda a, b: Pair(a, b), lambda out: out.left),
+        (lambda a, b: collections.OrderedDict(z=b, mean=a), lambda out: out["mean"]),
+    ],
+)
+def test_outputs_come_back_in_the_containers_that_the_model_returns(make, first):
+    f = gb.bridge(Shapes(make))
+    x = onp.arange(3.0)
+    out = f(f.params, x)
+    assert type(out) is type(make(1, 2))
+    assert onp.array_equal(first(out), 2 * x)
+    assert onp.array_equal(grad(lambda p: np.sum(first(f(p, x))))(f.params), [3.0])
+
+
+def test_outputs_that_are_no_tensors_are_refused():
+    with pytest.raises(OutputError, match="output 1 of Shapes is a str"):
+        f = gb.bridge(Shapes(lambda a, b: (a, "words")))
+        f(f.params, onp.ones(2))
+
+
+def test_no_rows_and_no_axes():
+    f = gb.bridge(mlp())
+    assert f(f.params, onp.empty((0, 3))).shape == (0, 2)
+    assert onp.array_equal(grad(lambda p: np.sum(f(p, onp.empty((0, 3)))))(f.params), onp.zeros(26))
+    g = gb.bridge(Shapes(lambda a, b: b))
+    assert g(g.params, onp.float64(3.0)).shape == ()
+
+
+def test_a_model_without_parameters_works_with_params_of_length_0():
+    f = gb.bridge(nn.Softmax(dim=1))
+    assert f.params.shape == (0,)
+    X = RNG.normal(size=(2, 3))
+    onp.testing.assert_allclose(f(f.params, X).sum(1), [1, 1])
+    assert grad(lambda p: np.sum(f(p, X)))(onp.empty(0)).shape == (0,)
+
+
+def test_a_model_that_does_not_depend_on_its_params_has_exact_zeros():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return x * 2
+
+    f = gb.bridge(Constant())
+    assert onp.array_equal(grad(lambda p: np.sum(f(p, onp.ones(2))))(f.params), onp.zeros(3))

@@ -1,0 +1,123 @@
+"""What torch modules and functions cannot do is said: wrong inputs, options, and derivatives that torch has not."""
+
+import threading
+
+import numpy as onp
+import pytest
+from autograd import grad
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+import gradbridge as gb  # noqa: E402
+from gradbridge.errors import (  # noqa: E402
+    GradbridgeWarning,
+    GuestError,
+    InputError,
+    NotDifferentiableError,
+    OptionError,
+    UnknownModelError,
+)
+
+
+def mlp(sizes=(3, 4, 2), dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    layers = []
+    for a, b in zip(sizes, sizes[1:]):
+        layers += [nn.Linear(a, b, dtype=dtype), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+def test_a_wrong_number_of_columns_names_the_layer_and_what_it_expects():
+    with pytest.raises(
+        InputError, match=r"over Sequential: layer '0' \(Linear\) expects \(…, 3\), got \(4, 5\)"
+    ):
+        f = gb.bridge(mlp())
+        f(f.params, onp.ones((4, 5)))
+
+
+def test_images_without_their_channel_axis_name_the_convolution():
+    f = gb.bridge(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    with pytest.raises(InputError, match=r"\(Conv2d\) expects \(N, 3, H, W\)"):
+        f(f.params, onp.ones((2, 1, 8, 8)))
+
+
+def test_a_model_that_raises_itself_is_named():
+    class Fussy(nn.Module):
+        def forward(self, x):
+            raise ZeroDivisionError("no")
+
+    with pytest.raises(
+        GuestError, match="Fussy failed in Fussy on input 0 of shape .* ZeroDivisionError: no"
+    ):
+        gb.bridge(Fussy())(onp.empty(0), onp.ones(2))
+
+
+@pytest.mark.parametrize(
+    "options", [{"dtype": "int32"}, {"device": "quantum"}, {"device": "meta"}, {"params": {}}]
+)
+def test_unusable_options_are_refused(options):
+    with pytest.raises(OptionError):
+        gb.bridge(nn.Linear(1, 1), **options)
+
+
+def test_what_has_no_parameters_to_flatten_is_refused():
+    with pytest.raises(UnknownModelError, match="has no shape yet"):
+        gb.bridge(nn.LazyLinear(3))
+    with pytest.raises(NotDifferentiableError, match="complex"):
+        gb.bridge(nn.Linear(2, 2, dtype=torch.complex64))
+    with pytest.raises(UnknownModelError, match="bridges modules and callables"):
+        gb.bridge(3, backend="torch")
+
+
+def test_a_module_that_cannot_be_copied_says_why():
+    net = nn.Linear(1, 1)
+    net.lock = threading.Lock()
+    with pytest.raises(GuestError, match="Linear cannot be copied .*outside the module"):
+        gb.bridge(net)
+
+
+def test_integers_where_a_layer_wants_floats_are_named():
+    f = gb.bridge(nn.Linear(2, 1))
+    with pytest.raises(InputError, match="expects floating inputs, got torch.int64"):
+        f(f.params, onp.ones((3, 2), int))
+
+
+def test_a_second_derivative_that_torch_has_not_is_refused_and_never_zero():
+    from torch.autograd.function import once_differentiable
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**2
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, v):
+            (x,) = ctx.saved_tensors
+            return 2 * x * v
+
+    f = gb.primitive(backend="torch")(lambda x: Square.apply(x))
+    assert grad(f)(3.0) == 6.0
+    with pytest.raises(gb.errors.HigherOrderError, match="once_differentiable"):
+        grad(grad(f))(3.0)
+
+
+def test_what_torch_cannot_see_is_said():
+    f = gb.primitive(backend="torch")(lambda x: (x**2).sum().item())
+    assert f(3.0) == 9.0
+    with pytest.raises(NotDifferentiableError, match=r"Python float.*without \.item\(\)"):
+        grad(f)(3.0)
+    g = gb.primitive(backend="torch")(lambda x: x.detach() ** 2)
+    with pytest.warns(GradbridgeWarning, match=r"look for \.detach\(\)"):
+        assert grad(g)(3.0) == 0.0
+
+
+def test_gradient_hooks_on_parameters_are_noticed():
+    model = nn.Linear(2, 1)
+    model.weight.register_hook(lambda g: 2 * g)
+    with pytest.warns(
+        GradbridgeWarning, match="Linear has gradient hooks on weight; they belong to those tensors"
+    ):
+        gb.bridge(model)
