@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -75,11 +74,6 @@ class NNXModel(JaxModel):
         )
         if not is_train:
             _notice_train_mode(module, label)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> NNXModel:
-        twin = copy.copy(self)
-        twin._module = copy.deepcopy(self._module, memo)  # read on each `weights`
-        return twin
 
     def weights(self) -> Sequence[Any]:
         with isolated(True, False):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,11 +16,6 @@ class KerasModel(StatelessModel, FunctionModel):
 
     running: ClassVar[str] = "jax"
     framework: ClassVar[str] = "JAX"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> KerasModel:
-        twin = copy.copy(self)
-        twin._keras = copy.deepcopy(self._keras, memo)  # read on each `weights`
-        return twin
 
     @staticmethod
     def read(variable: Any) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -11,9 +10,11 @@ from typing import Any, ClassVar
 import keras
 
 from gradbridge.call_spec import argument_names
-from gradbridge.errors import GuestError, OptionError, UnknownModelError
+from gradbridge.errors import OptionError, UnknownModelError
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions
+from gradbridge_keras.copies import copied
+from gradbridge_keras.variables import Roles, called, unique
 
 
 class StatelessModel:
@@ -61,38 +62,29 @@ class StatelessModel:
             raise UnknownModelError(
                 f"{model.name} is not built, so it has no parameters yet; call it once first"
             )
-        self._keras = model
-        self._fixed = [self.read(v) for v in model.non_trainable_variables]
-        params = [self.read(v) for v in model.trainable_variables]
-        super().__init__(self._stateless, dataclasses.replace(options, params=params, dtype=None))  # type: ignore[call-arg]
-        names = tuple(v.path for v in model.trainable_variables)
-        if len(set(names)) == len(names):
-            self.layout = dataclasses.replace(self.layout, names=names)
+        self._keras, self._roles = model, Roles(model)
+        values, count = [self.read(v) for v in self._roles.of(model)], self._roles.trained
+        self._fixed = values[count:]
+        super().__init__(  # type: ignore[call-arg]
+            self._stateless, dataclasses.replace(options, params=values[:count], dtype=None)
+        )
+        names = unique([v.path for v in model.trainable_variables])
+        self.layout = dataclasses.replace(self.layout, names=names)
         self.label = model.name
         self.argument_names = argument_names(model.call)
 
     def weights(self) -> list[Array]:
         """Read from the user's model as it is now."""
-        return [self.read(v) for v in self._keras.trainable_variables]
+        return [self.read(v) for v in self._roles.of(self._keras)[: self._roles.trained]]
 
     def native(self, weights: Sequence[Array]) -> Any:
         """A copy of the user's model that holds these weights."""
-        try:
-            twin = keras.models.clone_model(self._keras)
-        except Exception:
-            try:
-                twin = copy.deepcopy(self._keras)
-            except Exception as error:
-                raise GuestError(
-                    f"{self.label} cannot be copied ({type(error).__name__}: {error})"
-                ) from error
-        for variable, value in zip(twin.trainable_variables, weights):
-            variable.assign(value)
-        for variable, value in zip(twin.non_trainable_variables, self._fixed):
-            variable.assign(value)
+        twin = copied(self._keras, None)
+        for v, value in zip(self._roles.of(twin), (*weights, *self._fixed), strict=True):
+            v.assign(value)
         return twin
 
     def _stateless(self, trainable: list[Any], *args: Any, **kwargs: Any) -> Any:
-        fixed = [keras.ops.convert_to_tensor(value) for value in self._fixed]
-        outputs, _ = self._keras.stateless_call(trainable, fixed, *args, training=False, **kwargs)
-        return outputs
+        values = (*trainable, *map(keras.ops.convert_to_tensor, self._fixed))
+        mapping = zip(self._roles.of(self._keras), values, strict=True)
+        return called(self._keras, mapping, args, kwargs, training=False)[0]

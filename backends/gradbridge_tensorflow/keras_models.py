@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,15 +16,17 @@ from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import GuestError, NotDifferentiableError, UnknownModelError
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.options import GuestOptions
-from gradbridge_tensorflow.functions import TensorFlowModel, called
+from gradbridge_keras.copies import copied, is_in_dtype
+from gradbridge_keras.variables import Roles, called, unique
+from gradbridge_tensorflow import functions
 from gradbridge_tensorflow.isolation import eagerly
-from gradbridge_tensorflow.keras_copies import copied, is_in_dtype, same_outputs
+from gradbridge_tensorflow.keras_copies import same_outputs
 from gradbridge_tensorflow.tensors import compute_device, floating_dtype, to_array, to_tensor
 
 _settings = threading.RLock()
 
 
-class KerasModel(TensorFlowModel):
+class KerasModel(functions.TensorFlowModel):
     """A Keras model: its trainable variables are the weights, all else is kept as it was when bridged.
 
     The model is called within a `keras.StatelessScope`, where its variables stand for tensors:
@@ -38,33 +39,32 @@ class KerasModel(TensorFlowModel):
     def __init__(self, model: Any, options: GuestOptions) -> None:
         _refuse_unready(model)
         self._model = model  # the user's own: read, never written to
-        self._own = list(model.trainable_variables)
+        self._roles = Roles(model)
+        own = self._roles.of(model)[: self._roles.trained]
         self.layout = ParameterLayout(
-            tuple(_unique([v.path for v in self._own])),
-            tuple(tuple(int(n) for n in v.shape) for v in self._own),
-            tuple(keras.backend.standardize_dtype(v.dtype) for v in self._own),
+            unique([v.path for v in own]),
+            tuple(tuple(int(n) for n in v.shape) for v in own),
+            tuple(keras.backend.standardize_dtype(v.dtype) for v in own),
         )
         floating = next((tf.as_dtype(v.dtype) for v in model.variables if _is_float(v)), None)
         asked, self.device = floating_dtype(options.dtype), compute_device(options.device)
         self.label, self.dtype = model.name, asked or floating
-        self.dtypes = [asked or tf.as_dtype(v.dtype) for v in self._own]
+        self.dtypes = [asked or tf.as_dtype(v.dtype) for v in own]
         self.argument_names = argument_names(model.call)
         self._train = options.mode == "train"
-        copy_in = None if asked is None or is_in_dtype(model, asked.name) else asked
-        self._copied_in: str | None = copy_in and copy_in.name
+        self._copied_in = None if asked is None or is_in_dtype(model, asked.name) else asked.name
         self._floatx = self._copied_in or keras.config.floatx()
-        self._running = copied(model, self._copied_in) if copy_in else model
-        self._is_checked = copy_in is None
+        self._running = copied(model, self._copied_in) if self._copied_in else model
+        self._is_checked = self._copied_in is None
         self._latest: CallSpec | None = None
-        others, seeds = _others(model)
-        self._generators = len(seeds)
-        self._rest = [_snapshot(v, copy_in) for v in others]
-        self._moves = self._train and bool(others)
-        self.draws = self._moves or bool(seeds)
+        self._rest = [tf.identity(v.value) for v in self._state_of(self._running)]
+        self._moves = self._train and bool(self._rest)
+        self.draws = self._moves or bool(self._roles.seeds)
 
     def weights(self) -> Sequence[Any]:
         # Read from the user's model as it is now.
-        return eagerly(None, lambda: [to_array(tf.convert_to_tensor(v.value)) for v in self._own])
+        own = self._roles.of(self._model)[: self._roles.trained]
+        return eagerly(None, lambda: [to_array(tf.convert_to_tensor(v.value)) for v in own])
 
     def native(self, weights: Sequence[Array]) -> Any:
         # In the dtype of the computation, with the bridge's own statistics.
@@ -72,7 +72,7 @@ class KerasModel(TensorFlowModel):
 
     def extras(self, noise: int) -> Sequence[Any]:
         # The moving variables: none in eval mode, where they are compiled in.
-        seeds = [tf.constant(_seeds(noise, self._generators))] if self._generators else []
+        seeds = [tf.constant(_seeds(noise, self._roles.seeds))] if self._roles.seeds else []
         return [*seeds, *self._rest] if self._moves else seeds
 
     def move(self, after: Sequence[Any]) -> None:
@@ -96,52 +96,42 @@ class KerasModel(TensorFlowModel):
     ) -> tuple[Any, Sequence[Any]]:
         self._latest = spec
         args, kwargs = spec.bind(inputs)
-        count = int(bool(self._generators))
-        rest = extras[count:] if self._moves else self._rest
-        seeds = extras[0] if count else None
+        seeds = tf.unstack(extras[0]) if self._roles.seeds else []
+        rest = extras[bool(seeds) :] if self._moves else self._rest
         with _floatx(self._floatx):
-            output, after = self._called(self._running, weights, rest, seeds, args, kwargs, self._train)
+            output, after = self._called(self._running, (*weights, *rest, *seeds), args, kwargs, self._train)
         return output, after if self._moves else ()
 
     # -- private ------------------------------------------------------------------------------
 
     def _twin(self, weights: Sequence[Array]) -> Any:
         twin = copied(self._model, self._copied_in)
-        for v, value in zip((*twin.trainable_variables, *_others(twin)[0]), (*weights, *self._rest)):
+        for v, value in zip(self._roles.of(twin), (*weights, *self._rest)):  # its seeds stay
             v.assign(value)
         return twin
+
+    def _state_of(self, model: Any) -> list[Any]:
+        variables = self._roles.of(model)
+        return variables[self._roles.trained : len(variables) - self._roles.seeds]
 
     def _called(
         self,
         model: Any,
-        weights: Sequence[tf.Tensor],
-        rest: Sequence[tf.Tensor],
-        seeds: Any,
+        values: Sequence[tf.Tensor],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         train: bool,
     ) -> tuple[Any, list[tf.Tensor]]:
-        others, generators = _others(model)
-        mapping = [
-            *zip(model.trainable_variables, weights),
-            *zip(others, rest),
-            *((v, tf.cast(seeds[i], v.dtype)) for i, v in enumerate(generators)),
-        ]
+        mapping = list(zip(self._roles.of(model), values, strict=True))
         known = {id(v) for v, _ in mapping}
-        if len(args) > 1 and isinstance(getattr(model, "_inputs_struct", None), (list, tuple)):
-            args = (list(args),)  # f(params, a, b) of a functional model with the inputs [a, b]
-        kwargs = {"training": train, **kwargs}
-        # Losses are collected in the scope, or the layers would keep them.
-        scope = keras.StatelessScope(mapping, collect_losses=True, initialize_variables=False)
-        with scope:
-            output = called(model, args, kwargs)
+        output, scope = called(model, mapping, args, kwargs, train, functions.called)
         if not known.issuperset(scope.state_mapping):
             raise GuestError(
                 f"{model.name} draws random numbers from Keras' global generator, or changes a variable that is "
                 f"none of its own; give the layer a generator, self.seed_generator = "
                 f"keras.random.SeedGenerator(seed), and pass it as seed="
             )
-        return output, [scope.get_current_value(v) for v in others]
+        return output, [scope.get_current_value(v) for v in self._state_of(model)]
 
     def _check(self, inputs: Sequence[Any], noise: int) -> None:
         """Compare the copy in another dtype with the user's model, on the first inputs there are.
@@ -152,7 +142,7 @@ class KerasModel(TensorFlowModel):
         spec = self._latest
         if spec is None or spec.count != len(inputs):
             return  # another thread's call came between
-        if self._generators:
+        if self._roles.seeds:
             self._is_checked = True
             return
         results = []
@@ -160,10 +150,9 @@ class KerasModel(TensorFlowModel):
             dtype = tf.as_dtype(model.compute_dtype)
             leaves = [to_tensor(x, dtype) if hasattr(x, "__dlpack__") else x for x in inputs]
             args, kwargs = spec.bind(leaves)
-            variables = model.trainable_variables, _others(model)[0]
-            weights, rest = [[v.value for v in group] for group in variables]
+            values = [v.value for v in self._roles.of(model)]
             try:
-                output, _ = self._called(model, weights, rest, None, args, kwargs, False)
+                output, _ = self._called(model, values, args, kwargs, False)
             except (ValueError, TypeError, RuntimeError, AttributeError, tf.errors.OpError):
                 break  # it computes in graphs alone, or not at all in its own dtype: there is nothing to compare
             results.append([tf.convert_to_tensor(x) for x in trees.flatten(output)[0]])
@@ -190,37 +179,13 @@ def _refuse_unready(model: Any) -> None:
             )
 
 
-def _others(model: Any) -> tuple[list[Any], list[Any]]:
-    """The variables that are no weights: (state, states of random generators)."""
-    fixed = model.non_trainable_variables
-    return [v for v in fixed if not _is_seed(v)], [v for v in fixed if _is_seed(v)]
-
-
 def _seeds(noise: int, count: int) -> np.ndarray[Any, Any]:
     """(count, 2) int64: a seed for each generator, from the noise of one call alone."""
     return np.random.SeedSequence(noise).generate_state(2 * count).astype(np.int64).reshape(count, 2)
 
 
-def _is_seed(variable: Any) -> bool:
-    return variable.path.endswith("seed_generator_state") and tuple(variable.shape) == (2,)
-
-
 def _is_float(variable: Any) -> bool:
     return keras.backend.is_float_dtype(variable.dtype)
-
-
-def _snapshot(variable: Any, dtype: tf.DType | None) -> tf.Tensor:
-    value = tf.identity(variable.value)
-    return tf.cast(value, dtype) if dtype is not None and value.dtype.is_floating else value
-
-
-def _unique(paths: Sequence[str]) -> list[str]:
-    seen: Counter[str] = Counter()
-    names = []
-    for path in paths:
-        seen[path] += 1
-        names.append(path if seen[path] == 1 else f"{path}_{seen[path]}")
-    return names
 
 
 @contextmanager

@@ -193,46 +193,6 @@ def test_frozen_layers_are_no_params_and_keep_their_values():
     assert gb.bridge(model, dtype="float64").params.size == 10
 
 
-class Counted(layers.Layer):
-    """A layer that counts how often it is traced."""
-
-    traces = 0
-
-    def call(self, x):
-        Counted.traces += 1
-        return x
-
-
-def counted(*others, shape=(3,)):
-    model = keras.Sequential([keras.Input(shape), Counted(), *others])
-    f = gb.bridge(model, dtype="float64")
-    loss = cubed(f)
-    autograd.grad(loss)(f.params, np.ones([2, *(n or 4 for n in shape)]))
-    Counted.traces = 0
-    return f, loss
-
-
-def test_another_batch_size_is_not_traced_anew():
-    f, loss = counted(layers.Dense(2))
-    for rows in (1, 2, 7, 5, 0):
-        assert autograd.grad(loss)(f.params, np.ones((rows, 3))).shape == f.params.shape
-    assert Counted.traces == 0
-
-
-def test_other_lengths_are_left_open_when_a_second_one_comes():
-    f, loss = counted(layers.GRU(2), shape=(None, 3))
-    for length in (4, 2, 7, 3):
-        autograd.grad(loss)(f.params, np.ones((2, length, 3)))
-    assert Counted.traces == 1
-
-
-def test_hessians_are_traced_once():
-    f, loss = counted(layers.Dense(2))
-    for scale in (1.0, 2.0):
-        autograd.hessian_vector_product(lambda p: loss(p, X))(scale * f.params, f.params)
-        assert Counted.traces == 1  # with what its second derivative needs
-
-
 def test_the_users_model_stays_as_it_was():
     model = keras.Sequential(
         [

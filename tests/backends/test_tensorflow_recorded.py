@@ -1,15 +1,8 @@
 """Derivatives of derivatives that start from the recorded forward, by the protocol itself: to any order, without another one."""
 
-import copy
-import gc
-import pickle
-import threading
-import weakref
-
 import numpy as np
 import pytest
 
-from gradbridge import trees
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import Unsupported
 from gradbridge.protocol import ArraySpec, GuestOptions
@@ -40,52 +33,6 @@ def sequential(shape, *layers):
 
 def mlp():
     return sequential((3,), L.Dense(4, activation="tanh", **D), L.Dense(2, **D))
-
-
-class Point:
-    """One call of an adapter, and derivatives of it: recorded ones, or computed anew."""
-
-    def __init__(self, adapter, inputs, wrt=None):
-        self.adapter, self.inputs = adapter, list(inputs)
-        self.weights = list(adapter.weights())
-        self.wrt = tuple(range(len(self.weights) + len(inputs))) if wrt is None else wrt
-        self.spec = CallSpec.of_arrays(len(inputs), 3)
-        output, self.residuals = adapter.forward(adapter.update(self.weights), inputs, self.spec, self.wrt)
-        self.outputs = trees.flatten(output)[0]
-
-    def pull(self, cotangents, wrt=None):
-        return self.adapter.backward(self.residuals, cotangents, self.wrt if wrt is None else wrt)
-
-    def derivative(self, cotangents, recorded, wrt=None):
-        """The point of the gradient by `wrt`, as a function of all arguments and the cotangents."""
-        wrt = self.wrt if wrt is None else wrt
-        twin = self.adapter.pullback(self.spec, wrt, self.residuals if recorded else None)
-        return Point(twin, [*self.inputs, *cotangents], _floating(twin, [*self.inputs, *cotangents]))
-
-
-def _floating(adapter, inputs):
-    count = len(adapter.layout)
-    every = [*range(count), *(count + i for i, x in enumerate(inputs) if np.asarray(x).dtype.kind in "fc")]
-    return tuple(every)
-
-
-def random_like(arrays, seed):
-    draw = np.random.default_rng(seed)
-
-    def one(x):
-        x = np.asarray(x)
-        noise = draw.normal(size=x.shape)
-        return noise + 1j * draw.normal(size=x.shape) if x.dtype.kind == "c" else noise
-
-    return [one(x) for x in arrays]
-
-
-def close(ours, theirs, rtol=1e-10):
-    assert len(ours) == len(theirs)
-    for a, b in zip(map(np.asarray, ours), map(np.asarray, theirs)):
-        assert a.shape == b.shape
-        assert a.dtype.kind == b.dtype.kind
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * max(1e-300, np.abs(b).max(initial=0)))
 
 
 @tf.custom_gradient
@@ -174,7 +121,7 @@ TO_THE_THIRD = ("dense", "custom gradient", "while", "complex")
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_recorded_derivatives_are_those_computed_anew(name):
+def test_recorded_derivatives_are_those_computed_anew(name, Point, random_like, close):
     make, x, options = CASES[name]
     model = make()
     adapter = adapter_of(model, **options)
@@ -195,7 +142,7 @@ def test_recorded_derivatives_are_those_computed_anew(name):
 
 
 @pytest.mark.parametrize("name", ["dense", "batch norm, train", "custom gradient", "complex", "cond", *LOOPS])
-def test_one_walk_gives_what_two_give(name):
+def test_one_walk_gives_what_two_give(name, Point, random_like, close):
     make, x, options = CASES[name]
     outer = Point(adapter_of(make(), **options), [x])
     cotangents = random_like(outer.outputs, 1)
@@ -218,7 +165,7 @@ def test_one_walk_gives_what_two_give(name):
         close(merged, [a + 2 * np.asarray(b) for a, b in zip(first, both)])
 
 
-def test_a_fourth_order():
+def test_a_fourth_order(Point, close):
     adapter = adapter_of(lambda p, x: tf.exp(p["a"] * x), TREE)
     x = np.array([0.3, -1.0])
     point, value = Point(adapter, [x], (2,)), np.exp(0.4 * x)
@@ -229,50 +176,7 @@ def test_a_fourth_order():
         point = point.derivative(cotangents, True, (2,))
 
 
-def test_only_the_first_call_of_an_order_is_made_again():
-    calls = []
-
-    def counted(p, x):
-        tf.py_function(lambda: calls.append(1), [], [])
-        return tf.sin(x * p["b"]) * p["a"]
-
-    adapter = adapter_of(lambda p, x: counted(p, x), TREE)
-    expected = [1, 2, 3]  # the call and, once, its repetition; then every call keeps enough
-    for count in expected:
-        point = Point(adapter, [X])
-        inner = point.derivative(random_like(point.outputs, 1), True)
-        inner.pull(random_like(inner.outputs, 2))
-        assert len(calls) == count + 1
-
-
-def test_calls_in_flight_and_in_threads_do_not_meet():
-    adapter = adapter_of(mlp())
-    inputs = [X + 0.1 * i for i in range(6)]
-
-    def product(x):
-        point = Point(adapter, [x])
-        inner = point.derivative(random_like(point.outputs, 1), True)
-        return inner, random_like(inner.outputs, 2)
-
-    alone = [inner.pull(tangents) for inner, tangents in map(product, inputs)]
-    flying = list(map(product, inputs))
-    for index in reversed(range(6)):
-        close(flying[index][0].pull(flying[index][1]), alone[index], 1e-12)
-    results = {}
-
-    def work(index):
-        for _ in range(5):
-            inner, tangents = product(inputs[index])
-            results[index] = inner.pull(tangents)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    for index in range(6):
-        close(results[index], alone[index], 1e-12)
-
-
-def test_many_at_once_of_a_recorded_gradient():
+def test_many_at_once_of_a_recorded_gradient(Point, random_like, close):
     point = Point(adapter_of(mlp()), [X])
     inner = point.derivative(random_like(point.outputs, 1), True)
     one, two = random_like(inner.outputs, 2), random_like(inner.outputs, 3)
@@ -281,18 +185,7 @@ def test_many_at_once_of_a_recorded_gradient():
         close([g[index] for g in map(np.asarray, many)], inner.pull(tangents))
 
 
-def test_arrays_changed_in_place_after_the_call_change_nothing():
-    adapter, x = adapter_of(mlp()), X.copy()
-    point = Point(adapter, [x])
-    cotangents = random_like(point.outputs, 1)
-    inner = point.derivative(cotangents, True)
-    tangents = random_like(inner.outputs, 2)
-    expected = [np.array(g) for g in inner.pull(tangents)]
-    x[:], cotangents[0][:] = 0, 0
-    close(inner.pull(tangents), expected, 0)
-
-
-def test_a_gradient_beside_an_integer_output():
+def test_a_gradient_beside_an_integer_output(Point, random_like, close):
     adapter = adapter_of(lambda p, x: (tf.sin(x * p["b"]), tf.argmax(x, 1)), TREE)
     point = Point(adapter, [X])
     cotangents = [np.random.default_rng(1).normal(size=X.shape), np.zeros(5)]
@@ -301,7 +194,7 @@ def test_a_gradient_beside_an_integer_output():
     close(*[p.pull(tangents) for p in points])
 
 
-def test_packed_weights():
+def test_packed_weights(random_like, close):
     adapter = adapter_of(mlp())
     flat = adapter.layout.ravel(adapter.weights())
     spec = CallSpec.of_arrays(1)
@@ -317,28 +210,6 @@ def test_packed_weights():
     )
 
 
-def test_many_sizes_are_few_traces():
-    traces = []
-
-    def counted(p, x):
-        traces.append(x.shape)
-        return tf.sin(x * p["b"])
-
-    for model, expected in (
-        (lambda p, x: counted(p, x), 2),
-        (lambda p, x: counted(p, x) / int(x.shape[0]), 5),
-    ):
-        adapter = adapter_of(model, TREE)
-        traces.clear()
-        for rows in (4, 5, 6, 7, 4, 5, 6, 7):
-            point = Point(adapter, [np.ones((rows, 3))])
-            close(
-                point.pull(random_like(point.outputs, 1), (2,)),
-                point.pull(random_like(point.outputs, 1), (2,)),
-            )
-        assert len(traces) == expected
-
-
 def test_shapes_before_anything_is_computed():
     adapter = adapter_of(mlp(), dtype="float32")
     spec = CallSpec.of_arrays(1)
@@ -348,37 +219,3 @@ def test_shapes_before_anything_is_computed():
         "y": ArraySpec((7, 3), np.dtype("f8")),
         "n": ArraySpec((7,), np.dtype("i8")),
     }
-
-
-def test_copies_share_what_is_traced_and_pickles_do_not():
-    traces = []
-
-    class Counted(tf.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = tf.Variable(np.ones(3))
-
-        def __call__(self, x):
-            traces.append(1)
-            return tf.sin(x * self.w)
-
-    adapter = adapter_of(Counted())
-    Point(adapter, [X])
-    twin = copy.deepcopy(adapter)
-    close(Point(twin, [X]).outputs, Point(adapter, [X]).outputs)
-    assert len(traces) == 1
-    adapter = adapter_of(mlp())
-    point = Point(adapter, [X])
-    loaded = pickle.loads(pickle.dumps(adapter))
-    close(Point(loaded, [X]).outputs, point.outputs)
-
-
-def test_dropped_adapters_free_their_graphs():
-    adapter = adapter_of(mlp())
-    point = Point(adapter, [X])
-    inner = point.derivative(random_like(point.outputs, 1), True)
-    inner.pull(random_like(inner.outputs, 2))
-    graph = weakref.ref(point.residuals.kept.stage._whole.graph)
-    del adapter, point, inner
-    gc.collect()
-    assert graph() is None
