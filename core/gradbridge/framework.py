@@ -137,6 +137,14 @@ class Framework(ABC):
         """Its dtype as NumPy calls it, for the layout of parameters."""
         return dtype_name(native)
 
+    def floating_dtype(self, name: str) -> Any:
+        """Its dtype of a name such as ``"float64"``.
+
+        Raises:
+            OptionError: it has none of that name.
+        """
+        return np.dtype(name)
+
     def cast(self, native: Any, like: Any) -> Any:
         """In the dtype of another one."""
         return native.astype(like.dtype)

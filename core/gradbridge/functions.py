@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -55,6 +56,16 @@ class FunctionModel(Model):
             self.dtypes = [dtype if dtype is not None else native.dtype for native in natives]
             if dtype is None and natives:
                 self.dtype = self.common_dtype(self.dtypes)
+
+    def in_dtype(self, name: str) -> Self:
+        if not self._has_params:
+            return self  # it computes in the dtype of its inputs, or in the one that was asked for
+        dtype = self._framework.floating_dtype(name)
+        if self.dtype == dtype and all(d == dtype for d in self.dtypes):
+            return self
+        twin = copy.copy(self)
+        twin.dtype, twin.dtypes = dtype, [dtype] * len(self.dtypes)
+        return twin
 
     def common_dtype(self, dtypes: Sequence[Any]) -> Any:
         """What floating inputs are cast to where nobody says: that of the first parameter."""

@@ -10,13 +10,14 @@ import numpy as np
 
 from gradbridge.call_spec import ArgumentNames, CallSpec
 from gradbridge.errors import GradbridgeError, GuestError
+from gradbridge.inspection import Inspectable, Stranger
 from gradbridge.layout import ParameterLayout
 from gradbridge.wording import given, in_short
 
 T = TypeVar("T")
 
 
-class Model(ABC):
+class Model(Inspectable, ABC):
     """How one kind of native model is called with given weights.
 
     Attributes:
@@ -68,7 +69,7 @@ class Model(ABC):
         """Leaves of its own: bits of a key made from the noise, state as it stands."""
         return ()
 
-    def move(self, after: Sequence[Any]) -> None:  # noqa: B027, most models have no state
+    def move(self, after: Sequence[Any]) -> None:
         """Take over the state that a forward left behind."""
 
     def isolated(self, thunk: Callable[[], T], inputs: Sequence[Any], noise: int | None, record: bool) -> T:
@@ -89,6 +90,14 @@ class Model(ABC):
             False where that makes no difference, so that there is no use in another try.
         """
         return False
+
+    def stranger(self, native: Any) -> Stranger:
+        """What one of `Program.strangers` is to the model.
+
+        Args:
+            native: the array.
+        """
+        return Stranger(f"an array of shape {tuple(native.shape)} from outside of the model", False)
 
     def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
         """The error of ours for one of the model's, or of its framework.

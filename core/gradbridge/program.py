@@ -100,6 +100,16 @@ class Program(ABC):
             RunAgain: the forward must be made again first.
         """
 
+    def strangers(self, kept: Any) -> Sequence[Any]:
+        """Native arrays with a gradient that a run was computed with, and that are none of its leaves.
+
+        For frameworks whose record can be walked; called at most a few times for a bridge.
+
+        Args:
+            kept: of the run, which was pulled back to all weights or is about to be.
+        """
+        return ()
+
     def pull_recorded(
         self, kept: Any, cotangents: Sequence[Any], wanted: Sequence[int]
     ) -> tuple[Sequence[Any], Any]:

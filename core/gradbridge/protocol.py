@@ -32,6 +32,7 @@ from typing import Any, NoReturn
 from gradbridge.borders import Border
 from gradbridge.call_spec import ArgumentNames, CallSpec
 from gradbridge.errors import NOT_OFFERED, HigherOrderError, Unsupported
+from gradbridge.inspection import Inspectable
 from gradbridge.layout import Array as Array
 from gradbridge.layout import ParameterLayout
 from gradbridge.options import GuestOptions as GuestOptions  # to be had here, too
@@ -42,7 +43,7 @@ from gradbridge.traits import Traits as Traits
 PROTOCOL_VERSION = 2
 
 
-class Adapter(ABC):
+class Adapter(Inspectable, ABC):
     """One guest model as a function of arrays, with its derivative.
 
     Subclasses are final: vary an adapter by wrapping it. All methods may be called from any
@@ -158,7 +159,7 @@ class Adapter(ABC):
         loaded = self.update_flat(weights, spec.packed) if flat else self.update(weights)
         return self.forward(loaded, inputs, spec, wrt)
 
-    def zero(self, residuals: Any) -> None:  # noqa: B027, most frameworks have nothing to clear
+    def zero(self, residuals: Any) -> None:
         """Step 3, clear whatever the framework accumulates, so that backward starts at zero.
 
         Law 2. Frameworks that return gradients have nothing to do.

@@ -1,0 +1,61 @@
+"""What a model tells about itself, so that a bridge can find out whether it may be trusted (law 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+
+class Stranger(NamedTuple):
+    """An array that took part in a call, could have a gradient, and is none of the call's arguments.
+
+    Attributes:
+        name: what it is, in words that its owner finds it by: ``"scale, by way of the attribute act"``.
+        is_parameter: whether the layout has it, so that the call was computed with another value than
+            the one that was handed in.
+    """
+
+    name: str
+    is_parameter: bool
+
+
+class Inspectable:
+    """The half of an adapter, and of a model, that an audit asks. Everything has a default that tells nothing."""
+
+    def in_dtype(self, name: str) -> Self:
+        """This model as it was when it was bridged, computing in another floating dtype.
+
+        Args:
+            name: as NumPy calls it, ``"float64"``.
+
+        Returns:
+            Itself where it computes in that dtype already, or in one precision alone, as here.
+
+        Raises:
+            UnknownModelError, OptionError: it cannot be computed in that dtype; says why.
+        """
+        return self
+
+    def fresh(self) -> Self | None:
+        """This model as if it had never been called; None where there is no telling, as here.
+
+        A model that keeps something between calls (a memo, a counter, statistics of its first batch)
+        shows it in other outputs than a fresh one gives.
+        """
+        return None
+
+    def isolate_calls(self) -> bool:
+        """From now on compute each call with a fresh copy, which keeps nothing for the next one.
+
+        Returns:
+            False where that makes no difference, as here, or where it is so already.
+        """
+        return False
+
+    def strangers(self, residuals: Any) -> Sequence[Stranger]:
+        """Arrays with a gradient that took part in a call and are none of its arguments.
+
+        Args:
+            residuals: of the call.
+        """
+        return ()
