@@ -13,10 +13,9 @@ from gradbridge.errors import (
     GuestError,
     HigherOrderError,
     InputError,
-    NotDifferentiableError,
     Unsupported,
 )
-from gradbridge_tensorflow.repairs import flat_gradients, lost_moments
+from gradbridge_tensorflow.repairs import lost_moments
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _NODE = re.compile(r"\{\{[^}]*\}\}\s*")
@@ -90,17 +89,18 @@ def explained(
     return GuestError(f"{what} failed on {given or 'no array'}: {said}{advice}")
 
 
-def refuse_foreign_operations(graph: Any, label: str, differentiated: bool) -> None:
-    """Refuse a traced graph that draws global noise, writes variables, or hides from differentiation.
+def refuse_foreign_operations(graph: Any, label: str) -> set[str]:
+    """Refuse a traced graph that draws global noise or writes variables.
 
     Args:
         graph: the function graph, with its library of called functions.
         label: the model's name.
-        differentiated: whether gradients are wanted of it.
+
+    Returns:
+        The types of its operations.
 
     Raises:
         GuestError: it draws from TensorFlow's random state, or assigns a variable.
-        NotDifferentiableError: it leaves TensorFlow.
     """
     kinds = {op.type for op in graph.get_operations()}
     kinds |= {node.op for function in graph.as_graph_def().library.function for node in function.node_def}
@@ -117,11 +117,7 @@ def refuse_foreign_operations(graph: Any, label: str, differentiated: bool) -> N
             f"variables; return the new value as an output instead, or keep the variable an attribute of the "
             f"module and assign it outside of nested tf.functions"
         )
-    if differentiated and kinds & {"PyFunc", "PyFuncStateless"}:
-        raise NotDifferentiableError(
-            f"{label} calls tf.numpy_function, which TensorFlow cannot differentiate (it would give zeros); "
-            f"use TensorFlow's operations, or tf.custom_gradient around it"
-        )
+    return kinds
 
 
 def refuse_lost_derivatives(graph: Any, label: str) -> None:
@@ -144,13 +140,6 @@ def refuse_lost_derivatives(graph: Any, label: str) -> None:
                 f"the mean, and would give a wrong number; make the tf.function after bridging it or pass its "
                 f".python_function, or write the variance as tf.math.reduce_variance(x, axes)"
             )
-        flat = next((op for op, repaired in flat_gradients(nodes) if not repaired), None)
-        if flat is not None:
-            raise HigherOrderError(
-                f"the derivative of a derivative was asked for, and {label} has {flat} in it, which TensorFlow "
-                f"takes for a constant: it would give zeros; replace the operation that it is a gradient of, or "
-                f"give that one a gradient with tf.custom_gradient"
-            )
 
 
 def refuse_lost_tangents(graph: Any, label: str, plain: Callable[[], Any]) -> None:
@@ -171,8 +160,6 @@ def refuse_lost_tangents(graph: Any, label: str, plain: Callable[[], Any]) -> No
             # An accumulator pushes tangents through what the operation computes, and does not ask its
             # gradient: a JVP would not be the transposed of the VJP.
             raise Unsupported(f"{label} has no forward mode: an operation in it has a custom gradient")
-        if any(flat_gradients(nodes)):
-            raise HigherOrderError(f"{label} has no forward mode: the gradient of an operation in it is flat")
         lost = lost or next(lost_moments(nodes, returned), None) is not None
     if lost:  # the first derivative is right: is there one within it already?
         refuse_lost_derivatives(plain(), label)

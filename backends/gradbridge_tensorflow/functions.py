@@ -17,6 +17,7 @@ from gradbridge.options import GuestOptions
 from gradbridge_tensorflow.explain import explained
 from gradbridge_tensorflow.framework import TensorFlow
 from gradbridge_tensorflow.isolation import eagerly
+from gradbridge_tensorflow.open_sizes import unrolled_loops
 from gradbridge_tensorflow.tensors import compute_device, floating_dtype
 
 
@@ -65,9 +66,18 @@ class FunctionModel(TensorFlowModel, functions.FunctionModel):
 def called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a function of symbolic tensors; with AutoGraph if it branches on their values in Python.
 
-    AutoGraph rewrites the source, so code that does not need it is spared it.
+    AutoGraph rewrites the source, so code that does not need it is spared it. A loop over rows that it
+    cannot rewrite (one that fills a list, or whose variables change their kind) is unrolled.
     """
     try:
         return function(*args, **kwargs)
     except tf.errors.OperatorNotAllowedInGraphError:
+        pass
+    try:
         return tf.function(lambda: function(*args, **kwargs), autograph=True)()
+    except (TypeError, ValueError, tf.errors.OperatorNotAllowedInGraphError) as error:
+        try:
+            with unrolled_loops():
+                return function(*args, **kwargs)
+        except tf.errors.OperatorNotAllowedInGraphError:
+            raise error from None

@@ -10,6 +10,7 @@ import tensorflow as tf
 from gradbridge.errors import GradbridgeError, Unsupported
 from gradbridge.program import Computation, Form, Program
 from gradbridge_tensorflow.isolation import apart, tracing
+from gradbridge_tensorflow.open_sizes import Looks
 from gradbridge_tensorflow.stages import Path, Stage, spread
 
 #: Kinds of leaves of one rank that a program is kept for, where each size is a kind of its own.
@@ -25,13 +26,16 @@ class TensorFlowProgram(Program):
         places: of the leaves that it is pulled back to.
         rows: of the leaves whose first axis is left open from the start. Functions may look at the number
             of rows; for theirs it is left open when a second one comes, as `tf.function` does.
+        looks: whether the model's Python code looks at sizes: then each is a kind of its own.
     """
 
     records = True
     merges_from = 16384  # the plain way names an operation that has no second derivative
 
-    def __init__(self, label: str, fn: Computation, places: tuple[int, ...], rows: Sequence[int]) -> None:
-        self.label, self.fn, self.places, self.rows = label, fn, places, rows
+    def __init__(
+        self, label: str, fn: Computation, places: tuple[int, ...], rows: Sequence[int], looks: Looks
+    ) -> None:
+        self.label, self.fn, self.places, self.rows, self.looks = label, fn, places, rows, looks
         self._kinds: dict[Any, list[Kind]] = {}
         self._latest: Kind | None = None
 
@@ -104,7 +108,7 @@ class TensorFlowProgram(Program):
     def _traced(self, family: list[Kind], leaves: list[Any]) -> Kind:
         """Compile for as many shapes as the computation lets, this one among them."""
         exact = wide = [x.shape for x in leaves]
-        if not any(kind.is_rigid for kind in family):
+        if not self.looks.seen and not any(kind.is_rigid for kind in family):
             if family and not family[-1].stage.form.shapes:
                 wide = [a.most_specific_compatible_shape(b) for a, b in zip(family[-1].shapes, exact)]
             elif self.rows:
@@ -114,14 +118,19 @@ class TensorFlowProgram(Program):
                 ]
         if wide != exact:
             try:
-                return Kind(self, leaves, wide, False)
+                kind = Kind(self, leaves, wide, False)
             except GradbridgeError:
                 raise
             except Exception:
                 # A user's code that looks at the sizes fails in any way where one is open. If it was
                 # something else, it fails for these sizes as well, and says so.
                 return Kind(self, leaves, exact, True)
-        return Kind(self, leaves, exact, False)
+            if not kind.stage.looks_at_sizes:
+                return kind
+            # What it decided by an open size may be another thing for this one. A tf.function within it
+            # is not asked again by other programs of the model, so these are told.
+            self.looks.seen = True
+        return Kind(self, leaves, exact, self.looks.seen)
 
 
 class Kind:

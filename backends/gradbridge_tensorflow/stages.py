@@ -17,9 +17,11 @@ import tensorflow as tf
 
 from gradbridge.errors import GradbridgeError, Unsupported
 from gradbridge.program import Computation, Form
+from gradbridge_tensorflow import callbacks
 from gradbridge_tensorflow.derivatives import LoopError, Order, Product
-from gradbridge_tensorflow.explain import refuse_foreign_operations, refuse_missing_derivatives
+from gradbridge_tensorflow.explain import bodies, refuse_foreign_operations, refuse_missing_derivatives
 from gradbridge_tensorflow.isolation import apart, tracing
+from gradbridge_tensorflow.open_sizes import looks_at_open_sizes
 from gradbridge_tensorflow.partition import TracedGraph, compiled
 from gradbridge_tensorflow.repairs import repaired_derivatives
 
@@ -45,6 +47,7 @@ class Stage:
         forward: leaves ↦ (floating outputs, others, state after it, residuals).
         orders: the derivatives, from the first.
         product: the second order in one walk through the forward; None where there is none.
+        looks_at_sizes: whether Python code of the model looked at a size that the specs leave open.
     """
 
     def __init__(
@@ -131,10 +134,13 @@ class Stage:
                 products.append(Product(self.label, mine, leaves, floats, ends, orders[0]))
             traced[:] = leaves, floats, others, form, after
 
-        with repaired_derivatives():
+        with repaired_derivatives(), looks_at_open_sizes() as looks:
             self._whole = compiled(joint, specs)  # held: functions that it calls are unregistered with it
+        self.looks_at_sizes = looks.seen
         leaves, floats, others, form, after = traced
-        refuse_foreign_operations(self._whole.graph, self.label, bool(places))
+        kinds = refuse_foreign_operations(self._whole.graph, self.label)
+        if kinds & callbacks.OPERATIONS:
+            self._callbacks = callbacks.functions_of(nodes for nodes, _ in bodies(self._whole.graph))
         self.form: Form = form
         self.orders, self.product = orders, products[0] if products else None
         self._cut(leaves, [floats, others, after])
