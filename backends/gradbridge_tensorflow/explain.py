@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,6 +15,7 @@ from gradbridge.errors import (
     InputError,
     Unsupported,
 )
+from gradbridge.wording import given
 from gradbridge_tensorflow.repairs import lost_moments
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -58,20 +59,20 @@ def explained(
         dtype: that floating ones are cast to; None keeps theirs.
         doing: what was done where it was no forward: ``"the derivative of"``.
     """
-    kinds = {i: _named(x, dtype) for i, x in enumerate(inputs) if hasattr(x, "dtype") and hasattr(x, "shape")}
-    given = ", ".join(f"input {i} of shape {tuple(inputs[i].shape)} {name}" for i, name in kinds.items())
+    arrays = [x for x in inputs if hasattr(x, "dtype") and hasattr(x, "shape")]
+    came = given(inputs, lambda x: _named(x, dtype))
     text = _first_line(str(error))
     said = f"{type(error).__name__}: {text}"
     if _MISFIT.search(text) and not isinstance(error, (AttributeError, NameError)):
         return InputError(
-            f"the bridge over {label}: the model was given {given or 'no array'} and refused ({said}); check "
+            f"the bridge over {label}: the model was given {came} and refused ({said}); check "
             f"the number of columns and the axes of the inputs"
         )
-    came = {name for name in kinds.values() if name.startswith(("int", "uint", "bool"))}
-    refused = re.search(rf"\b(?:DataType|type|of|got|an?) ({'|'.join(came)})\b", text) if came else None
+    whole = {name for x in arrays if (name := _named(x, dtype)).startswith(("int", "uint", "bool"))}
+    refused = re.search(rf"\b(?:DataType|type|of|got|an?) ({'|'.join(whole)})\b", text) if whole else None
     if refused:
         return InputError(
-            f"the bridge over {label}: it was given {given}, and an operation in it does not take {refused[1]} "
+            f"the bridge over {label}: it was given {came}, and an operation in it does not take {refused[1]} "
             f"there; integers pass the bridge untouched, so cast them with X.astype(float) if floats are meant "
             f"({said})"
         )
@@ -86,7 +87,7 @@ def explained(
             "it follows the dtype of its inputs"
         )
     what = f"{doing} {label}" if doing else label
-    return GuestError(f"{what} failed on {given or 'no array'}: {said}{advice}")
+    return GuestError(f"{what} failed on {came}: {said}{advice}")
 
 
 def refuse_foreign_operations(graph: Any, label: str) -> set[str]:
@@ -180,10 +181,10 @@ def refuse_missing_derivatives(error: tf.errors.NotFoundError, graph: Any, label
     """
     asked = [n for nodes, _ in bodies(graph) for n in nodes if n.op == "SymbolicGradient"]
     if asked:
-        scopes = [part for part in asked[0].name.split("/") if not part.startswith("gradient")]
+        scopes = (part for part in asked[0].name.split("/") if not part.startswith("gradient"))
         raise HigherOrderError(
             f"the derivative of {label} was asked for, and TensorFlow has none for an operation of the model, "
-            f"{scopes[0]!r}; replace that operation, or give it a gradient with tf.custom_gradient"
+            f"{next(scopes, asked[0].name)!r}; replace that operation, or give it a gradient with tf.custom_gradient"
         ) from error
 
 
@@ -204,9 +205,6 @@ def _named(array: Any, dtype: tf.DType | None) -> str:
 def _first_line(text: str) -> str:
     """The first line that says something: Keras puts a heading before it, and colours."""
     lines = [_NODE.sub("", line.strip()) for line in _ANSI.sub("", text).splitlines() if line.strip()]
-    telling: Iterable[str] = (
-        line
-        for line in lines
-        if not line.startswith(("Exception encountered", "Graph execution error", "Detected at node"))
-    )
-    return next(iter(telling), lines[0] if lines else "")
+    headings = ("Exception encountered", "Graph execution error", "Detected at node", "<stack traces")
+    telling = (line for line in lines if not line.startswith(headings))
+    return next(telling, lines[0] if lines else "")

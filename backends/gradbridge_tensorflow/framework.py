@@ -22,7 +22,7 @@ from gradbridge_tensorflow.open_sizes import Looks
 from gradbridge_tensorflow.partition import compiled
 from gradbridge_tensorflow.programs import TensorFlowProgram
 from gradbridge_tensorflow.repairs import repaired_derivatives
-from gradbridge_tensorflow.tensors import carrier, cut, is_inexact, to_array, to_tensor
+from gradbridge_tensorflow.tensors import carrier, cut, floating_dtype, is_inexact, to_array, to_tensor
 
 
 class TensorFlow(Framework):
@@ -78,6 +78,9 @@ class TensorFlow(Framework):
 
     def conj(self, native: tf.Tensor) -> tf.Tensor:
         return tf.math.conj(native) if native.dtype.is_complex else native
+
+    def floating_dtype(self, name: str) -> tf.DType | None:
+        return floating_dtype(name)
 
     def cast(self, native: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
         return tf.cast(native, like.dtype)

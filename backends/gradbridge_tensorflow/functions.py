@@ -12,6 +12,7 @@ from gradbridge import functions
 from gradbridge.call_spec import CallSpec
 from gradbridge.closures import surroundings
 from gradbridge.errors import GradbridgeError
+from gradbridge.inspection import Stranger
 from gradbridge.model import Model
 from gradbridge.options import GuestOptions
 from gradbridge_tensorflow.explain import explained
@@ -33,6 +34,9 @@ class TensorFlowModel(Model):
 
     def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
         return explained(error, self.label, inputs, self.dtype, doing)
+
+    def stranger(self, native: Any) -> Stranger:
+        return Stranger(f"the tf.Variable {native.name!r} of shape {tuple(native.shape)}", False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # The user's model is read and never written to, and state is replaced: copies may share both.

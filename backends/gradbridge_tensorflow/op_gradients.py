@@ -90,7 +90,7 @@ def is_here() -> bool:
 
 def _refusing(name: str) -> Callable[..., Any]:
     def gradient(op: Any, *cotangents: Any) -> list[None]:
-        if any(_depends(x) for x in op.inputs):
+        if any(map(_is_inexact, op.outputs)) and any(map(_depends, op.inputs)):
             raise NotImplementedError(
                 f"{_IN_WORDS.get(name, name)}, which TensorFlow takes for a constant: it would give zeros"
             )

@@ -54,6 +54,9 @@ class TensorFlowProgram(Program):
         gradients = kept.stage.pull(kept, cotangents, many)
         return [gradients[i] for i in wanted]
 
+    def strangers(self, kept: Kept) -> Sequence[Any]:
+        return [v for v in kept.stage.variables if v.trainable]
+
     def pull_recorded(
         self, kept: Kept, cotangents: Sequence[Any], wanted: Sequence[int]
     ) -> tuple[Sequence[Any], Kept]:
@@ -70,7 +73,8 @@ class TensorFlowProgram(Program):
         if product is None or len(recorded.cotangents) != 1:
             raise Unsupported(f"a loop of {self.label} keeps lists of tensors, which cannot be met half-way")
         tangents = recorded.stage.heard(1, cotangents)
-        by_cotangents, left = product.to_boundary(*recorded.residuals, *tangents)
+        with recorded.stage.naming_what_is_missing():
+            by_cotangents, left = product.to_boundary(*recorded.residuals, *tangents)
         return spread(by_cotangents, product.outward), (recorded.base, left)
 
     def pull_merged(
@@ -81,7 +85,8 @@ class TensorFlowProgram(Program):
         total: list[Any] = [None] * len(self.places)
         for base, part in left:
             product = base.stage.product
-            (found,) = product.home(*base.residuals, *bars, *part)
+            with base.stage.naming_what_is_missing():
+                (found,) = product.home(*base.residuals, *bars, *part)
             total = [
                 b if a is None else a if b is None else a + b
                 for a, b in zip(total, spread(found, product.homeward))

@@ -255,6 +255,11 @@ def _read(code: types.CodeType) -> _Read:
     return _Read(variables, modules, names, writes)
 
 
+def names_in(code: types.CodeType) -> frozenset[str]:
+    """All names of attributes and variables in code, and in the functions that are written within it."""
+    return _read(code).names
+
+
 def _all_of(container: Any) -> Any:
     """The items of a list or the like; of a dict its values, whose number and order tell enough of the keys."""
     return container.values() if isinstance(container, dict) else container
