@@ -135,7 +135,9 @@ class FunctionalAdapter(TransformingAdapter):
     def isolate_calls(self) -> bool:
         return self.source.isolate_calls()
 
-    def strangers(self, residuals: Residuals) -> Sequence[Stranger]:
+    def strangers(self, residuals: Residuals | None) -> Sequence[Stranger]:
+        if residuals is None:
+            return ()
         return [self.source.stranger(native) for native in residuals.program.strangers(residuals.kept)]
 
     def _isolated(self, step: Callable[[], T], inputs: Sequence[Any], noise: int | None, record: bool) -> T:
