@@ -25,6 +25,7 @@ from gradbridge.framework import (
 )
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.protocol import ArraySpec, Traits
+from gradbridge_torch.beside import without_graph
 from gradbridge_torch.elementary import ALL_FORMULAS, Elementary, fused_beyond_its_order
 from gradbridge_torch.forward_mode import pushed
 from gradbridge_torch.graphs import (
@@ -103,9 +104,6 @@ class TorchFramework(Framework):
     def is_inexact(self, native: torch.Tensor) -> bool:
         return native.is_floating_point() or native.is_complex()
 
-    def conj(self, native: torch.Tensor) -> torch.Tensor:
-        return native.conj() if native.is_complex() else native
-
     def cast(self, native: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return native.to(like.dtype)
 
@@ -119,6 +117,21 @@ class TorchFramework(Framework):
         if type(output) is torch.Tensor and output.is_floating_point():
             return [output], [], ONE_ARRAY
         return super().split(output, label)
+
+    passes_others = True
+
+    def beside(self, value: Any) -> Any:
+        is_number = isinstance(value, (float, complex)) or getattr(value, "dtype", np.dtype(int)).kind in "fc"
+        if is_number and torch.is_grad_enabled() and "number" not in self.notices:
+            self.notices.add("number")
+            warnings.warn(
+                f"{self.label} returned a {type(value).__name__} next to its tensors, which is a constant for every "
+                f"derivative; return the tensor itself, without .item(), float() or .numpy(), if it depends on "
+                f"what is differentiated",
+                GradbridgeWarning,
+                stacklevel=2,
+            )
+        return without_graph(value)
 
     # -- transforms ---------------------------------------------------------------------------
 

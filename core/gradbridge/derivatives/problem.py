@@ -56,7 +56,7 @@ class JacobianProblem:
                 continue
             leaves.append(flat[start : start + y.size].reshape((*y.shape, *rest)))
             start += y.size
-        return self.evaluation.assemble(leaves)
+        return self.evaluation.assemble_derivatives(leaves)
 
     def unit_cotangents(self, chunk: int) -> Iterator[list[Array]]:
         """The identity over all outputs as cotangents, so many at a time."""

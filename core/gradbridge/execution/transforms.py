@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gradbridge import trees
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeError, InputError, Unsupported
 from gradbridge.execution.programs import LRUCache
@@ -193,6 +194,8 @@ class TransformingAdapter(Adapter):
                 return tuple(map(ArraySpec.of, model.specs(leaves)))
             leaves += [ArraySpec(tuple(x.shape), x.dtype) for x in model.extras(0)]
             specs, form = framework.shapes(self._computation(constants, replace(spec, packed=False)), leaves)
+            if form.structure is not None:
+                form = replace(form, structure=trees.without_beside(form.structure))
             return form.assemble([ArraySpec.of(s) for s in specs])
 
         try:
