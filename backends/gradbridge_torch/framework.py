@@ -69,6 +69,8 @@ class TorchFramework(Framework):
         self.label, self.device, self.only_reads = label, device, only_reads
         self.on_cpu = device is None or device.type == "cpu"
         self.notices: set[str] = set()
+        #: How often what runs is differentiated at least, by the model itself and around it.
+        self._least_depth = 0
 
     # -- arrays -------------------------------------------------------------------------------
 
@@ -143,7 +145,7 @@ class TorchFramework(Framework):
     def vjp(self, fn: Function, primals: list[Any]) -> tuple[list[Any], Callable[[list[Any]], Sequence[Any]]]:
         is_mapped = torch._C._functorch.peek_interpreter_stack() is not None
         _nesting.depth += 1
-        depth = _nesting.depth
+        depth = max(_nesting.depth, self._least_depth)
         try:
             if is_mapped:
                 # A per-example first derivative needs no formulas, and would pay for the look-out for them.
@@ -154,11 +156,11 @@ class TorchFramework(Framework):
             with torch.enable_grad(), Elementary(depth):
                 outputs = fn(primals)
             if fused_beyond_its_order(operations(outputs)) is not None:
-                # The model takes gradients itself.
-                depth = ALL_FORMULAS
-                with torch.enable_grad(), Elementary(depth):
-                    outputs = fn(primals)
-                refuse_fused(outputs, self.label)
+                if depth >= ALL_FORMULAS:
+                    refuse_fused(outputs, self.label)
+                # The model takes gradients itself: the whole computation again, since it draws its numbers anew.
+                self._least_depth = ALL_FORMULAS
+                raise RunAgain
         finally:
             _nesting.depth -= 1
             _nesting.differentiated = True

@@ -73,7 +73,7 @@ def set_beside(structure: optree.PyTreeSpec, values: dict[int, Any]) -> optree.P
 
 def without_beside(structure: optree.PyTreeSpec) -> optree.PyTreeSpec:
     """The structure with None in place of each `Beside`."""
-    nothing = optree.tree_structure(None, namespace=NAMESPACE)
+    nothing = optree.treespec_none(namespace=NAMESPACE)
     return optree.treespec_transform(structure, lambda node: nothing if node.type is Beside else node)
 
 

@@ -65,7 +65,11 @@ def squares(p, x):
 @pytest.mark.parametrize(
     ("make", "tensor", "kept"),
     [
-        (lambda y, h: {"logits": y, "cache": Cache(h), "loss": None}, lambda o: o["logits"], lambda o: o["cache"]),
+        (
+            lambda y, h: {"logits": y, "cache": Cache(h), "loss": None},
+            lambda o: o["logits"],
+            lambda o: o["cache"],
+        ),
         (lambda y, h: (Cache(h), y), lambda o: o[1], lambda o: o[0]),
         (lambda y, h: Mixed(y, cache=Cache(h), rest=(h, "words")), lambda o: o.logits, lambda o: o.cache),
         (lambda y, h: Pair(y, [Cache(h), 3]), lambda o: o.values, lambda o: o.cache[0]),
@@ -78,7 +82,8 @@ def test_a_cache_comes_through_and_tensors_have_their_gradients(make, tensor, ke
     out = f(p, X)
     assert type(out) is type(make(torch.zeros(1), torch.zeros(1)))
     onp.testing.assert_allclose(tensor(out), squares(p, X))
-    assert type(kept(out)) is Cache and isinstance(kept(out).layers[0].keys, torch.Tensor)
+    assert type(kept(out)) is Cache
+    assert isinstance(kept(out).layers[0].keys, torch.Tensor)
     ours, truth = (lambda q, g=g: np.sum(np.sin(g(q, X))) for g in (lambda q, x: tensor(f(q, x)), squares))
     onp.testing.assert_allclose(grad(ours)(p), grad(truth)(p), rtol=1e-10)
     onp.testing.assert_allclose(
@@ -90,7 +95,8 @@ def test_words_and_counts_next_to_tensors_are_those_that_the_model_returned():
     made = object()
     f = gb.bridge(Decoder(lambda y, h: {"y": y, "name": "tanh", "depth": 2, "flag": True, "made": made}))
     out = f(f.params, X)
-    assert (out["name"], out["depth"], out["flag"]) == ("tanh", 2, True) and out["made"] is made
+    assert (out["name"], out["depth"], out["flag"]) == ("tanh", 2, True)
+    assert out["made"] is made
     seen = []
     grad(lambda p: seen.append(f(p, X)) or np.sum(seen[0]["y"]))(f.params)
     assert seen[0]["made"] is made
@@ -104,7 +110,9 @@ def test_derivatives_have_none_where_there_is_no_tensor():
     assert J["y"].shape == (4, 3, 12)
     onp.testing.assert_allclose(f.jvp(p, X, tangent=t)["y"], J["y"] @ t, rtol=1e-10)
     c = onp.ones((4, 3))
-    onp.testing.assert_allclose(f.vjp(p, X, cotangent={"y": c, "cache": None}), J["y"].sum((0, 1)), rtol=1e-10)
+    onp.testing.assert_allclose(
+        f.vjp(p, X, cotangent={"y": c, "cache": None}), J["y"].sum((0, 1)), rtol=1e-10
+    )
     assert f.output_spec(X)["cache"] is None
 
 
@@ -122,7 +130,8 @@ def test_what_comes_through_keeps_no_graph_and_shows_no_weights():
     kept.clear()
     gc.collect()
     assert graphs[-1]() is None
-    assert not cache.layers[0].keys.requires_grad and cache.layers[0].keys.grad_fn is None
+    assert not cache.layers[0].keys.requires_grad
+    assert cache.layers[0].keys.grad_fn is None
     assert cache.owner is cache
     assert cache.layers[0].name == "first"
     onp.testing.assert_allclose(cache.layers[0].keys.numpy() ** 2, squares(f.params, X))

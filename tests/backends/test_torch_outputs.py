@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
+
 RNG = onp.random.default_rng(0)
 
 
