@@ -56,7 +56,7 @@ class JacobianProblem:
                 continue
             leaves.append(flat[start : start + y.size].reshape((*y.shape, *rest)))
             start += y.size
-        return self.evaluation.assemble(leaves)
+        return self.evaluation.assemble_derivatives(leaves)
 
     def agrees_with_backward(self, jacobians: Sequence[Array]) -> bool:
         """Whether flat Jacobians are what one backward of a random cotangent says.

@@ -102,13 +102,15 @@ class ChunkedAdapter(Adapter):
             outputs, residuals = self._inner.forward(loaded, inputs, spec, wrt)
             return outputs, _Whole(residuals)
         parts: list[list[Any]] = []
-        structure = None
+        outputs = structure = None
         for chunk in self._chunks(count):
             outputs, _ = self._inner.forward(loaded, _cut(inputs, has_rows, chunk), spec, ())
             leaves, structure = trees.flatten(outputs)
             parts.append([self.border.view(leaf) if hasattr(leaf, "dtype") else leaf for leaf in leaves])
             self._refuse_noise()
         assert structure is not None
+        if not self._checked:
+            self._refuse_beside(outputs)
         outputs_have_rows = self.outputs_with_rows(has_rows, len(parts[0]))
         joined = [
             self._concatenated(index, column, count) if yes else np.asarray(sum(column[1:], column[0]))
@@ -223,6 +225,13 @@ class ChunkedAdapter(Adapter):
                 f"needs outputs with a row for each row of the inputs: leave it out, and reduce outside of the model"
             )
         return np.concatenate(parts)
+
+    def _refuse_beside(self, outputs: Any) -> None:
+        for where, value in trees.beside(outputs)[:1]:
+            raise OutputError(
+                f"output {where} of {self.label} is a {type(value).__name__}, and those of several chunks of rows "
+                f"cannot be joined; leave rows_per_chunk= out, or turn that output off"
+            )
 
     def _refuse_noise(self) -> None:
         if self._inner.stochastic:

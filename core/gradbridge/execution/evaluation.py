@@ -180,7 +180,7 @@ class Call:
             guest_dtypes = tuple([g.dtype for g in gradients])
             return Evaluation(self, wrt, tuple(gradients), None, residuals, values, guest_dtypes)
         if type(outputs) in _CONTAINERS or trees.is_container(outputs):
-            leaves, structure = trees.flatten(outputs)
+            leaves, structure = trees.flatten(outputs, opens=True)
         else:
             leaves, structure = [outputs], None
         arrays, guest_dtypes = borders.outputs_to_host(
@@ -243,6 +243,12 @@ class Evaluation:
     def assemble(self, leaves: Sequence[Any]) -> Any:
         """Output leaves, concrete or traced → the tree that the model returned."""
         return leaves[0] if self.structure is None else trees.unflatten(self.structure, leaves)
+
+    def assemble_derivatives(self, leaves: Sequence[Any]) -> Any:
+        """`assemble`, of what belongs to arrays alone: None in place of the rest."""
+        if self.structure is None:
+            return leaves[0]
+        return trees.unflatten(trees.without_beside(self.structure), leaves)
 
     @property
     def merges(self) -> bool:
