@@ -108,7 +108,9 @@ class RecordedPullback(Adapter):
 
     def _anew(self, inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]) -> tuple[Any, Any]:
         """The derivative computed anew, at the arrays of the call: the caller may have changed its own since."""
-        root = self._root
+        root, surroundings = self._root, self._source.surroundings
+        if surroundings is not None:
+            surroundings.require(root.program.state)
         leaves = iter(root.leaves)
         loaded = [next(leaves) for _ in range(root.weights)]
         own = [
