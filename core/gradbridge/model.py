@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gradbridge.call_spec import ArgumentNames, CallSpec
-from gradbridge.errors import GuestError
 from gradbridge.closures import Surroundings
+from gradbridge.errors import GuestError
 from gradbridge.inspection import Inspectable, Stranger
 from gradbridge.layout import ParameterLayout
 from gradbridge.wording import given, in_short
