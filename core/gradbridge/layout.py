@@ -217,7 +217,9 @@ def _as_array(name: str, value: Any) -> Array:
     try:
         array = np.asarray(value)
         if array.dtype.kind == "V" and array.dtype.name.startswith(("bfloat", "float")):
-            return array.astype(np.float64)  # what NumPy itself does not know, and is real numbers all the same
+            return array.astype(
+                np.float64
+            )  # what NumPy itself does not know, and is real numbers all the same
         return array
     except Exception as error:
         raise LayoutError(

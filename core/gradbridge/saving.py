@@ -73,6 +73,8 @@ def load_params(
     try:
         if not stat.S_ISREG(os.stat(shown).st_mode):
             raise ParamsFileError(f"{shown} is no regular file; expected one that Bridge.save wrote")
+        with open(shown, "rb"):
+            pass  # safetensors says of whatever it may not read that it is not there
         with safe_open(shown, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
@@ -123,8 +125,9 @@ def _replace(path: str, content: bytes) -> None:
             raise ParamsFileError(
                 f"{path} is a directory, a device or a pipe, and parameters are saved to a regular file; name one"
             )
-        if old is not None and not os.access(target, os.W_OK):
-            raise PermissionError(13, "the file is write-protected", path)
+        if old is not None:
+            with open(target, "r+b"):
+                pass  # it may be written to, or stays as it is
         try:
             with open(beside, "xb") as file:
                 file.write(content)
