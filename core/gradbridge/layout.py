@@ -13,7 +13,7 @@ import numpy.typing as npt
 import optree
 
 from gradbridge import trees
-from gradbridge.errors import LayoutError
+from gradbridge.errors import LayoutError, ParamsDtypeError
 
 Array = npt.NDArray[Any]
 Float64Vector = npt.NDArray[np.float64]
@@ -90,15 +90,30 @@ class ParameterLayout:
 
         Raises:
             LayoutError: a name is missing or unknown, or a shape is not the layout's.
+            ParamsDtypeError: an array is not of real numbers.
         """
-        arrays = self.arrays(tree)
-        flat = np.empty(self.size)
-        for name, shape, where, array in zip(self.names, self.shapes, self.slices, arrays):
-            value = np.asarray(array)
-            if value.shape != shape:
-                raise LayoutError(f"expected shape {shape} for parameter {name!r}, got {value.shape}")
-            flat[where] = value.reshape(-1)
-        return flat
+        arrays = [_as_array(name, array) for name, array in zip(self.names, self.arrays(tree))]
+        self.check(arrays)
+        return self.join(arrays)
+
+    def check(self, arrays: Sequence[Any], of: str = "") -> None:
+        """Refuse arrays that are not the parameters of this layout; reads only their shapes and dtypes.
+
+        Args:
+            arrays: one for each parameter, in order.
+            of: whose they are, as in ``" of Net"``.
+
+        Raises:
+            LayoutError: a shape is not the layout's.
+            ParamsDtypeError: an array is not of real numbers.
+        """
+        for name, shape, array in zip(self.names, self.shapes, arrays):
+            if array.shape != shape:
+                raise LayoutError(f"expected shape {shape} for parameter {name!r}, got {array.shape}")
+            if array.dtype.kind not in "fiu":
+                raise ParamsDtypeError(
+                    f"expected real params{of}, got dtype {array.dtype} for parameter {name!r}"
+                )
 
     def unravel(self, params: Any) -> dict[str, Any]:
         """Cut a flat vector into the named arrays.
@@ -196,6 +211,21 @@ class ParameterLayout:
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
         return "\n".join([*lines, f"{self.size} numbers"])
+
+
+def _as_array(name: str, value: Any) -> Array:
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind == "V" and array.dtype.name.startswith(("bfloat", "float")):
+            return array.astype(
+                np.float64
+            )  # what NumPy itself does not know, and is real numbers all the same
+        return array
+    except Exception as error:
+        raise LayoutError(
+            f"parameter {name!r} is a {type(value).__module__}.{type(value).__name__} that NumPy cannot read "
+            f"({type(error).__name__}: {error}); pass a NumPy array"
+        ) from error
 
 
 def dtype_name(array: Any) -> str:
