@@ -13,6 +13,7 @@ import numpy.typing as npt
 import optree
 
 from gradbridge import trees
+from gradbridge.admission import as_array
 from gradbridge.errors import LayoutError
 
 Array = npt.NDArray[Any]
@@ -67,10 +68,9 @@ class ParameterLayout:
     def of_tree(cls, tree: Any) -> ParameterLayout:
         """The layout of a pytree of arrays; names are the paths, as in ``layers/0/w``."""
         leaves, structure = trees.flatten(tree)
-        names = ["/".join(str(step) for step in path) or "params" for path in structure.paths()]
         shapes = [tuple(int(n) for n in np.shape(leaf)) for leaf in leaves]
         dtypes = [dtype_name(leaf) for leaf in leaves]
-        return cls(tuple(names), tuple(shapes), tuple(dtypes), structure)
+        return cls(leaf_names(structure), tuple(shapes), tuple(dtypes), structure)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -90,11 +90,12 @@ class ParameterLayout:
 
         Raises:
             LayoutError: a name is missing or unknown, or a shape is not the layout's.
+            InputError: NumPy cannot read an array of it, or it is more than its numbers, as a masked one.
         """
         arrays = self.arrays(tree)
         flat = np.empty(self.size)
         for name, shape, where, array in zip(self.names, self.shapes, self.slices, arrays):
-            value = np.asarray(array)
+            value = as_array(array, f"parameter {name!r}")
             if value.shape != shape:
                 raise LayoutError(f"expected shape {shape} for parameter {name!r}, got {value.shape}")
             flat[where] = value.reshape(-1)
@@ -196,6 +197,11 @@ class ParameterLayout:
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
         return "\n".join([*lines, f"{self.size} numbers"])
+
+
+def leaf_names(structure: optree.PyTreeSpec) -> tuple[str, ...]:
+    """What the leaves of a tree of parameters are called: their paths, as in ``layers/0/w``."""
+    return tuple("/".join(map(str, path)) or "params" for path in structure.paths())
 
 
 def dtype_name(array: Any) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.errors import BorderError, ParamsShapeError
+from gradbridge.admission import as_array
+from gradbridge.borders import check_params
+from gradbridge.errors import BorderError
 from gradbridge.layout import Float64Vector, ParameterLayout
 
 FORMAT = "gradbridge-params-1"
@@ -30,13 +32,13 @@ def save_params(path: str | os.PathLike[str], params: Any, layout: ParameterLayo
         layout: of the model that they are for.
 
     Raises:
-        ParamsShapeError: the vector does not fit the layout.
+        ParamsShapeError, ParamsDtypeError, InputError: the vector does not fit the layout.
     """
     from safetensors.numpy import save_file
 
-    vector = np.asarray(params, dtype=np.float64)
-    if vector.shape != (layout.size,):
-        raise ParamsShapeError(f"expected params of shape ({layout.size},), got {vector.shape}")
+    vector = as_array(params, f"params for {os.fspath(path)}")
+    check_params(vector, layout, "the model")
+    vector = vector.astype(np.float64)
     arrays = {name: np.array(array) for name, array in layout.unravel(vector).items()}
     described = {"names": layout.names, "shapes": layout.shapes, "dtypes": layout.dtypes}
     save_file(arrays, os.fspath(path), metadata={"format": FORMAT, "layout": json.dumps(described)})
