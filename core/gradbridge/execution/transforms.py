@@ -13,6 +13,7 @@ import numpy as np
 from gradbridge.call_spec import CallSpec
 from gradbridge.closures import Surroundings
 from gradbridge.errors import GradbridgeError, InputError, Unsupported
+from gradbridge.execution.isolated import run_isolated
 from gradbridge.execution.programs import LRUCache
 from gradbridge.execution.pullbacks import PullbackModel
 from gradbridge.framework import Computation, Form, Framework, Model, Program, filled
@@ -56,10 +57,6 @@ class TransformingAdapter(Adapter):
     @abstractmethod
     def _computation(self, constants: dict[int, Any], spec: CallSpec) -> Computation:
         """leaves ↦ (floats, others, form, after): pure, and without an array of its own."""
-
-    @abstractmethod
-    def _isolated(self, step: Any, inputs: Sequence[Any], noise: int | None, record: bool) -> Any:
-        """Run a step in the model's isolation, its errors explained."""
 
     def pushforward(
         self,
@@ -166,13 +163,13 @@ class TransformingAdapter(Adapter):
             raise Unsupported(self._refused[operation, key])
         remembers = True
         try:
-            return self.source.isolated(run, inputs, noise, True)
+            return run_isolated(self.source, run, inputs, noise, True)
         except Unsupported as error:
             reason = str(error)
-        except Exception as error:
-            reason = in_short(error)
+        except GradbridgeError as error:
+            reason = in_short(error.__cause__ or error)
             # Inputs that do not fit the model say nothing about others; the other way tells what is wrong.
-            remembers = not isinstance(self.source.explain(error, inputs), InputError)
+            remembers = not isinstance(error, InputError)
         reason = f"{self.label} has no {_IN_WORDS[operation]} here: {reason}"
         if remembers:
             self._refused[operation, key] = self.refusals_met[operation] = reason
@@ -195,14 +192,9 @@ class TransformingAdapter(Adapter):
                 return tuple(map(ArraySpec.of, model.specs(leaves)))
             leaves += [ArraySpec(tuple(x.shape), x.dtype) for x in model.extras(0)]
             specs, form = framework.shapes(self._computation(constants, replace(spec, packed=False)), leaves)
-            return form.assemble([ArraySpec.of(s) for s in specs])
+            return form.of_arrays().assemble([ArraySpec.of(s) for s in specs])
 
-        try:
-            return model.isolated(run, (), 0, False)
-        except GradbridgeError:
-            raise
-        except Exception as error:
-            raise model.explain(error, inputs) from error
+        return run_isolated(model, run, (), 0, False)
 
     # -- programs -----------------------------------------------------------------------------
 
