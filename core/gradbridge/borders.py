@@ -160,7 +160,12 @@ def admit(leaf: Any, index: int, label: str, takes_complex: bool) -> Any:
     elif isinstance(leaf, (float, complex, np.generic)):
         array = np.asarray(leaf)
     elif hasattr(leaf, "__array__") and not isinstance(leaf, type):
-        array = as_array(leaf, f"input {index} of {label}")
+        try:
+            array = as_array(leaf, f"input {index} of {label}")
+        except InputError:
+            if _has_numbers(leaf):
+                raise
+            return leaf
     else:
         return leaf
     if array.dtype.kind == "c" and not takes_complex:
@@ -169,6 +174,15 @@ def admit(leaf: Any, index: int, label: str, takes_complex: bool) -> Any:
             f"takes no complex numbers; pass the real and imaginary parts as two inputs"
         )
     return array
+
+
+def _has_numbers(leaf: Any) -> bool:
+    """Whether an array has numbers that others read: not so of a typed key of JAX, which means something to JAX alone."""
+    try:
+        np.dtype(getattr(leaf, "dtype", None))
+    except TypeError:
+        return hasattr(leaf, "__dlpack__")
+    return True
 
 
 def admit_differentiated(values: Sequence[Any], wrt: tuple[int, ...], call: Any) -> Sequence[Any]:
@@ -211,8 +225,7 @@ def admit_differentiated(values: Sequence[Any], wrt: tuple[int, ...], call: Any)
 
 def is_inexact(leaf: Any) -> bool:
     """Whether a leaf is an array of floating or complex numbers: what can have a gradient."""
-    dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and np.dtype(dtype).kind in INEXACT
+    return getattr(getattr(leaf, "dtype", None), "kind", "") in INEXACT
 
 
 def real_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
