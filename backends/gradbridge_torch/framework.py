@@ -30,6 +30,7 @@ from gradbridge_torch.forward_mode import pushed
 from gradbridge_torch.graphs import (
     Gradients,
     Graph,
+    foreign_leaves,
     operations,
     recorded_gradients,
     refuse_cut_graph,
@@ -201,7 +202,7 @@ class TorchProgram(Program):
             tracked.append(leaf)
         _nesting.differentiated = False
         floats, others, form, after = self.fn(leaves)
-        graph = Graph(floats, tracked, _nesting.differentiated, threading.RLock(), [])
+        graph = Graph(floats, tracked, _nesting.differentiated, threading.RLock(), [], leaves)
         outputs = [floats[0].detach()] if len(floats) == 1 else [y.detach() for y in floats]
         return outputs, others, form, after, graph
 
@@ -247,6 +248,9 @@ class TorchProgram(Program):
                 self._doubt_unused(kept)
                 break
         return gradients
+
+    def strangers(self, kept: Graph) -> Sequence[torch.Tensor]:
+        return foreign_leaves(kept.outputs, kept.given)
 
     def pull_recorded(
         self, kept: Graph, cotangents: Sequence[Any], wanted: Sequence[int]
