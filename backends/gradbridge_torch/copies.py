@@ -15,7 +15,7 @@ import itertools
 import sys
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -96,7 +96,7 @@ class Deep:
                 if id(value) not in memo:
                     self._prepare_tensor(value)
             elif not isinstance(value, (types.FunctionType, *_CLOSED)):
-                stack += [item for _, _, item in contents(value) if type(item) not in _ATOMS]
+                stack += [item for _, _, item in contents(value)]
 
     def _prepare_tensor(self, tensor: torch.Tensor) -> None:
         if not tensor.is_leaf:
@@ -118,8 +118,6 @@ class Deep:
         while stack:
             owner, place, value = stack.pop()
             for holder, key, item in contents(value, owner, place):
-                if type(item) in _ATOMS:
-                    continue
                 followed = self._followed(item)
                 if followed is not item:
                     holder[key] = item = followed
@@ -216,26 +214,31 @@ def _is_global(function: Any) -> bool:
 
 
 def contents(value: Any, holder: Any = None, key: Any = None) -> Iterator[tuple[Any, Any, Any]]:
-    """(holder, key, item) for everything that an object holds; ``holder[key] = other`` changes the object.
+    """(holder, key, item) for what an object holds; ``holder[key] = other`` changes the object.
+
+    Numbers, words and empty containers are left out: most of what a module holds is empty.
 
     Args:
         value: the object.
         holder, key: where it stands itself; one that cannot be changed is replaced there.
     """
-    if isinstance(value, dict):
+    if isinstance(value, (dict, nn.Module)):
+        if isinstance(value, nn.Module):
+            value = vars(value)
         for name, item in list(value.items()):
-            yield value, name, item
+            if not (type(item) in _ATOMS or (type(item) in _CONTAINERS and not item)):
+                yield value, name, item
     elif isinstance(value, (list, deque)):
-        yield from ((value, place, item) for place, item in enumerate(value))
+        yield from ((value, place, item) for place, item in enumerate(value) if type(item) not in _ATOMS)
     elif isinstance(value, tuple):
         whole = _Whole(holder, key, list(value), getattr(type(value), "_make", type(value)))
-        yield from ((whole, place, item) for place, item in enumerate(value))
+        yield from ((whole, place, item) for place, item in enumerate(value) if type(item) not in _ATOMS)
     elif isinstance(value, (set, frozenset)):
         members = list(value)
         some = (
             _Members(value, members) if isinstance(value, set) else _Whole(holder, key, members, type(value))
         )
-        yield from ((some, place, item) for place, item in enumerate(members))
+        yield from ((some, place, item) for place, item in enumerate(members) if type(item) not in _ATOMS)
     elif isinstance(value, types.FunctionType):
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
             if _is_assigned(cell):
@@ -266,6 +269,10 @@ def contents(value: Any, holder: Any = None, key: Any = None) -> Iterator[tuple[
             for name in (names,) if isinstance(names, str) else names:
                 if isinstance(vars(cls).get(name), types.MemberDescriptorType) and hasattr(value, name):
                     yield _Attributes(value), name, getattr(value, name)
+
+
+#: Where it pays to see that they are empty.
+_CONTAINERS = frozenset((dict, OrderedDict, list, set, tuple))
 
 
 def _is_assigned(cell: types.CellType) -> bool:
