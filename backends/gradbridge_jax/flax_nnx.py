@@ -39,7 +39,7 @@ class NNXModel(JaxModel):
         self._dtype_asked = floating_dtype(options.dtype)
         self._key: str | None = options.extra.get("key")
         is_train = options.mode == "train"
-        with isolated(True, False):
+        with isolated(True):
             own = _split(module, label)
             layout = ParameterLayout(
                 tuple(map(_name, own.paths)),
@@ -76,13 +76,13 @@ class NNXModel(JaxModel):
             _notice_train_mode(module, label)
 
     def weights(self) -> Sequence[Any]:
-        with isolated(True, False):
+        with isolated(True):
             return _split(self._module, self.label).params
 
     def native(self, weights: Sequence[Array]) -> nnx.Module:
         """In the dtype and on the device of the computation, in the user's mode."""
         own_weights = self.own_weights(weights)
-        with isolated(self.uses_x64(()), False):
+        with isolated(self.uses_x64(())):
             own = _split(self._module, self.label)
             state = jax.tree.unflatten(self._state_def, self._whole_state(self.state, None))
             module: nnx.Module = nnx.merge(

@@ -14,7 +14,7 @@ import optree
 from gradbridge import trees
 from gradbridge.borders import INEXACT
 from gradbridge.call_spec import CallSpec
-from gradbridge.errors import GradbridgeError, GradientShapeError, GuestError, LayoutError
+from gradbridge.errors import GradbridgeError, GradientShapeError, GuestError
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge_numpy.forms import OUTPUTS, Jet
 from gradbridge_numpy.rules import Rules
@@ -149,7 +149,7 @@ class CalledJet(Jet):
         return trees.unflatten(self._structure(place), leaves)
 
     def leaves_of(self, place: int, value: Any, kind: str) -> Sequence[Any]:
-        """The leaves of what a rule returned for a place.
+        """The leaves of what a rule returned for a place; None where it says that there is nothing to return.
 
         Args:
             place: an argument or the outputs.
@@ -159,25 +159,22 @@ class CalledJet(Jet):
         Raises:
             GradientShapeError: it has another structure.
         """
-        layout, label = self.plain.layout, self.plain.label
-        if place == 0 and self.plain.has_params:
-            if _is_flat(value, layout):
-                return layout.cut(np.asarray(value))
-            try:
-                return layout.arrays(value)
-            except LayoutError as error:
-                raise GradientShapeError(
-                    f"the {kind} of {label} for its parameters must return a tree like them, or a vector of shape "
-                    f"{(layout.size,)}: {error}"
-                ) from error
-        structure = self._structure(place)
+        layout, label, structure = self.plain.layout, self.plain.label, self._structure(place)
+        is_params = place == 0 and self.plain.has_params
+        if is_params and _is_flat(value, layout):
+            return layout.cut(np.asarray(value))
+        if is_params and isinstance(value, Mapping) and set(value) == set(layout.names):
+            return [value[name] for name in layout.names]
         if structure.num_nodes == 1:
             return [value]
-        leaves, came = trees.flatten(value)
-        if came != structure:
+        leaves = trees.leaves_like(structure, value)
+        if leaves is None:
             like = "the outputs" if place == OUTPUTS else "its argument's"
+            if is_params:
+                kind, like = f"{kind} for the parameters", f"them, or a vector of shape {(layout.size,)}"
             raise GradientShapeError(
-                f"the {kind} of {label} must return a tree like {like}, {structure}, got {came}"
+                f"the {kind} of {label} must return a tree like {like}; expected {structure}, with None for what has "
+                f"no influence, got {trees.flatten(value)[1]}"
             )
         return leaves
 

@@ -25,6 +25,7 @@ from gradbridge.framework import (
 )
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.protocol import ArraySpec, Traits
+from gradbridge_torch.beside import without_graph
 from gradbridge_torch.elementary import ALL_FORMULAS, Elementary, fused_beyond_its_order
 from gradbridge_torch.forward_mode import pushed
 from gradbridge_torch.graphs import (
@@ -69,6 +70,8 @@ class TorchFramework(Framework):
         self.label, self.device, self.only_reads = label, device, only_reads
         self.on_cpu = device is None or device.type == "cpu"
         self.notices: set[str] = set()
+        #: How often what runs is differentiated at least, by the model itself and around it.
+        self._least_depth = 0
 
     # -- arrays -------------------------------------------------------------------------------
 
@@ -104,9 +107,6 @@ class TorchFramework(Framework):
     def is_inexact(self, native: torch.Tensor) -> bool:
         return native.is_floating_point() or native.is_complex()
 
-    def conj(self, native: torch.Tensor) -> torch.Tensor:
-        return native.conj() if native.is_complex() else native
-
     def cast(self, native: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return native.to(like.dtype)
 
@@ -121,6 +121,21 @@ class TorchFramework(Framework):
             return [output], [], ONE_ARRAY
         return super().split(output, label)
 
+    passes_others = True
+
+    def beside(self, value: Any) -> Any:
+        is_number = isinstance(value, (float, complex)) or getattr(value, "dtype", np.dtype(int)).kind in "fc"
+        if is_number and torch.is_grad_enabled() and "number" not in self.notices:
+            self.notices.add("number")
+            warnings.warn(
+                f"{self.label} returned a {type(value).__name__} next to its tensors, which is a constant for every "
+                f"derivative; return the tensor itself, without .item(), float() or .numpy(), if it depends on "
+                f"what is differentiated",
+                GradbridgeWarning,
+                stacklevel=2,
+            )
+        return without_graph(value)
+
     # -- transforms ---------------------------------------------------------------------------
 
     def trace(
@@ -131,7 +146,7 @@ class TorchFramework(Framework):
     def vjp(self, fn: Function, primals: list[Any]) -> tuple[list[Any], Callable[[list[Any]], Sequence[Any]]]:
         is_mapped = torch._C._functorch.peek_interpreter_stack() is not None
         _nesting.depth += 1
-        depth = _nesting.depth
+        depth = max(_nesting.depth, self._least_depth)
         try:
             if is_mapped:
                 # A per-example first derivative needs no formulas, and would pay for the look-out for them.
@@ -142,11 +157,11 @@ class TorchFramework(Framework):
             with torch.enable_grad(), Elementary(depth):
                 outputs = fn(primals)
             if fused_beyond_its_order(operations(outputs)) is not None:
-                # The model takes gradients itself.
-                depth = ALL_FORMULAS
-                with torch.enable_grad(), Elementary(depth):
-                    outputs = fn(primals)
-                refuse_fused(outputs, self.label)
+                if depth >= ALL_FORMULAS:
+                    refuse_fused(outputs, self.label)
+                # The model takes gradients itself: the whole computation again, since it draws its numbers anew.
+                self._least_depth = ALL_FORMULAS
+                raise RunAgain
         finally:
             _nesting.depth -= 1
             _nesting.differentiated = True

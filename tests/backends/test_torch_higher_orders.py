@@ -128,6 +128,25 @@ def test_a_model_that_takes_gradients_itself_through_a_norm_layer():
         onp.testing.assert_allclose(grad(derivative)(0.0), numeric, rtol=1e-5)
 
 
+def test_a_model_that_takes_gradients_itself_draws_its_masks_once_where_a_formula_computes():
+    class Force(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.energy = net(nn.LayerNorm(4), nn.Dropout(0.4))
+
+        def forward(self, x):
+            x = x if x.requires_grad else x.clone().requires_grad_()
+            return torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
+
+    f = gb.bridge(Force(), mode="train")
+    p, v = f.params, 0.5 * DRAW.normal(size=f.layout.size)
+    slopes = grad(lambda q: np.sum(np.sin(f(q, X))))
+    numeric = (slopes(p + 1e-5 * v) - slopes(p - 1e-5 * v)) / 2e-5
+    onp.testing.assert_allclose(
+        hessian_vector_product(lambda q: np.sum(np.sin(f(q, X))))(p, v), numeric, rtol=1e-6, atol=1e-9
+    )
+
+
 def test_batch_statistics_do_not_move_where_a_formula_computes():
     f = gb.bridge(net(nn.BatchNorm1d(4)), mode="train")
     v = DRAW.normal(size=f.layout.size)

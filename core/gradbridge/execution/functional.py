@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from gradbridge.call_spec import CallSpec
-from gradbridge.errors import GradbridgeError, GuestError, NotDifferentiableError, Unsupported
+from gradbridge.errors import GuestError, NotDifferentiableError, Unsupported
+from gradbridge.execution.isolated import run_isolated
 from gradbridge.execution.programs import LRUCache
 from gradbridge.execution.pullbacks import PullbackModel
 from gradbridge.execution.recorded import RecordedPullback
 from gradbridge.execution.residuals import Residuals
-from gradbridge.execution.transforms import T, TransformingAdapter
+from gradbridge.execution.transforms import TransformingAdapter
 from gradbridge.framework import Computation, Form, Framework, Model, Program, RunAgain, filled
 from gradbridge.inspection import Stranger
 from gradbridge.protocol import Adapter
@@ -44,6 +45,7 @@ class FunctionalAdapter(TransformingAdapter):
         # What most models leave as it is is not called for each input of each call.
         self._has_own_leaf = type(model).leaf is not Model.leaf
         self._has_extras = type(model).extras is not Model.extras
+        self._surroundings = model.surroundings
         self._programs: LRUCache[Program] = LRUCache()
         self._derivatives: LRUCache[FunctionalAdapter] = LRUCache()
         self._noise = None  # of a pullback: that of the call whose derivative it is
@@ -61,17 +63,17 @@ class FunctionalAdapter(TransformingAdapter):
         return self.source.native(weights)
 
     def update(self, weights: Sequence[Any]) -> list[Any]:
-        return self._isolated(partial(self._loaded, weights, False, False), (), None, False)
+        return run_isolated(self.source, partial(self._loaded, weights, False, False), (), None, False)
 
     def update_flat(self, vector: Any, packed: bool) -> list[Any]:
-        return self._isolated(partial(self._loaded, vector, True, packed), (), None, False)
+        return run_isolated(self.source, partial(self._loaded, vector, True, packed), (), None, False)
 
     def forward(
         self, loaded: Sequence[Any], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
         noise = spec.noise if self._noise is None else self._noise
         run = partial(self._run, loaded, None, inputs, spec, wrt, noise)
-        return self._isolated(run, inputs, noise, bool(wrt))
+        return run_isolated(self.source, run, inputs, noise, bool(wrt))
 
     def evaluate(
         self, weights: Any, inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...], flat: bool
@@ -79,16 +81,21 @@ class FunctionalAdapter(TransformingAdapter):
         # Both steps in one isolation: entering it costs as much as the forward of a small model.
         noise = spec.noise if self._noise is None else self._noise
         run = partial(self._run, weights, flat, inputs, spec, wrt, noise)
-        return self._isolated(run, inputs, noise, bool(wrt))
+        return run_isolated(self.source, run, inputs, noise, bool(wrt))
 
     def backward(self, residuals: Residuals, cotangents: Sequence[Any], wrt: tuple[int, ...]) -> list[Any]:
-        return self._pulled(residuals, partial(residuals.pull, self.framework, cotangents, wrt))
+        # As `_pulled`; in place, since it is half of every gradient.
+        if not residuals.dtypes:
+            self._refuse_no_output()
+        step = partial(residuals.pull, self.framework, cotangents, wrt)
+        renew = partial(self._renew, residuals)
+        return run_isolated(self.source, step, residuals.inputs, None, True, "the derivative of", renew)
 
     def backward_merged(
         self, residuals: Residuals, cotangents: Sequence[Any], wrt: tuple[int, ...], left: Sequence[Any]
     ) -> list[Any]:
         """`backward`, with what recorded pullbacks of this call left at its boundary."""
-        return self._pulled(residuals, partial(residuals.pull, self.framework, cotangents, wrt, False, left))
+        return self._pulled(residuals, cotangents, wrt, False, left)
 
     def backward_many(
         self, residuals: Residuals, cotangents: Sequence[Any], wrt: tuple[int, ...]
@@ -96,7 +103,7 @@ class FunctionalAdapter(TransformingAdapter):
         if self.refusal("backward_many"):
             raise Unsupported(self.refusal("backward_many"))
         try:
-            return self._pulled(residuals, partial(residuals.pull, self.framework, cotangents, wrt, True))
+            return self._pulled(residuals, cotangents, wrt, True)
         except Unsupported as error:
             self.refusals_met["backward_many"] = str(error)
             raise
@@ -121,6 +128,8 @@ class FunctionalAdapter(TransformingAdapter):
             or not residuals.program.records
             or not set(wrt) <= set(residuals.wrt)
         ):
+            if self._surroundings is not None and isinstance(residuals, Residuals):
+                self._surroundings.require(residuals.program.state)
             return again
         return RecordedPullback(again, self.framework, self.source, wrt, residuals, self._renew)
 
@@ -135,19 +144,10 @@ class FunctionalAdapter(TransformingAdapter):
     def isolate_calls(self) -> bool:
         return self.source.isolate_calls()
 
-    def strangers(self, residuals: Residuals) -> Sequence[Stranger]:
+    def strangers(self, residuals: Residuals | None) -> Sequence[Stranger]:
+        if residuals is None:
+            return ()
         return [self.source.stranger(native) for native in residuals.program.strangers(residuals.kept)]
-
-    def _isolated(self, step: Callable[[], T], inputs: Sequence[Any], noise: int | None, record: bool) -> T:
-        try:
-            try:
-                return self.source.isolated(step, inputs, noise, record)
-            except RunAgain:
-                return self.source.isolated(step, inputs, noise, record)
-        except GradbridgeError:
-            raise
-        except Exception as error:
-            raise self.source.explain(error, inputs) from error
 
     def _loaded(self, weights: Any, flat: bool, packed: bool) -> list[Any]:
         dtypes = self.source.dtypes
@@ -191,10 +191,16 @@ class FunctionalAdapter(TransformingAdapter):
         leaves, constants = self._leaves(loaded, inputs, noise)
         program = None
         if not constants and not spec.replay:
-            program = self._programs.find(((), spec.structure, wrt, spec.packed, False))
+            state = self._surroundings and self._surroundings()
+            program = self._programs.find(((), spec.structure, wrt, spec.packed, False, state))
         if program is None:
             program = self._program(spec, constants, wrt)
-        floats, others, form, after, kept = program.run(leaves)
+        if self._surroundings is None:
+            floats, others, form, after, kept = program.run(leaves)
+        else:  # a callback of the function may change what it reads
+            before = self._surroundings.now
+            floats, others, form, after, kept = program.run(leaves)
+            self._surroundings.settle(before)
         if after and not spec.replay:
             self.source.move(after)
         if form.structure is None and floats:  # by far the most models return one floating array
@@ -210,23 +216,17 @@ class FunctionalAdapter(TransformingAdapter):
             program, kept, wrt, places, form.floating, dtypes, is_complex, leaves, inputs, noise, len(loaded)
         )
 
-    def _pulled(self, residuals: Residuals, step: Callable[[], list[Any]]) -> list[Any]:
+    def _pulled(self, residuals: Residuals, *pull: Any) -> list[Any]:
         if not residuals.dtypes:
-            raise NotDifferentiableError(
-                f"{self.label} returned no floating array, so it has no derivative; return probabilities rather "
-                f"than a class, say"
-            )
-        model = self.source
-        try:
-            try:
-                return model.isolated(step, residuals.inputs, None, True)
-            except RunAgain as request:
-                self._renew(residuals, request)
-                return model.isolated(step, residuals.inputs, None, True)
-        except GradbridgeError:
-            raise
-        except Exception as error:
-            raise model.explain(error, residuals.inputs, "the derivative of") from error
+            self._refuse_no_output()
+        step, renew = partial(residuals.pull, self.framework, *pull), partial(self._renew, residuals)
+        return run_isolated(self.source, step, residuals.inputs, None, True, "the derivative of", renew)
+
+    def _refuse_no_output(self) -> None:
+        raise NotDifferentiableError(
+            f"{self.label} returned no floating array, so it has no derivative; return probabilities rather "
+            f"than a class, say"
+        )
 
     def _renew(self, residuals: Residuals, request: RunAgain) -> None:
         """Make a call again, so that what its pull needs is there.
@@ -253,6 +253,8 @@ class FunctionalAdapter(TransformingAdapter):
         k, count = 1 if spec.packed else len(self.layout), spec.count
         arrays = [i for i in range(count) if i not in constants]
         stop = k + len(arrays)
+        surroundings = self._surroundings
+        state = 0 if surroundings is None else surroundings()
 
         def compute(leaves: list[Any]) -> tuple[list[Any], list[Any], Form, Sequence[Any]]:
             inputs = list(leaves[k:stop])
@@ -263,4 +265,11 @@ class FunctionalAdapter(TransformingAdapter):
             output, after = model.call(weights, inputs, spec, leaves[stop:])
             return *framework.split(output, label), after
 
-        return compute
+        if surroundings is None:
+            return compute
+
+        def traced(leaves: list[Any]) -> tuple[list[Any], list[Any], Form, Sequence[Any]]:
+            with surroundings.traced(state):
+                return compute(leaves)
+
+        return traced

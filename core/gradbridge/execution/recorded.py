@@ -10,6 +10,7 @@ import numpy as np
 
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeError, Unsupported
+from gradbridge.execution.isolated import run_isolated
 from gradbridge.framework import Framework, Model, Program, RunAgain
 from gradbridge.protocol import Adapter
 
@@ -108,7 +109,9 @@ class RecordedPullback(Adapter):
 
     def _anew(self, inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]) -> tuple[Any, Any]:
         """The derivative computed anew, at the arrays of the call: the caller may have changed its own since."""
-        root = self._root
+        root, surroundings = self._root, self._source.surroundings
+        if surroundings is not None:
+            surroundings.require(root.program.state)
         leaves = iter(root.leaves)
         loaded = [next(leaves) for _ in range(root.weights)]
         own = [
@@ -219,14 +222,7 @@ class RecordedPullback(Adapter):
         return gradients, kept, pulled
 
     def _isolated(self, step: Callable[[], T]) -> T:
-        residuals, source = self._residuals, self._source
-        try:
-            try:
-                return source.isolated(step, residuals.inputs, None, True)
-            except RunAgain as request:
-                self._renew(residuals, request)
-                return source.isolated(step, residuals.inputs, None, True)
-        except GradbridgeError:
-            raise
-        except Exception as error:
-            raise source.explain(error, residuals.inputs, "the derivative of the gradient of") from error
+        residuals = self._residuals
+        renew = partial(self._renew, residuals)
+        doing = "the derivative of the gradient of"
+        return run_isolated(self._source, step, residuals.inputs, None, True, doing, renew)
