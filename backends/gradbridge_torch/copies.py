@@ -90,7 +90,7 @@ class Deep:
             if id(value) in seen:
                 continue
             seen.add(id(value))
-            if type(value) in _PROXIES or isinstance(value, types.ModuleType):
+            if type(value) in _PROXIES or isinstance(value, (types.ModuleType, weakref.ref)):
                 self._note(value, value)
             elif isinstance(value, torch.Tensor):
                 if id(value) not in memo:
@@ -132,8 +132,8 @@ class Deep:
 
     def _followed(self, item: Any) -> Any:
         """What stands in the copy for something of the original; itself where it is a part of the copy already."""
-        if type(item) in _PROXIES:
-            return self._proxy(item)
+        if type(item) in _PROXIES or isinstance(item, weakref.ref):
+            return self._weak(item)
         if id(item) in self._copies:
             return item
         if id(item) in self._memo:
@@ -143,17 +143,24 @@ class Deep:
         if isinstance(item, _LRU) and not _is_global(item):
             inner = self._followed(item.__wrapped__)
             return self._made(item, functools.lru_cache(**item.cache_parameters())(inner))
-        if type(item) is weakref.ref:
-            twin = self._memo.get(id(item()))
-            return item if twin is None else self._made(item, weakref.ref(twin))
         return item
 
-    def _proxy(self, proxy: Any) -> Any:
+    def _weak(self, reference: Any) -> Any:
+        """To the copy of what it refers to, if there is one: a weak reference owns nothing, so it makes none."""
         try:
-            twin = self._memo.get(id(proxy.__repr__.__self__))
-        except ReferenceError:  # what it refers to is gone
-            twin = None
-        return proxy if twin is None else weakref.proxy(twin)
+            if isinstance(reference, weakref.WeakMethod):
+                method = reference()
+                twin = self._memo.get(id(getattr(method, "__self__", None)))
+                return (
+                    reference if twin is None else weakref.WeakMethod(types.MethodType(method.__func__, twin))
+                )
+            is_proxy = type(reference) in _PROXIES
+            twin = self._memo.get(id(reference.__repr__.__self__ if is_proxy else reference()))
+        except ReferenceError:  # a proxy of what is gone
+            return reference
+        if twin is None:
+            return reference
+        return weakref.proxy(twin) if is_proxy else weakref.ref(twin)
 
     def _function(self, function: types.FunctionType) -> Any:
         original = vars(function).get("_torchdynamo_orig_callable")
@@ -277,6 +284,18 @@ _CONTAINERS = frozenset((dict, OrderedDict, list, set, tuple))
 
 def _is_assigned(cell: types.CellType) -> bool:
     return cell != types.CellType()  # the one comparison that does not fail on an empty one
+
+
+def count(root: nn.Module) -> int:
+    """How many things a module holds, tensors and other objects, directly or not."""
+    stack, seen = [root], set()
+    while stack:
+        value = stack.pop()
+        if id(value) not in seen:
+            seen.add(id(value))
+            if not isinstance(value, _CLOSED) and type(value) not in _PROXIES:
+                stack += [item for _, _, item in contents(value)]
+    return len(seen)
 
 
 class _Cell:

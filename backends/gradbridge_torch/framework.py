@@ -40,7 +40,7 @@ from gradbridge_torch.graphs import (
 )
 from gradbridge_torch.replicas import EmptiedError
 from gradbridge_torch.shapes import shapes_of
-from gradbridge_torch.tensors import NUMPY_DTYPES, to_tensor, view_of
+from gradbridge_torch.tensors import NUMPY_DTYPES, floating_dtype, to_tensor, view_of
 
 
 class _Nesting(threading.local):
@@ -106,6 +106,11 @@ class TorchFramework(Framework):
 
     def is_inexact(self, native: torch.Tensor) -> bool:
         return native.is_floating_point() or native.is_complex()
+
+    def floating_dtype(self, name: str) -> torch.dtype:
+        dtype = floating_dtype(name)
+        assert dtype is not None
+        return dtype
 
     def cast(self, native: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return native.to(like.dtype)

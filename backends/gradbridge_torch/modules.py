@@ -25,7 +25,7 @@ from gradbridge_torch.admission import (
     notice_train_mode,
     writes,
 )
-from gradbridge_torch.copies import Deep
+from gradbridge_torch.copies import Deep, count
 from gradbridge_torch.isolation import TorchModel
 from gradbridge_torch.replicas import EMPTIED, Replica, lent
 from gradbridge_torch.strangers import stranger
@@ -80,6 +80,7 @@ class ModuleModel(TorchModel):
         self._lends = self._moves or (has_buffers and has_code)
         # Whether each call has a replica of its own: it computes in its backward, too, or keeps something.
         self._isolates = False
+        self._watches = has_code
         self._compute_in(floating_dtype(options.dtype))
         if not is_train:
             notice_train_mode(module)
@@ -87,13 +88,13 @@ class ModuleModel(TorchModel):
 
     def _compute_in(self, dtype: torch.dtype | None) -> None:
         """Make the template in a dtype; None keeps each tensor's own."""
-        named = self._named.values()
+        placeholders = self._placeholders(self._snapshot)
         tensors = (*self._snapshot.parameters(), *self._snapshot.buffers())
-        self.dtypes = tuple(dtype or p.dtype for p in named)
+        self.dtypes = tuple(dtype or p.dtype for p in placeholders)
         self.dtype = dtype or next((t.dtype for t in tensors if t.is_floating_point()), None)
         self.other_default = dtype
         self._placement = (dtype, self._device)
-        self._template = _converted(self._snapshot, *self._placement, list(named))
+        self._template = _converted(self._snapshot, *self._placement, placeholders)
         self._template.train(self._is_train)
         for tensor in (*self._template.buffers(), *self._template.parameters()) if self._lends else ():
             lent(tensor.detach())  # makes its memory copy-on-write, before any thread asks for it
@@ -112,7 +113,8 @@ class ModuleModel(TorchModel):
         twin = copy.copy(self)
         if self._moves:  # of its own, so that it moves nobody else's
             with self._lock:
-                twin._template = Deep(self._template, {id(p): p for p in self._placeholders()}).module
+                kept = self._placeholders(self._template)
+                twin._template = Deep(self._template, {id(p): p for p in kept}).module
         twin._start()
         return twin
 
@@ -162,6 +164,8 @@ class ModuleModel(TorchModel):
                 # A graph must not outlive its call by hanging in a slot.
                 for slots, key, _ in replica.slots:
                     slots[key] = EMPTIED
+                if self._watches:
+                    self._watch(replica)
                 self._idle.append(replica)
 
     def move(self, after: Sequence[Any]) -> None:
@@ -180,6 +184,14 @@ class ModuleModel(TorchModel):
         changes, self._isolates = not self._isolates, True
         return changes
 
+    def _watch(self, replica: Replica) -> None:
+        """See in its first calls whether a replica holds more after each, as one does that records what it computes."""
+        replica.sizes.append(count(replica.module))
+        if len(replica.sizes) == 5:
+            self._watches = False
+            if all(a < b for a, b in zip(replica.sizes, replica.sizes[1:])):
+                self._isolates = True
+
     def stranger(self, native: torch.Tensor) -> Stranger:
         return stranger(native, self._module, self._named, list(self._replicas))
 
@@ -194,13 +206,20 @@ class ModuleModel(TorchModel):
 
     def _new_replica(self) -> Replica:
         with self._lock:
-            replica = Replica(self._template, self._placeholders(), self._lends)
+            replica = Replica(self._template, self._placeholders(self._template), self._lends)
             self._replicas.add(replica)
         return replica
 
-    def _placeholders(self) -> list[nn.Parameter]:
-        own = dict(self._template.named_parameters())
+    def _placeholders(self, module: nn.Module) -> list[torch.Tensor]:
+        own = dict(module.named_parameters())
         return [own[name] for name in self._named]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Nobody writes to the snapshot; `copy` cannot follow all that `Deep` can.
+        twin = self.fresh()
+        twin._module = Deep(self._module, {}).module
+        twin._named = dict(zip(self._named, self._placeholders(twin._module)))
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_idle", "_lock", "_replicas")}

@@ -45,7 +45,7 @@ class Replica:
         lends: whether its forward may write to buffers, so that it has some of its own in every call.
     """
 
-    def __init__(self, template: nn.Module, trainable: list[nn.Parameter], lends: bool) -> None:
+    def __init__(self, template: nn.Module, trainable: list[torch.Tensor], lends: bool) -> None:
         own: dict[int, Any] = {id(p): p for p in trainable}
         for frozen in template.parameters():
             own.setdefault(id(frozen), _lent_parameter(frozen) if lends else frozen)
@@ -63,6 +63,8 @@ class Replica:
             self.slots += [
                 (theirs, key, indices[id(tensor)]) for key, tensor in ours.items() if id(tensor) in indices
             ]
+        #: How much it held after each of its first calls.
+        self.sizes: list[int] = []
         self._buffers = (
             [
                 (ours._buffers, theirs._buffers)

@@ -14,7 +14,7 @@ from torch import nn
 
 from gradbridge.inspection import Stranger
 from gradbridge_torch.copies import contents
-from gradbridge_torch.replicas import Replica
+from gradbridge_torch.replicas import EMPTIED, Replica
 
 #: Dictionaries of a module whose keys are read like attributes.
 _REGISTERED = ("_parameters", "_buffers", "_modules")
@@ -47,38 +47,44 @@ def stranger(
     own = {id(p): name for name, p in named.items()}
     for replica in replicas:
         path = _path_to(native, replica.module)
+        is_kept = path is None
+        path = path or _path_to_result(native, replica.module)
         if path is None:
             continue
         keys = [step.key for step in path]
         # A parameter of the user's, or a copy of one that bridging should have replaced.
         twins = (id(t) for p, t in _tensors(module) if [step.key for step in p] == keys)
         name = own.get(id(native)) or next((own[twin] for twin in twins if twin in own), None)
-        if name is None:
-            name = next(
-                (n for n in named if n == ".".join(k for k in map(str, keys) if k not in _REGISTERED)), None
-            )
-        return Stranger(_words(name, path), name is not None)
+        return Stranger(_words(name, path, is_kept), name is not None)
     if id(native) in own:
-        name = own[id(native)]
-        return Stranger(f"parameter {name!r} of your own module, reached from outside of it", True)
+        path = _path_to_result(native, module)  # that was replaced in the replica since
+        if path is not None:
+            return Stranger(_words(own[id(native)], path, True), True)
+        return Stranger(f"parameter {own[id(native)]!r} of your own module, reached from outside of it", True)
     if getattr(native, "_is_param", False) and type(native) is torch.Tensor:
         return Stranger(
             f"a weight of shape {tuple(native.shape)} of another call, kept outside of the module", True
         )
     path = _path_to(native, module)
     if path is not None:
-        return Stranger(_words(None, path), False)
+        return Stranger(_words(None, path, False), False)
     return Stranger(f"a tensor of shape {tuple(native.shape)} from outside of the module", False)
 
 
 def _path_to(tensor: torch.Tensor, root: nn.Module) -> Path | None:
-    return next((path for path, found in _tensors(root) if _comes_from(found, tensor)), None)
+    """How a module leads to a tensor."""
+    return next((path for path, one in _tensors(root) if one is tensor), None)
+
+
+def _path_to_result(tensor: torch.Tensor, root: nn.Module) -> Path | None:
+    """How a module leads to something that was computed from a tensor and kept."""
+    return next(
+        (path for path, one in _tensors(root) if one is not EMPTIED and _comes_from(one, tensor)), None
+    )
 
 
 def _comes_from(found: torch.Tensor, tensor: torch.Tensor) -> bool:
-    """Whether one is another, or was computed from it and kept."""
-    if found is tensor:
-        return True
+    """Whether one was computed from another."""
     stack, seen = [found.grad_fn], set()
     while stack:
         node = stack.pop()
@@ -141,7 +147,7 @@ def _globals_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
                 yield name, item
 
 
-def _words(name: str | None, path: Path) -> str:
+def _words(name: str | None, path: Path, is_kept: bool) -> str:
     """``parameter 'scale', reached through the lambda in attribute 'act'``."""
     written, asides, holder, is_registered = "", [], "", False
     for owner, key in path:
@@ -172,6 +178,9 @@ def _words(name: str | None, path: Path) -> str:
             written += f".{key}" if written else str(key)
         is_registered = False
     what = written if name is None else f"parameter {name!r}"
+    if is_kept:
+        what = f"{'a tensor' if name is None else what}, from which {written!r} was computed before and kept"
+        holder = ""
     if asides:
         return f"{what}, reached through {' and '.join(dict.fromkeys(asides))}"
     return f"{what}, kept in a plain {holder} ({written})" if holder else what
