@@ -25,8 +25,9 @@ from gradbridge_torch.admission import (
     notice_train_mode,
     writes,
 )
-from gradbridge_torch.copies import Deep, count
+from gradbridge_torch.copies import Deep
 from gradbridge_torch.isolation import TorchModel
+from gradbridge_torch.places import count
 from gradbridge_torch.replicas import EMPTIED, Replica, lent
 from gradbridge_torch.strangers import stranger
 from gradbridge_torch.tensors import compute_device, floating_dtype, in_precision, to_tensor, view_of

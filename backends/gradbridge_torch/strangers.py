@@ -13,14 +13,11 @@ import torch
 from torch import nn
 
 from gradbridge.inspection import Stranger
-from gradbridge_torch.copies import contents
+from gradbridge_torch.places import MANY, contents
 from gradbridge_torch.replicas import EMPTIED, Replica
 
 #: Dictionaries of a module whose keys are read like attributes.
 _REGISTERED = ("_parameters", "_buffers", "_modules")
-
-#: More objects than these are not searched: a module may lead to the whole program.
-_AT_MOST = 200_000
 
 
 class _Step(NamedTuple):
@@ -101,7 +98,7 @@ def _tensors(root: nn.Module) -> Iterator[tuple[Path, torch.Tensor]]:
     """All tensors that a module leads to, by any way, the nearest first."""
     queue: deque[tuple[Path, Any]] = deque([((), root)])
     seen: set[int] = set()
-    while queue and len(seen) < _AT_MOST:
+    while queue and len(seen) < MANY:
         path, owner = queue.popleft()
         if id(owner) in seen:
             continue
