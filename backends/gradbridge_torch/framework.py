@@ -32,6 +32,7 @@ from gradbridge_torch.graphs import (
     Gradients,
     Graph,
     differentiated,
+    foreign_leaves,
     operations,
     recorded_gradients,
     refuse_cut_graph,
@@ -40,7 +41,7 @@ from gradbridge_torch.graphs import (
 )
 from gradbridge_torch.replicas import EmptiedError
 from gradbridge_torch.shapes import shapes_of
-from gradbridge_torch.tensors import NUMPY_DTYPES, to_tensor, view_of
+from gradbridge_torch.tensors import NUMPY_DTYPES, floating_dtype, to_tensor, view_of
 
 
 class _Nesting(threading.local):
@@ -108,6 +109,11 @@ class TorchFramework(Framework):
 
     def is_inexact(self, native: torch.Tensor) -> bool:
         return native.is_floating_point() or native.is_complex()
+
+    def floating_dtype(self, name: str) -> torch.dtype:
+        dtype = floating_dtype(name)
+        assert dtype is not None
+        return dtype
 
     def cast(self, native: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return native.to(like.dtype)
@@ -219,7 +225,9 @@ class TorchProgram(Program):
             tracked.append(leaf)
         _nesting.differentiated = False
         floats, others, form, after = self.fn(leaves)
-        graph = Graph(floats, tracked, _nesting.differentiated, threading.RLock(), [], self.framework.checked)
+        graph = Graph(
+            floats, tracked, _nesting.differentiated, threading.RLock(), [], self.framework.checked, leaves
+        )
         outputs = [floats[0].detach()] if len(floats) == 1 else [y.detach() for y in floats]
         return outputs, others, form, after, graph
 
@@ -257,6 +265,9 @@ class TorchProgram(Program):
                 self._doubt_unused(kept)
                 break
         return gradients
+
+    def strangers(self, kept: Graph) -> Sequence[torch.Tensor]:
+        return foreign_leaves(kept.outputs, kept.given)
 
     def pull_recorded(
         self, kept: Graph, cotangents: Sequence[Any], wanted: Sequence[int]
