@@ -40,6 +40,7 @@ from gradbridge_torch.graphs import (
 )
 from gradbridge_torch.replicas import EmptiedError
 from gradbridge_torch.shapes import shapes_of
+from gradbridge_torch.surroundings import dispatch_modes, function_modes, recording, set_aside, transform
 from gradbridge_torch.tensors import NUMPY_DTYPES, to_tensor, view_of
 
 
@@ -101,7 +102,8 @@ class TorchFramework(Framework):
     is_complex = staticmethod(torch.is_complex)
 
     def border(self, layout: ParameterLayout, dtypes: Sequence[Any]) -> TorchBorder:
-        return TorchBorder(self, layout, dtypes)
+        with set_aside():
+            return TorchBorder(self, layout, dtypes)
 
     def is_array(self, value: Any) -> bool:
         return isinstance(value, torch.Tensor)
@@ -146,7 +148,7 @@ class TorchFramework(Framework):
         return TorchProgram(self, fn, places)
 
     def vjp(self, fn: Function, primals: list[Any]) -> tuple[list[Any], Callable[[list[Any]], Sequence[Any]]]:
-        is_mapped = torch._C._functorch.peek_interpreter_stack() is not None
+        is_mapped = transform() is not None
         _nesting.depth += 1
         depth = max(_nesting.depth, self._least_depth)
         try:
@@ -326,14 +328,19 @@ class TorchBorder(FrameworkBorder):
     def view(self, native: Any) -> Array:
         if type(native) is not torch.Tensor:
             return super().view(native)
-        try:
-            return native.numpy()  # type: ignore[no-any-return]
-        except (RuntimeError, TypeError):  # on another device, of a dtype or layout that NumPy has not
-            return view_of(native)
+        if not function_modes() and not dispatch_modes():
+            try:
+                return native.numpy()  # type: ignore[no-any-return]
+            except (RuntimeError, TypeError):  # on another device, of a dtype or layout that NumPy has not
+                pass
+        return view_of(native)
 
     def join(self, gradients: Sequence[Any], lead: tuple[int, ...] = ()) -> Array:
         if self._dtype is None or lead or self.layout.size > self._FLATTENED:
             return super().join(gradients, lead)
+        if transform() is not None or dispatch_modes() or function_modes() or recording() is not None:
+            with set_aside():
+                return self.join(gradients, lead)
         for gradient in gradients:
             if type(gradient) is not torch.Tensor or gradient.layout is not torch.strided:
                 return super().join(gradients, lead)

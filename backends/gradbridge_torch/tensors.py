@@ -9,6 +9,7 @@ import torch
 
 from gradbridge.errors import InputError, OptionError
 from gradbridge.layout import Array
+from gradbridge_torch.surroundings import dispatch_modes, function_modes, recording, set_aside, transform
 
 FLOATING = {
     "float64": torch.float64,
@@ -123,6 +124,9 @@ def _of_numpy(array: Array, dtype: torch.dtype | None, device: torch.device | No
 
 def view_of(tensor: torch.Tensor) -> Array:
     """A tensor's content as an array that may share its memory; bfloat16 widens to float32."""
+    if transform() is not None or dispatch_modes() or function_modes() or recording() is not None:
+        with set_aside():
+            return view_of(tensor)
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
     if tensor.dtype is torch.bfloat16:
