@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gradbridge.call_spec import ArgumentNames, CallSpec
+from gradbridge.closures import Surroundings
 from gradbridge.errors import GuestError
 from gradbridge.inspection import Inspectable, Stranger
 from gradbridge.layout import ParameterLayout
@@ -29,6 +30,8 @@ class Model(Inspectable, ABC):
         draws: whether it draws random numbers, or moves state (`Adapter.stochastic`).
         any_rows: whether it takes any length of its inputs' first axes, so that one trace is for all.
         sees_replay: whether `call` itself leaves moving state alone in a replay (its programs differ then).
+        surroundings: what it reads from outside as it is traced, for a framework that compiles; None where
+            that is nothing that could change.
     """
 
     label: str
@@ -39,6 +42,7 @@ class Model(Inspectable, ABC):
     draws: bool = False
     any_rows: bool = False
     sees_replay: bool = False
+    surroundings: Surroundings | None = None
 
     @abstractmethod
     def weights(self) -> Sequence[Any]:

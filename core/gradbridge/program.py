@@ -82,6 +82,9 @@ class Program(ABC):
     #: framework that differentiates the forward of a custom rule, not its backward, the second time.
     merges_from: int | None = None
 
+    #: Of the model's surroundings, that it was made in.
+    state: int = 0
+
     @abstractmethod
     def run(self, leaves: list[Any]) -> tuple[list[Any], list[Any], Form, Sequence[Any], Any]:
         """(floating outputs, other outputs, their form, state after it, what `pull` needs)."""

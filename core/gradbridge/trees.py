@@ -94,6 +94,30 @@ def unflatten(structure: optree.PyTreeSpec, leaves: Any) -> Any:
     return optree.tree_unflatten(structure, leaves)
 
 
+def leaves_like(structure: optree.PyTreeSpec, tree: Any) -> list[Any] | None:
+    """The leaves of a tree that is like another one, but for a None in place of some leaves or branches.
+
+    Args:
+        structure: of the other one.
+        tree: any.
+
+    Returns:
+        One for each leaf of `structure`, None where a None stands; None if the tree is another one.
+    """
+    leaves, came = flatten(tree)
+    if came == structure:
+        return leaves
+    paths, values, _ = optree.tree_flatten_with_path(tree, none_is_leaf=True, namespace=NAMESPACE)
+    given, filled, used = dict(zip(paths, values)), [], set()
+    for path in structure.paths():
+        found = next((path[:n] for n in range(len(path) + 1) if path[:n] in given), None)
+        if found is None or (found != path and given[found] is not None):
+            return None
+        filled.append(given[found])
+        used.add(found)
+    return filled if all(v is None or path in used for path, v in given.items()) else None
+
+
 def is_container(tree: Any) -> bool:
     """Whether a value is a tree of others rather than a leaf."""
     return type(tree) in (tuple, list, dict) or _is_container(tree) or not optree.tree_is_leaf(tree)

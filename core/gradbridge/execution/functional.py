@@ -44,6 +44,7 @@ class FunctionalAdapter(TransformingAdapter):
         # What most models leave as it is is not called for each input of each call.
         self._has_own_leaf = type(model).leaf is not Model.leaf
         self._has_extras = type(model).extras is not Model.extras
+        self._surroundings = model.surroundings
         self._programs: LRUCache[Program] = LRUCache()
         self._derivatives: LRUCache[FunctionalAdapter] = LRUCache()
         self._noise = None  # of a pullback: that of the call whose derivative it is
@@ -130,6 +131,8 @@ class FunctionalAdapter(TransformingAdapter):
             or not residuals.program.records
             or not set(wrt) <= set(residuals.wrt)
         ):
+            if self._surroundings is not None and isinstance(residuals, Residuals):
+                self._surroundings.require(residuals.program.state)
             return again
         return RecordedPullback(again, self.framework, wrt, residuals, self._isolated)
 
@@ -144,7 +147,9 @@ class FunctionalAdapter(TransformingAdapter):
     def isolate_calls(self) -> bool:
         return self.source.isolate_calls()
 
-    def strangers(self, residuals: Residuals) -> Sequence[Stranger]:
+    def strangers(self, residuals: Residuals | None) -> Sequence[Stranger]:
+        if residuals is None:
+            return ()
         return [self.source.stranger(native) for native in residuals.program.strangers(residuals.kept)]
 
     def _refuse_no_output(self) -> None:
@@ -232,10 +237,16 @@ class FunctionalAdapter(TransformingAdapter):
         leaves, constants = self._leaves(loaded, inputs, noise)
         program = None
         if not constants and not spec.replay:
-            program = self._programs.find(((), spec.structure, wrt, spec.packed, False))
+            state = self._surroundings and self._surroundings()
+            program = self._programs.find(((), spec.structure, wrt, spec.packed, False, state))
         if program is None:
             program = self._program(spec, constants, wrt)
-        floats, others, form, after, kept = program.run(leaves)
+        if self._surroundings is None:
+            floats, others, form, after, kept = program.run(leaves)
+        else:  # a callback of the function may change what it reads
+            before = self._surroundings.now
+            floats, others, form, after, kept = program.run(leaves)
+            self._surroundings.settle(before)
         if after and not spec.replay:
             self.source.move(after)
         if form.structure is None and floats:  # by far the most models return one floating array
@@ -276,6 +287,8 @@ class FunctionalAdapter(TransformingAdapter):
         k, count = 1 if spec.packed else len(self.layout), spec.count
         arrays = [i for i in range(count) if i not in constants]
         stop = k + len(arrays)
+        surroundings = self._surroundings
+        state = 0 if surroundings is None else surroundings()
 
         def compute(leaves: list[Any]) -> tuple[list[Any], list[Any], Form, Sequence[Any]]:
             inputs = list(leaves[k:stop])
@@ -286,4 +299,11 @@ class FunctionalAdapter(TransformingAdapter):
             output, after = model.call(weights, inputs, spec, leaves[stop:])
             return *framework.split(output, label), after
 
-        return compute
+        if surroundings is None:
+            return compute
+
+        def traced(leaves: list[Any]) -> tuple[list[Any], list[Any], Form, Sequence[Any]]:
+            with surroundings.traced(state):
+                return compute(leaves)
+
+        return traced

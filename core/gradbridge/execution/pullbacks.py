@@ -29,6 +29,7 @@ class PullbackModel(Model):
         self.label, self.layout = f"gradient of {parent.label}", parent.layout
         self.dtypes, self.dtype = parent.dtypes, parent.dtype
         self.any_rows, self.sees_replay = parent.any_rows, False
+        self.surroundings = parent.surroundings
 
     @property
     def draws(self) -> bool:  # type: ignore[override]

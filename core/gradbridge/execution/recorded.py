@@ -10,6 +10,7 @@ import numpy as np
 
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeError, Unsupported
+from gradbridge.execution.transforms import TransformingAdapter
 from gradbridge.framework import Framework, Program
 from gradbridge.protocol import Adapter
 
@@ -42,7 +43,7 @@ class RecordedPullback(Adapter):
 
     def __init__(
         self,
-        again: Adapter,
+        again: TransformingAdapter,
         framework: Framework,
         wrt: tuple[int, ...],
         residuals: Any,
@@ -105,7 +106,9 @@ class RecordedPullback(Adapter):
 
     def _anew(self, inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]) -> tuple[Any, Any]:
         """The derivative computed anew, at the arrays of the call: the caller may have changed its own since."""
-        root = self._root
+        root, surroundings = self._root, self._again.source.surroundings
+        if surroundings is not None:
+            surroundings.require(root.program.state)
         leaves = iter(root.leaves)
         loaded = [next(leaves) for _ in range(root.weights)]
         own = [
@@ -199,6 +202,7 @@ class RecordedPullback(Adapter):
         again = self._again.pullback(spec, wrt)
         if residuals is None or not set(wrt) <= set(residuals.wrt):
             return again
+        assert isinstance(again, TransformingAdapter)
         return RecordedPullback(again, self._framework, wrt, residuals, self._run, self._root)
 
     def output_spec(self, inputs: Sequence[Any], spec: CallSpec) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gradbridge.call_spec import CallSpec
+from gradbridge.closures import Surroundings
 from gradbridge.errors import GradbridgeError, InputError, Unsupported
 from gradbridge.execution.programs import LRUCache
 from gradbridge.execution.pullbacks import PullbackModel
@@ -40,6 +41,7 @@ class TransformingAdapter(Adapter):
 
     framework: Framework
     source: Model
+    _surroundings: Surroundings | None
     _noise: int | None
     _programs: LRUCache[Program]
     _refused: dict[tuple[str, Any], str]  # transforms that were tried in vain
@@ -214,17 +216,13 @@ class TransformingAdapter(Adapter):
         transform: Transform | None = None,
         rows: Sequence[int] | None = None,
     ) -> Program:
-        replay = spec.replay and self.source.sees_replay
-        key: Any = (way, spec.structure, wrt, spec.packed, replay)
-        if not constants:
-            program = self._programs.find(key)
-            if program is not None:
-                return program
-            return self._programs.get(key, lambda: self._traced(spec, constants, wrt, True, transform, rows))
+        replay, state = spec.replay and self.source.sees_replay, self._surroundings and self._surroundings()
+        key: Any = (way, spec.structure, wrt, spec.packed, replay, state)
         statics = tuple((i, self.framework.constant_key(x)) for i, x in constants.items())
         if any(static is None for _, static in statics):
             return self._traced(spec, constants, wrt, False, transform, rows)
-        key = (*key, statics)
+        if statics:
+            key = (*key, statics)
         return self._programs.get(key, lambda: self._traced(spec, constants, wrt, True, transform, rows))
 
     def _traced(
@@ -241,7 +239,9 @@ class TransformingAdapter(Adapter):
             compute = transform(compute)
         elif rows is None and self.source.any_rows:
             rows = range(k, k + spec.count - len(constants))
-        return self.framework.trace(compute, self._places(wrt, spec, constants), reusable, rows or ())
+        program = self.framework.trace(compute, self._places(wrt, spec, constants), reusable, rows or ())
+        program.state = 0 if self._surroundings is None else self._surroundings()
+        return program
 
     def refusal(self, operation: str) -> str:
         traits = self.framework.traits
