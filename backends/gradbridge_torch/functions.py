@@ -33,7 +33,6 @@ class TensorFunction(FunctionModel, TorchModel):
         self.primitives = TorchFramework(type(function).__name__, device, only_reads=False)
         super().__init__(self.primitives, function, options, floating_dtype(options.dtype))
         TorchModel.__init__(self, device, draws=False, watched=True)
-        self.primitives.label = self.label
 
     def returned(self, output: Any) -> Any:
         if not isinstance(output, (float, int, complex)):

@@ -49,4 +49,5 @@ def _adapted(model: Any, options: GuestOptions) -> FunctionalAdapter:
         function: TensorFunction = KerasModel(model, options)
     else:
         function = TensorFunction(model, options)
+    function.primitives.label = function.label
     return FunctionalAdapter(function.primitives, function)

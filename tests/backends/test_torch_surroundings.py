@@ -1,11 +1,11 @@
 """What a program has switched on in torch around a bridge: transforms, modes, tracers. Its numbers are the same."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import autograd.numpy as np
 import numpy as onp
 import pytest
-from autograd import grad, hessian_vector_product
+from autograd import grad, hessian_vector_product, make_vjp
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -105,6 +105,61 @@ def test_a_host_program_within_has_the_numbers_that_it_has_without(surroundings,
     expected = figures(f)
     surroundings(lambda: found.append(figures(f if bridged == "before" else gb.bridge(net))))
     for ours, truth in zip(found[0], expected):
+        onp.testing.assert_allclose(ours, truth, rtol=1e-12)
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+STEPS = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "no_grad": torch.no_grad,
+    "inference mode": torch.inference_mode,
+    "lossy hooks": lambda: torch.autograd.graph.saved_tensors_hooks(lambda t: 0 * t, lambda t: t),
+    "default dtype": lambda: default_dtype(torch.float16),
+    "default device": lambda: default_device("meta"),
+    "deterministic": deterministic,
+    "anomaly": torch.autograd.detect_anomaly,
+    "fake tensors": FakeTensorMode,
+    "dispatch mode": Refusing,
+    "function mode": Doubling,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("step", ["evaluation", "first pull", "second evaluation", "second pull"])
+@pytest.mark.parametrize("surroundings", STEPS.values(), ids=STEPS)
+def test_each_step_alone_has_the_numbers_that_it_has_without(surroundings, step):
+    f = gb.bridge(Net())
+    p, v = f.params, onp.ones(f.params.size)
+
+    def steps(within):
+        with surroundings() if within == "evaluation" else nullcontext():
+            pull, value = make_vjp(f)(p, X)
+        with surroundings() if within == "first pull" else nullcontext():
+            gradient = pull(onp.cos(value))
+        with surroundings() if within == "second evaluation" else nullcontext():
+            again, slope = make_vjp(grad(lambda q: np.sum(np.sin(f(q, X)))))(p)
+        with surroundings() if within == "second pull" else nullcontext():
+            return value, gradient, slope, again(v)
+
+    for ours, truth in zip(steps(step), steps(None)):
         onp.testing.assert_allclose(ours, truth, rtol=1e-12)
 
 
