@@ -119,7 +119,9 @@ class FirstCall:
 
     def _gradients(self) -> Sequence[Array] | None:
         try:
-            return self._pulled(self._evaluation) if self._wrt else None
+            # Where it is numeric a gradient costs as many evaluations as there are numbers.
+            pulls = self._wrt and self._adapter.traits.is_gradient_cheap
+            return self._pulled(self._evaluation) if pulls else None
         except DerivativeError:
             return None  # the host's own pull tells of it, if it comes to that
 

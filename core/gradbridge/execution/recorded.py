@@ -40,6 +40,7 @@ class RecordedPullback(Adapter):
     """
 
     step = "backward"
+    results_are_typed = True
 
     def __init__(
         self,
