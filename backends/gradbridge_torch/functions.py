@@ -33,7 +33,6 @@ class TensorFunction(FunctionModel, TorchModel):
         self.primitives = TorchFramework(type(function).__name__, device, only_reads=False)
         super().__init__(self.primitives, function, options, floating_dtype(options.dtype))
         TorchModel.__init__(self, device, draws=False, watched=True)
-        self.primitives.label = self.label
         self.other_default = floating_dtype(options.dtype)
 
     def in_dtype(self, name: str) -> Self:

@@ -14,10 +14,17 @@ from typing import Any
 
 import torch
 
-from gradbridge.errors import GradbridgeError
 from gradbridge.framework import Model
-from gradbridge_torch.explain import explain_backward, explain_forward
+from gradbridge_torch.explain import explain_backward, explain_forward, steers
 from gradbridge_torch.replicas import EmptiedError
+from gradbridge_torch.surroundings import (
+    default_device,
+    dispatch_modes,
+    function_modes,
+    recording,
+    set_aside,
+    transform,
+)
 
 # The hooks that are called when a tensor is saved for a backward, if any are.
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
@@ -70,6 +77,8 @@ class TorchModel(Model):
     def __init__(self, device: torch.device | None, draws: bool, watched: bool) -> None:
         self.device, self.draws = device, draws
         self._default_dtype = torch.get_default_dtype()
+        self._default_device = default_device()
+        self._own_modes = int(self._default_device is not None)
         self._is_watched, self._is_probed = watched, False
         #: Whether it takes gradients itself, by its weights or inputs, so that a plain forward records, too.
         self.differentiates = False
@@ -85,6 +94,11 @@ class TorchModel(Model):
             or torch.is_autocast_enabled("cpu")
             or torch.is_autocast_enabled("cuda")
             or _top_hooks(True) not in (None, _KEPT)
+            or transform() is not None
+            or dispatch_modes()
+            or recording() is not None
+            or function_modes() != self._own_modes
+            or (self._own_modes and default_device() != self._default_device)
         ):
             with self._pinned():
                 return self.isolated(thunk, inputs, noise, record)
@@ -106,7 +120,9 @@ class TorchModel(Model):
             self._default_dtype = default  # was not it
             raise
 
-    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
+    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> Exception:
+        if steers(error):
+            return error
         if doing.startswith("the derivative"):
             return explain_backward(error, self.label, "gradient" in doing)
         return explain_forward(error, self.label, inputs)
@@ -172,6 +188,7 @@ class TorchModel(Model):
     @contextmanager
     def _pinned(self) -> Iterator[None]:
         with ExitStack() as stack:
+            stack.enter_context(set_aside(self._default_device))
             # Hooks on saved tensors (a lossy memory, a checkpoint around us): only the innermost ones are called.
             if _top_hooks(True) not in (None, _KEPT):
                 stack.enter_context(torch.autograd.graph.saved_tensors_hooks(*_KEPT))
