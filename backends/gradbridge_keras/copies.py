@@ -125,9 +125,10 @@ class _Copier:
             set.update(container, items)
         else:
             pairs = [(self._now(key), value) for key, value in container.items()]
-            container.clear()
+            kind = OrderedDict if isinstance(container, OrderedDict) else dict
+            kind.clear(container)
             for key, value in pairs:
-                dict.__setitem__(container, key, value)
+                kind.__setitem__(container, key, value)
 
     def _of(self, x: Any) -> Any:
         """The copy of anything."""

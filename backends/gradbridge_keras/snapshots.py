@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.backend.common import dtypes
 
 from gradbridge import trees
 from gradbridge.call_spec import CallSpec
@@ -20,6 +21,7 @@ from gradbridge_keras.copies import compute_dtypes, copied, is_in_dtype, value_o
 from gradbridge_keras.variables import Roles, Scope, called
 
 _settings = threading.RLock()
+_NARROWED: dict[str, str] = getattr(dtypes, "BIT64_TO_BIT32_DTYPE", {})
 
 
 class Snapshot:
@@ -106,7 +108,7 @@ class Snapshot:
         variables = self.roles.of(model)
         # What leads to the user's own variables by a global name gets the tensors of the call, too.
         aliases = {id(v): value for v, value in zip(self.variables, values)}
-        with _floatx(self.dtype or self._own_floatx):
+        with _precision(self.dtype or self._own_floatx):
             scope = Scope(zip(variables, values, strict=True), aliases)
             output = called(model, scope, args, kwargs, training, **how)
         self.foreign.update((v.path, v) for v in scope.foreign.values() if v.trainable)
@@ -205,14 +207,21 @@ def _agree(ours: Sequence[Any], theirs: Sequence[Any], tolerance: float) -> bool
 
 
 @contextmanager
-def _floatx(name: str) -> Iterator[None]:
-    """Keras' default float as it was when the model was bridged; global, so under a lock and put back."""
+def _precision(name: str) -> Iterator[None]:
+    """Keras' default float, as it was when the model was bridged or as the copy has it; and float64 remains float64.
+
+    On JAX and torch, Keras' own promotion brings float64 down to float32 even between two of float64.
+    All of that is global, so under a lock and put back.
+    """
     with _settings:
-        before = keras.config.floatx()
+        before, narrowed = keras.config.floatx(), dict(_NARROWED)
         if before != name:
             keras.config.set_floatx(name)
+        if name == "float64":
+            _NARROWED.update({wide: wide for wide in ("float64", "complex128")})
         try:
             yield
         finally:
+            _NARROWED.update(narrowed)
             if before != name:
                 keras.config.set_floatx(before)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import keras
 
 from gradbridge.call_spec import CallSpec, argument_names
-from gradbridge.errors import OptionError, UnknownModelError
+from gradbridge.errors import GradbridgeError, OptionError, UnknownModelError
 from gradbridge.inspection import Stranger
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions
@@ -96,6 +97,9 @@ class StatelessModel:
         run = thunk if self._is_checked or noise is None else lambda: self._checked(thunk, inputs)
         return super().isolated(run, inputs, noise, record)  # type: ignore[misc]
 
+    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
+        return super().explain(_without_heading(error), inputs, doing)  # type: ignore[misc,no-any-return]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Nothing in it is written to, and Keras copies models by their configs.
         memo[id(self)] = twin = copy.copy(self)
@@ -124,3 +128,14 @@ def read(variable: Any) -> Array:
     """A variable's value, a new array; bfloat16, which NumPy lacks, widens."""
     value = value_of(variable)
     return value.astype("float32" if value.dtype.name == "bfloat16" else value.dtype)
+
+
+def _without_heading(error: Exception) -> Exception:
+    """What a layer raised, without what Keras puts around its message, where that can be told."""
+    found = re.search(r"\x1b\[1m(.*?)\x1b\[0m", str(error), re.DOTALL)
+    if found is None or not found[1].strip():
+        return error
+    try:
+        return type(error)(found[1].strip())
+    except TypeError:  # its class takes more than a message
+        return error

@@ -39,13 +39,20 @@ class Scope(keras.StatelessScope):
 
     Attributes:
         foreign: the variables that were read and are none of these.
+        moved: those that were assigned.
     """
 
     def __init__(self, mapping: Iterable[tuple[Any, Any]], aliases: Mapping[int, Any]) -> None:
         super().__init__(mapping, collect_losses=True, initialize_variables=False)
         self.state_mapping.update(aliases)
-        self.known = set(self.state_mapping)
+        self._known = set(self.state_mapping)
         self.foreign: dict[int, Any] = {}
+        self.moved: list[Any] = []
+
+    def add_update(self, update: tuple[Any, Any]) -> None:
+        if id(update[0]) not in self._known:
+            self.moved.append(update[0])
+        super().add_update(update)
 
     def get_current_value(self, variable: Any) -> Any:
         value = super().get_current_value(variable)
@@ -76,7 +83,7 @@ def called(
         call: (model, args, kwargs) ↦ outputs.
 
     Raises:
-        GuestError: it makes variables, or moves some that are none of its own.
+        GuestError: it makes variables, or moves some that Keras does not track.
     """
     if len(args) > 1 and isinstance(getattr(model, "_inputs_struct", None), (list, tuple)):
         args = (list(args),)  # f(params, a, b) of a functional model with the inputs [a, b]
@@ -92,12 +99,19 @@ def called(
             )
     finally:
         del unmade[count:]  # Keras would make them when the next scope ends
-    if not scope.known.issuperset(scope.state_mapping):
-        raise GuestError(
-            f"{model.name} draws random numbers from Keras' global generator, or changes a variable that is "
-            f"none of its own; give the layer a generator, self.seed_generator = "
-            f"keras.random.SeedGenerator(seed), and pass it as seed="
-        )
+    metrics = {id(v) for v in model.metrics_variables} if scope.moved else ()
+    for v in scope.moved:
+        if _is_seed(v):
+            raise GuestError(
+                f"{model.name} draws random numbers from Keras' global generator; give the layer a generator, "
+                f"self.seed_generator = keras.random.SeedGenerator(seed), and pass it as seed="
+            )
+        if training and id(v) not in metrics:
+            raise GuestError(
+                f"{model.name} changes {v.path!r} in train mode, a variable that Keras does not track, and so cannot "
+                f"be carried from call to call; make it an attribute of the layer, or use mode='eval', where each "
+                f"call starts from its value as it was when bridged"
+            )
     return output
 
 
