@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -72,6 +73,12 @@ class EquinoxModel(JaxModel):
         own = InDtype(dtype)(tree.fill(tree.arrays, tree.fixed))
         self._tree = tree = ParameterTree(own, dtype, self.label)
         self.state = (*tree.fixed, *(cast_floating(leaf, dtype) for leaf in self._first))
+
+    def readers(self) -> Sequence[Any]:
+        return [
+            self._module,
+            *(f for f in jax.tree.leaves(self._module) if isinstance(f, types.FunctionType)),
+        ]
 
     def weights(self) -> Sequence[Any]:
         return self._tree.arrays

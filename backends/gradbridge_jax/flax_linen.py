@@ -69,6 +69,9 @@ class LinenModel(JaxModel):
         self._module = _in_dtype(self._bridged, dtype)
         self.state = (*self._tree.fixed, *(cast_floating(leaf, dtype) for leaf in self._first))
 
+    def readers(self) -> Sequence[Any]:
+        return (self._bridged,)
+
     def weights(self) -> Sequence[Any]:
         return self._tree.arrays
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -89,6 +90,12 @@ class NNXModel(JaxModel):
     def _recast(self, dtype: np.dtype[Any]) -> None:
         self._graph, state = self._in_dtype(dtype)
         self.state = self._moving(state)
+
+    def readers(self) -> Sequence[Any]:
+        own = self._bridged
+        parts = [part for _, part in nnx.iter_modules(nnx.merge(own.graph, own.params_tree, own.state_tree))]
+        functions = [f for part in parts for f in vars(part).values() if isinstance(f, types.FunctionType)]
+        return [*(part for part in parts if not type(part).__module__.startswith("flax.")), *functions]
 
     def weights(self) -> Sequence[Any]:
         with isolated(True):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Self
 
 import jax
 import numpy as np
 
+from gradbridge.closures import surroundings
 from gradbridge.errors import GradbridgeError, OptionError
 from gradbridge.framework import Framework, Model
+from gradbridge.inspection import Stranger
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions
 from gradbridge_jax.arrays import OnDevice, compute_device, floating_dtype, has_64_bits, own_device
@@ -60,7 +63,26 @@ class JaxModel(OnDevice, Model):
         self.has_key, self.moves = has_key, moves
         self.draws = has_key or moves
         self._flags = usual_flags(has_key)
+        readers = self.readers() if options.extra.get("jit", "auto") is not False else ()
+        self.surroundings = surroundings(partial(print, *readers)) if readers else None
         self._compute_in(dtypes, dtype)
+
+    def readers(self) -> Sequence[Any]:
+        """Functions and objects whose code is traced: what it reads from outside is watched."""
+        return ()
+
+    def owns(self, native: Any) -> bool:
+        """Whether an array is a parameter of the user's own model, which no call may be computed with."""
+        return any(own is native for own in self.weights())
+
+    def stranger(self, native: Any) -> Stranger:
+        for name, own in zip(self.layout.names, self.weights()):
+            if own is native:
+                where = (
+                    "a function or an object that refers to the module that was bridged, or to a part of it"
+                )
+                return Stranger(f"{name}, by way of {where}", True)
+        return super().stranger(native)
 
     def _compute_in(self, dtypes: Sequence[np.dtype[Any]], dtype: np.dtype[Any] | None) -> None:
         self.dtypes, self.dtype = tuple(dtypes), dtype
