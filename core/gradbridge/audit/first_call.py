@@ -209,7 +209,7 @@ class FirstCall:
         if coarse:
             told = f"returns {coarse[0].name}"
         else:
-            steps = coarse_steps(self._quiet, self._values, self._evaluation.outputs)
+            steps = coarse_steps(self._quiet, self._values, self._evaluation.outputs, self._wrt)
             if steps is None:
                 return
             told = f"moves in steps of about {steps:.0e} of its outputs, as numbers of a coarser dtype do"
