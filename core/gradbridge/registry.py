@@ -106,10 +106,10 @@ class Registry(Plugins):
                 that name that failed is named with its reason.
         """
         self._load_plugins()
-        if name in self._backends:
+        if isinstance(name, str) and name in self._backends:
             return self._backends[name][0]
         problems = self.problems
-        if name in problems:
+        if isinstance(name, str) and name in problems:
             raise UnknownBackendError(f"backend {name!r} could not be taken in: {problems[name]}")
         hint = suggestion(name, self._backends, 0.5)
         raise UnknownBackendError(
@@ -228,10 +228,10 @@ class Registry(Plugins):
         )
 
     def _half(self, name: str, role: str) -> Any:
+        backend = self.backend(name)
         known = self._halves.get((name, role))
         if known is not None:
             return known
-        backend = self.backend(name)
         target = getattr(backend, role)
         if target is None:
             others = ", ".join(n for n, (b, _) in sorted(self._backends.items()) if getattr(b, role))

@@ -15,6 +15,7 @@ from gradbridge import trees
 from gradbridge.borders import as_array, check_params
 from gradbridge.errors import BorderError
 from gradbridge.layout import Array, Float64Vector, ParameterLayout
+from gradbridge.option_values import check_options
 
 FORMAT = "gradbridge-params-1"
 
@@ -69,6 +70,7 @@ def load_params(
     """
     from safetensors import SafetensorError, safe_open
 
+    check_options(names=names)
     shown = os.fsdecode(path)
     try:
         if not stat.S_ISREG(os.stat(shown).st_mode):
