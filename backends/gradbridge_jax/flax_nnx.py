@@ -15,6 +15,7 @@ from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import GradbridgeWarning, NotDifferentiableError, OptionError, UnknownModelError
 from gradbridge.layout import ParameterLayout, dtype_name
 from gradbridge.protocol import Array, GuestOptions
+from gradbridge.wording import in_short
 from gradbridge_jax.arrays import cast_floating, floating_dtype
 from gradbridge_jax.isolation import isolated, key_like
 from gradbridge_jax.models import JaxModel, refuse_options
@@ -154,8 +155,8 @@ def _split(module: nnx.Module, label: str) -> _Parts:
         return _Parts(module)
     except Exception as error:
         raise UnknownModelError(
-            f"{label} cannot be split into its parameters and state ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); keep modules in nnx.List and arrays in nnx.Variable"
+            f"{label} cannot be split into its parameters and state ({in_short(error)}); "
+            f"keep modules in nnx.List and arrays in nnx.Variable"
         ) from error
 
 

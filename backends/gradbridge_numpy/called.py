@@ -12,6 +12,7 @@ import numpy as np
 import optree
 
 from gradbridge import trees
+from gradbridge.admission import as_array
 from gradbridge.borders import INEXACT
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeError, GradientShapeError, GuestError
@@ -59,7 +60,7 @@ class PlainFunction:
             raise GuestError(
                 f"{self.label} failed on inputs {shapes or '(none)'}: {type(error).__name__}: {error}"
             ) from error
-        return copied_tree(output)
+        return copied_tree(output, f"an output of {self.label}")
 
     def bind(self, leaves: Sequence[Any], spec: CallSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Leaves → all arguments as the function takes them."""
@@ -196,9 +197,16 @@ def copies(leaves: Sequence[Any]) -> list[Any]:
     return [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
 
 
-def copied_tree(tree: Any) -> Any:
-    """Every number or array of a tree as a new array; the rest is left for the border to refuse."""
+def copied_tree(tree: Any, what: str = "an array") -> Any:
+    """Every number or array of a tree as a new array; the rest is left for the border to refuse.
+
+    Args:
+        tree: of a function, or of a rule.
+        what: errors call an array that is more than its numbers, as a masked one is.
+    """
     if type(tree) is np.ndarray:
         return tree.copy()
     leaves, structure = trees.flatten(tree)
-    return trees.unflatten(structure, [np.array(x) if isinstance(x, NUMBERS) else x for x in leaves])
+    return trees.unflatten(
+        structure, [np.array(as_array(x, what)) if isinstance(x, NUMBERS) else x for x in leaves]
+    )

@@ -12,6 +12,7 @@ from gradbridge import trees
 from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import OptionError
 from gradbridge.layout import Array, ParameterLayout
+from gradbridge.options import parameter_array
 from gradbridge.protocol import Adapter, GuestOptions, Traits, refuse_unknown_options
 from gradbridge_numpy.architectures import Network, NetworkAdapter
 from gradbridge_numpy.called import CalledJet, PlainFunction, copies
@@ -78,8 +79,10 @@ class CallableAdapter(FormsAdapter):
         self.dtype = floating_dtype(options.dtype)
         has_params = options.params is not None
         self.layout = ParameterLayout.of_tree(options.params) if has_params else ParameterLayout.empty()
+        leaves = trees.flatten(options.params)[0]
+        arrays = [parameter_array(leaf, name, "fiu") for leaf, name in zip(leaves, self.layout.names)]
         # Law 5: the caller may change the arrays of the tree later.
-        self._present = [np.array(leaf, dtype=np.float64) for leaf in trees.flatten(options.params)[0]]
+        self._present = [np.array(array, dtype=np.float64) for array in arrays]
         self._differences = Differences(numeric) if numeric is not None else None
         self._rules = Rules.of(function, self.label)
         self._plain = PlainFunction(function, self.label, self.layout, self._rules)

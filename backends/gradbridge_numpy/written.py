@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from gradbridge.admission import as_array
 from gradbridge.errors import (
     GradbridgeError,
     GradientShapeError,
@@ -176,7 +177,10 @@ class WrittenJet(CalledJet):
         like = self.row(place)[leaf]
         if value is None or not self.moves(place, leaf):
             return self.zeros(place, leaf)
-        array, expected, is_complex = np.asarray(value), np.shape(like), kind_of(like) == "c"
+        array = value
+        if type(value) is not np.ndarray:
+            array = as_array(value, f"what the {words[0]} of {self.plain.label} for {words[1]} returned")
+        expected, is_complex = np.shape(like), kind_of(like) == "c"
         if array.shape == expected and array.dtype.kind in ("fiubc" if is_complex else "fiub"):
             # Whoever takes it to the host copies it.
             return np.asarray(array, np.result_type(array, np.complex64 if is_complex else np.float32))

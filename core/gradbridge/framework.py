@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from gradbridge import trees
+from gradbridge.admission import as_array
 from gradbridge.borders import Border
 from gradbridge.constants import constant_key
 from gradbridge.errors import OutputError, Unsupported
@@ -295,8 +296,8 @@ class FrameworkBorder(Border):
 
     def view(self, native: Any) -> Any:
         """As NumPy's array, which may share its memory."""
-        return (
-            np.asarray(native)
-            if isinstance(native, (np.ndarray, np.generic))
-            else self.framework.asnumpy(native)
-        )
+        if type(native) is np.ndarray:
+            return native
+        if isinstance(native, (np.ndarray, np.generic)):
+            return as_array(native, "an array of the model")
+        return self.framework.asnumpy(native)

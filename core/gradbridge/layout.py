@@ -13,6 +13,7 @@ import numpy.typing as npt
 import optree
 
 from gradbridge import trees
+from gradbridge.admission import as_array
 from gradbridge.errors import LayoutError, ParamsDtypeError
 
 Array = npt.NDArray[Any]
@@ -67,10 +68,9 @@ class ParameterLayout:
     def of_tree(cls, tree: Any) -> ParameterLayout:
         """The layout of a pytree of arrays; names are the paths, as in ``layers/0/w``."""
         leaves, structure = trees.flatten(tree)
-        names = ["/".join(str(step) for step in path) or "params" for path in structure.paths()]
         shapes = [tuple(int(n) for n in np.shape(leaf)) for leaf in leaves]
         dtypes = [dtype_name(leaf) for leaf in leaves]
-        return cls(tuple(names), tuple(shapes), tuple(dtypes), structure)
+        return cls(leaf_names(structure), tuple(shapes), tuple(dtypes), structure)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,6 +91,7 @@ class ParameterLayout:
         Raises:
             LayoutError: a name is missing or unknown, or a shape is not the layout's.
             ParamsDtypeError: an array is not of real numbers.
+            InputError: NumPy cannot read an array of it, or it is more than its numbers, as a masked one.
         """
         arrays = [_as_array(name, array) for name, array in zip(self.names, self.arrays(tree))]
         self.check(arrays)
@@ -214,18 +215,15 @@ class ParameterLayout:
 
 
 def _as_array(name: str, value: Any) -> Array:
-    try:
-        array = np.asarray(value)
-        if array.dtype.kind == "V" and array.dtype.name.startswith(("bfloat", "float")):
-            return array.astype(
-                np.float64
-            )  # what NumPy itself does not know, and is real numbers all the same
-        return array
-    except Exception as error:
-        raise LayoutError(
-            f"parameter {name!r} is a {type(value).__module__}.{type(value).__name__} that NumPy cannot read "
-            f"({type(error).__name__}: {error}); pass a NumPy array"
-        ) from error
+    array = as_array(value, f"parameter {name!r}")
+    if array.dtype.kind == "V" and array.dtype.name.startswith(("bfloat", "float")):
+        return array.astype(np.float64)  # real numbers all the same, which NumPy itself does not know
+    return array
+
+
+def leaf_names(structure: optree.PyTreeSpec) -> tuple[str, ...]:
+    """What the leaves of a tree of parameters are called: their paths, as in ``layers/0/w``."""
+    return tuple("/".join(map(str, path)) or "params" for path in structure.paths())
 
 
 def dtype_name(array: Any) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from gradbridge import trees
-from gradbridge.borders import as_array, check_params
+from gradbridge.admission import as_array
+from gradbridge.borders import check_params
 from gradbridge.errors import BorderError
 from gradbridge.layout import Array, Float64Vector, ParameterLayout
 from gradbridge.option_values import check_options

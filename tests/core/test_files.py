@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gradbridge as gb
-from gradbridge.errors import LayoutError, ParamsDtypeError
+from gradbridge.errors import InputError, ParamsDtypeError
 from gradbridge.saving import ParamsFileError
 
 
@@ -225,7 +225,7 @@ def test_what_is_no_real_number_is_refused_in_trees_and_vectors_alike(f, path, l
 
 
 def test_a_leaf_that_is_no_array_is_refused_by_its_name(f):
-    with pytest.raises(LayoutError, match="parameter 'a' is a builtins.list that NumPy cannot read"):
+    with pytest.raises(InputError, match="parameter 'a' is a builtins.list that NumPy cannot read"):
         f.layout.ravel({"a": [[1.0], [2.0, 3.0]], "b": np.zeros((2, 3))})
 
 

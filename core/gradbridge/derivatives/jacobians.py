@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradbridge import borders, trees
+from gradbridge.admission import as_array
 from gradbridge.derivatives.points import EvaluationPoint, Linearization
 from gradbridge.derivatives.problem import JacobianProblem
 from gradbridge.derivatives.strategies import Solver
@@ -255,7 +256,7 @@ def ggn(point: EvaluationPoint, vector: Any, wrt: Any, hessian: Any) -> Any:
     if callable(hessian):
         pushed = hessian(pushed)
     elif hessian is not None:
-        matrix = np.asarray(hessian)
+        matrix = as_array(hessian, "hessian=")
         if not isinstance(pushed, np.ndarray):
             raise OptionError(
                 f"hessian is an array for a model that returns one array, and {point.label} returns a tree of "

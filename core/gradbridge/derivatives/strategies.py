@@ -193,5 +193,4 @@ class Solver:
 _WHY_NOT = {
     "rows": "its rows are not independent of each other, or its backend cannot compute them apart",
     "vjp": "its backend cannot pull back several cotangents at once through it",
-    "jvp": "its backend cannot push several tangents at once through it",
 }

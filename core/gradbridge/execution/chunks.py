@@ -201,7 +201,7 @@ class ChunkedAdapter(Adapter):
         """(how many rows there are, which input leaves have them): those as long as the first array."""
         arrays = [x for x in inputs if isinstance(x, np.ndarray) and x.ndim]
         count = len(arrays[0]) if arrays else 0
-        return count, tuple(isinstance(x, np.ndarray) and x.ndim > 0 and len(x) == count for x in inputs)
+        return count, tuple(getattr(x, "ndim", 0) > 0 and len(x) == count for x in inputs)
 
     def outputs_with_rows(self, has_rows: tuple[bool, ...], count: int) -> tuple[bool, ...]:
         """Which outputs have rows; the others are sums over the rows."""

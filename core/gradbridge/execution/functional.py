@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from gradbridge.call_spec import CallSpec
-from gradbridge.errors import GuestError, NotDifferentiableError, Unsupported
-from gradbridge.execution.isolated import run_isolated
+from gradbridge.errors import GradbridgeError, GuestError, NotDifferentiableError, Unsupported
 from gradbridge.execution.programs import LRUCache
 from gradbridge.execution.pullbacks import PullbackModel
 from gradbridge.execution.recorded import RecordedPullback
 from gradbridge.execution.residuals import Residuals
-from gradbridge.execution.transforms import TransformingAdapter
+from gradbridge.execution.transforms import T, TransformingAdapter
 from gradbridge.framework import Computation, Form, Framework, Model, Program, RunAgain, filled
 from gradbridge.inspection import Stranger
 from gradbridge.protocol import Adapter
@@ -63,17 +62,17 @@ class FunctionalAdapter(TransformingAdapter):
         return self.source.native(weights)
 
     def update(self, weights: Sequence[Any]) -> list[Any]:
-        return run_isolated(self.source, partial(self._loaded, weights, False, False), (), None, False)
+        return self._isolated(partial(self._loaded, weights, False, False), (), None, False)
 
     def update_flat(self, vector: Any, packed: bool) -> list[Any]:
-        return run_isolated(self.source, partial(self._loaded, vector, True, packed), (), None, False)
+        return self._isolated(partial(self._loaded, vector, True, packed), (), None, False)
 
     def forward(
         self, loaded: Sequence[Any], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
         noise = spec.noise if self._noise is None else self._noise
         run = partial(self._run, loaded, None, inputs, spec, wrt, noise)
-        return run_isolated(self.source, run, inputs, noise, bool(wrt))
+        return self._isolated(run, inputs, noise, bool(wrt))
 
     def evaluate(
         self, weights: Any, inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...], flat: bool
@@ -81,29 +80,33 @@ class FunctionalAdapter(TransformingAdapter):
         # Both steps in one isolation: entering it costs as much as the forward of a small model.
         noise = spec.noise if self._noise is None else self._noise
         run = partial(self._run, weights, flat, inputs, spec, wrt, noise)
-        return run_isolated(self.source, run, inputs, noise, bool(wrt))
+        return self._isolated(run, inputs, noise, bool(wrt))
 
     def backward(self, residuals: Residuals, cotangents: Sequence[Any], wrt: tuple[int, ...]) -> list[Any]:
-        # As `_pulled`; in place, since it is half of every gradient.
         if not residuals.dtypes:
             self._refuse_no_output()
         step = partial(residuals.pull, self.framework, cotangents, wrt)
-        renew = partial(self._renew, residuals)
-        return run_isolated(self.source, step, residuals.inputs, None, True, "the derivative of", renew)
+        return self._isolated(step, residuals.inputs, None, True, "the derivative of", residuals)
 
     def backward_merged(
         self, residuals: Residuals, cotangents: Sequence[Any], wrt: tuple[int, ...], left: Sequence[Any]
     ) -> list[Any]:
         """`backward`, with what recorded pullbacks of this call left at its boundary."""
-        return self._pulled(residuals, cotangents, wrt, False, left)
+        if not residuals.dtypes:
+            self._refuse_no_output()
+        step = partial(residuals.pull, self.framework, cotangents, wrt, False, left)
+        return self._isolated(step, residuals.inputs, None, True, "the derivative of", residuals)
 
     def backward_many(
         self, residuals: Residuals, cotangents: Sequence[Any], wrt: tuple[int, ...]
     ) -> list[Any]:
         if self.refusal("backward_many"):
             raise Unsupported(self.refusal("backward_many"))
+        if not residuals.dtypes:
+            self._refuse_no_output()
         try:
-            return self._pulled(residuals, cotangents, wrt, True)
+            step = partial(residuals.pull, self.framework, cotangents, wrt, True)
+            return self._isolated(step, residuals.inputs, None, True, "the derivative of", residuals)
         except Unsupported as error:
             self.refusals_met["backward_many"] = str(error)
             raise
@@ -131,7 +134,7 @@ class FunctionalAdapter(TransformingAdapter):
             if self._surroundings is not None and isinstance(residuals, Residuals):
                 self._surroundings.require(residuals.program.state)
             return again
-        return RecordedPullback(again, self.framework, self.source, wrt, residuals, self._renew)
+        return RecordedPullback(again, self.framework, wrt, residuals, self._isolated)
 
     def in_dtype(self, name: str) -> FunctionalAdapter:
         model = self.source.in_dtype(name)
@@ -148,6 +151,49 @@ class FunctionalAdapter(TransformingAdapter):
         if residuals is None:
             return ()
         return [self.source.stranger(native) for native in residuals.program.strangers(residuals.kept)]
+
+    def _refuse_no_output(self) -> None:
+        raise NotDifferentiableError(
+            f"{self.label} returned no floating array, so it has no derivative; return probabilities rather than a "
+            f"class, say"
+        )
+
+    def _isolated(
+        self,
+        step: Callable[[], T],
+        inputs: Sequence[Any],
+        noise: int | None,
+        record: bool,
+        doing: str = "",
+        residuals: Residuals | None = None,
+    ) -> T:
+        """Run a step in the model's isolation, again where that is asked for, and its errors explained.
+
+        Args:
+            step: may be run twice.
+            inputs, noise, record: for `Model.isolated`.
+            doing: for `Model.explain`.
+            residuals: of the call that is made again before; None where the step is all that there is.
+
+        Raises:
+            GradbridgeError: the model failed. What its framework raises to steer a program around us, and
+                the model does not explain, goes on as it came.
+        """
+        model = self.source
+        try:
+            try:
+                return model.isolated(step, inputs, noise, record)
+            except RunAgain as request:
+                if residuals is not None:
+                    self._renew(residuals, request)
+                return model.isolated(step, inputs, noise, record)
+        except GradbridgeError:
+            raise
+        except Exception as error:
+            explained = model.explain(error, inputs, doing)
+            if explained is error:
+                raise
+            raise explained from error
 
     def _loaded(self, weights: Any, flat: bool, packed: bool) -> list[Any]:
         dtypes = self.source.dtypes
@@ -214,18 +260,6 @@ class FunctionalAdapter(TransformingAdapter):
         dtypes = list(map(_dtype_of, floats))
         return outputs, Residuals(
             program, kept, wrt, places, form.floating, dtypes, is_complex, leaves, inputs, noise, len(loaded)
-        )
-
-    def _pulled(self, residuals: Residuals, *pull: Any) -> list[Any]:
-        if not residuals.dtypes:
-            self._refuse_no_output()
-        step, renew = partial(residuals.pull, self.framework, *pull), partial(self._renew, residuals)
-        return run_isolated(self.source, step, residuals.inputs, None, True, "the derivative of", renew)
-
-    def _refuse_no_output(self) -> None:
-        raise NotDifferentiableError(
-            f"{self.label} returned no floating array, so it has no derivative; return probabilities rather "
-            f"than a class, say"
         )
 
     def _renew(self, residuals: Residuals, request: RunAgain) -> None:

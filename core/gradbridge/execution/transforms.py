@@ -13,7 +13,6 @@ import numpy as np
 from gradbridge.call_spec import CallSpec
 from gradbridge.closures import Surroundings
 from gradbridge.errors import GradbridgeError, InputError, Unsupported
-from gradbridge.execution.isolated import run_isolated
 from gradbridge.execution.programs import LRUCache
 from gradbridge.execution.pullbacks import PullbackModel
 from gradbridge.framework import Computation, Form, Framework, Model, Program, filled
@@ -57,6 +56,10 @@ class TransformingAdapter(Adapter):
     @abstractmethod
     def _computation(self, constants: dict[int, Any], spec: CallSpec) -> Computation:
         """leaves ↦ (floats, others, form, after): pure, and without an array of its own."""
+
+    @abstractmethod
+    def _isolated(self, step: Callable[[], T], inputs: Sequence[Any], noise: int | None, record: bool) -> T:
+        """Run a step in the model's isolation, its errors explained."""
 
     def pushforward(
         self,
@@ -163,7 +166,7 @@ class TransformingAdapter(Adapter):
             raise Unsupported(self._refused[operation, key])
         remembers = True
         try:
-            return run_isolated(self.source, run, inputs, noise, True)
+            return self._isolated(run, inputs, noise, True)
         except Unsupported as error:
             reason = str(error)
         except GradbridgeError as error:
@@ -194,7 +197,7 @@ class TransformingAdapter(Adapter):
             specs, form = framework.shapes(self._computation(constants, replace(spec, packed=False)), leaves)
             return form.of_arrays().assemble([ArraySpec.of(s) for s in specs])
 
-        return run_isolated(model, run, (), 0, False)
+        return self._isolated(run, (), 0, False)
 
     # -- programs -----------------------------------------------------------------------------
 
