@@ -19,10 +19,11 @@ from gradbridge.layout import Array
 from gradbridge.protocol import Adapter, ArraySpec
 from gradbridge.testing import derivatives
 from gradbridge.testing.backend import NotOfferedError
-from gradbridge.testing.checks.catalogue import PLAIN, check, optional
+from gradbridge.testing.checks.catalogue import PLAIN, SHAPED, check, optional
 from gradbridge.testing.checks.orders import floating, wide
 from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs
-from gradbridge.testing.subject import Subject, drawn, forward, overwrite, views
+from gradbridge.testing.points import drawn, forward, overwrite, views
+from gradbridge.testing.subject import Subject
 
 #: The scenarios with parameters.
 WITH_WEIGHTS = tuple(name for name in PLAIN if name != "energy")
@@ -108,7 +109,7 @@ def packed_weights(subject: Subject) -> None:
             expect_close(got, right, what, wide(subject))
 
 
-@check(7)
+@check(7, (*PLAIN, *SHAPED))
 @optional
 def shapes_ahead(subject: Subject) -> None:
     """Shapes and dtypes that are told before a call, of the model and of its pullback, are those that it returns."""
