@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import autograd.numpy as anp
 from autograd.tracer import trace_stack
 
-from gradbridge.protocol import Adapter, Array, GuestOptions
+from gradbridge.layout import Array
 from gradbridge.testing import BackendUnderTest, Native
-from gradbridge_autograd.guest import adapt
 
 
 class UnderTest(BackendUnderTest):
@@ -92,7 +91,3 @@ class UnderTest(BackendUnderTest):
     def state(self, model: Any) -> Any:
         """autograd's counter of open traces, its only global state."""
         return trace_stack.top
-
-    def adapt(self, model: Any, options: GuestOptions) -> Adapter:
-        """By the guest half."""
-        return adapt(model, options)

@@ -24,12 +24,12 @@ class UnderTest(BackendUnderTest):
 
     def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> nnx.Module:
         """Two linear layers and a tanh."""
-        with isolated(True, False):
+        with isolated(True):
             return nnx.Sequential(_linear(weight1, bias1), jnp.tanh, _linear(weight2, bias2))
 
     def embedding(self, table: Array) -> nnx.Module:
         """A lookup layer."""
-        with isolated(True, False):
+        with isolated(True):
             layer = nnx.Embed(*table.shape, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
             layer.embedding = nnx.Param(jnp.array(table))
             return layer
@@ -64,7 +64,7 @@ class UnderTest(BackendUnderTest):
 
     def batchnorm(self, scale: Array, shift: Array, epsilon: float) -> nnx.Module:
         """The layer, with its affine parameters set."""
-        with isolated(True, False):
+        with isolated(True):
             layer = nnx.BatchNorm(len(scale), epsilon=epsilon, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
             layer.scale, layer.bias = nnx.Param(jnp.array(scale)), nnx.Param(jnp.array(shift))
             return layer
@@ -110,8 +110,8 @@ class UnderTest(BackendUnderTest):
 
     def surroundings(self) -> Iterable[tuple[str, AbstractContextManager[Any]]]:
         """What a JAX program may have set around us."""
-        yield "with 64-bit numbers", isolated(True, False)
-        yield "without 64-bit numbers", isolated(False, False)
+        yield "with 64-bit numbers", isolated(True)
+        yield "without 64-bit numbers", isolated(False)
         yield "under jax.disable_jit()", jax.disable_jit()
         yield "with old-style random numbers", jax.threefry_partitionable(False)
         yield "under strict dtype promotion", jax.numpy_dtype_promotion("strict")

@@ -43,7 +43,7 @@ class EquinoxModel(JaxModel):
         is_train = options.mode == "train"
         self._vmap = bool(options.extra.get("vmap"))
         self._key: str | None = options.extra.get("key") or _key_argument(module, is_train)
-        with isolated(True, False):
+        with isolated(True):
             self._tree = tree = ParameterTree(eqx.nn.inference_mode(module, value=not is_train), dtype, label)
             state, self._state_def = jax.tree.flatten(options.extra.get("state"))
             state = [cast_floating(leaf, dtype) for leaf in state]
@@ -69,7 +69,7 @@ class EquinoxModel(JaxModel):
     def native(self, weights: Sequence[Array]) -> Any:
         """The module in the user's mode; with its state, if it has one, as a pair."""
         filled = self._tree.fill(self.own_weights(weights), self.state[: self._fixed])
-        with isolated(self.uses_x64(()), False):
+        with isolated(self.uses_x64(())):
             model = _in_the_mode_of(self._module, filled)
         if not self._has_state:
             return model

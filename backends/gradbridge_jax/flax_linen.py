@@ -43,7 +43,7 @@ class LinenModel(JaxModel):
         self._train = options.mode == "train"
         self.argument_names = argument_names(module.__call__)
         self._collections = {name: tree for name, tree in variables.items() if name != "params"}
-        with isolated(True, False):
+        with isolated(True):
             self._tree = tree = ParameterTree(variables["params"], dtype, f"the variables of {label}")
             rest, self._state_def = jax.tree.flatten(self._collections)
             state = [cast_floating(leaf, dtype) for leaf in rest]

@@ -15,6 +15,7 @@ from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import GradbridgeWarning, NotDifferentiableError, OptionError, UnknownModelError
 from gradbridge.layout import ParameterLayout, dtype_name
 from gradbridge.protocol import Array, GuestOptions
+from gradbridge.wording import in_short
 from gradbridge_jax.arrays import cast_floating, floating_dtype
 from gradbridge_jax.isolation import isolated, key_like
 from gradbridge_jax.models import JaxModel, refuse_options
@@ -39,7 +40,7 @@ class NNXModel(JaxModel):
         self._dtype_asked = floating_dtype(options.dtype)
         self._key: str | None = options.extra.get("key")
         is_train = options.mode == "train"
-        with isolated(True, False):
+        with isolated(True):
             own = _split(module, label)
             layout = ParameterLayout(
                 tuple(map(_name, own.paths)),
@@ -76,13 +77,13 @@ class NNXModel(JaxModel):
             _notice_train_mode(module, label)
 
     def weights(self) -> Sequence[Any]:
-        with isolated(True, False):
+        with isolated(True):
             return _split(self._module, self.label).params
 
     def native(self, weights: Sequence[Array]) -> nnx.Module:
         """In the dtype and on the device of the computation, in the user's mode."""
         own_weights = self.own_weights(weights)
-        with isolated(self.uses_x64(()), False):
+        with isolated(self.uses_x64(())):
             own = _split(self._module, self.label)
             state = jax.tree.unflatten(self._state_def, self._whole_state(self.state, None))
             module: nnx.Module = nnx.merge(
@@ -154,8 +155,8 @@ def _split(module: nnx.Module, label: str) -> _Parts:
         return _Parts(module)
     except Exception as error:
         raise UnknownModelError(
-            f"{label} cannot be split into its parameters and state ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); keep modules in nnx.List and arrays in nnx.Variable"
+            f"{label} cannot be split into its parameters and state ({in_short(error)}); "
+            f"keep modules in nnx.List and arrays in nnx.Variable"
         ) from error
 
 

@@ -33,7 +33,7 @@ class FunctionModel(JaxModel):
         self._tree: ParameterTree | None = None
         layout, dtypes, arrays, fixed = ParameterLayout.empty(), [], [], ()
         if options.params is not None:
-            with isolated(True, False):
+            with isolated(True):
                 self._tree = tree = ParameterTree(options.params, dtype, f"params= of {label}")
             layout, dtypes, arrays, fixed = tree.layout, tree.dtypes, tree.arrays, tree.fixed
             dtype = tree.common_dtype()

@@ -15,7 +15,16 @@ from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions
 from gradbridge_jax.arrays import OnDevice, compute_device, has_64_bits, own_device
 from gradbridge_jax.explain import explain_error
-from gradbridge_jax.isolation import enable_x64, isolated, key_bits, key_of
+from gradbridge_jax.isolation import (
+    enable_x64,
+    eval_context,
+    isolated,
+    key_bits,
+    key_of,
+    present_flags,
+    under_flags,
+    usual_flags,
+)
 
 
 class JaxModel(OnDevice, Model):
@@ -47,10 +56,10 @@ class JaxModel(OnDevice, Model):
     ) -> None:
         self.label, self.layout, self.dtypes, self.dtype = label, layout, tuple(dtypes), dtype
         self.device = compute_device(options.device) or own_device(arrays)
-        self.jit = options.extra.get("jit", "auto")
         self.state: tuple[Any, ...] = tuple(state)
         self.has_key, self.moves = has_key, moves
         self.draws = has_key or moves
+        self._flags = usual_flags(has_key)
         own = [d for d in (*self.dtypes, dtype) if d is not None]
         self._x64: bool | None = any(d == np.float64 for d in own) if own else None
 
@@ -81,12 +90,12 @@ class JaxModel(OnDevice, Model):
     def isolated(
         self, thunk: Callable[[], Any], inputs: Sequence[Any], noise: int | None, record: bool
     ) -> Any:
-        # `isolation.isolated` without its generator, which costs four calls of ours in each step.
+        # `isolation.isolated` without its generators, which cost four calls of ours in each step.
         x64 = has_64_bits(inputs) if self._x64 is None else self._x64
-        with jax.ensure_compile_time_eval(), enable_x64(x64):
-            if not self.has_key:
+        with eval_context(), enable_x64(x64):
+            if present_flags(jax.config) == self._flags:
                 return thunk()
-            with jax.threefry_partitionable(True):
+            with under_flags(self._flags):
                 return thunk()
 
     def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
@@ -94,7 +103,7 @@ class JaxModel(OnDevice, Model):
 
     def own_weights(self, weights: Sequence[Array]) -> list[jax.Array]:
         """Weights as arrays of JAX's own, in the dtype and on the device of the computation."""
-        with isolated(self.uses_x64(()), False):
+        with isolated(self.uses_x64(())):
             return [jax.device_put(np.array(w, d), self.device) for w, d in zip(weights, self.dtypes)]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from gradbridge.constants import Same
 from gradbridge.framework import Framework, FrameworkBorder
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.program import Computation, Form, Function
@@ -96,7 +97,7 @@ class TensorFlow(Framework):
         if isinstance(value, (tf.DType, tf.TensorShape, tf.TypeSpec)):
             return type(value), value
         if isinstance(value, (tf.Variable, tf.SparseTensor, tf.RaggedTensor, tf.IndexedSlices)):
-            return _Same(value)  # a trace reads a variable when it runs; the others never change
+            return Same(value)  # a trace reads a variable when it runs; the others never change
         return super().constant_key(value)
 
     # -- transforms ---------------------------------------------------------------------------
@@ -167,19 +168,6 @@ class TensorFlowBorder(FrameworkBorder):
 
     def cut(self, vector: Any) -> list[tf.Tensor]:
         return cut(vector, self.layout, self.dtypes)
-
-
-class _Same:
-    """An object by identity; held, so that its identity is not used again."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
 
 
 def _spec(array: Any) -> tf.TensorSpec:

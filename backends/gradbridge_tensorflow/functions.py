@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from gradbridge import functions
 from gradbridge.call_spec import CallSpec
+from gradbridge.closures import surroundings
 from gradbridge.errors import GradbridgeError
 from gradbridge.model import Model
 from gradbridge.options import GuestOptions
@@ -45,6 +46,7 @@ class FunctionModel(TensorFlowModel, functions.FunctionModel):
     def __init__(self, function: Callable[..., Any], options: GuestOptions) -> None:
         label = getattr(function, "__name__", type(function).__name__)
         self.device = compute_device(options.device)
+        self.surroundings = surroundings(function)
         super().__init__(TensorFlow(label), function, options, floating_dtype(options.dtype))
 
     def call(

@@ -25,11 +25,13 @@ from gradbridge.framework import (
 )
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.protocol import ArraySpec, Traits
+from gradbridge_torch.beside import without_graph
 from gradbridge_torch.elementary import ALL_FORMULAS, Elementary, fused_beyond_its_order
 from gradbridge_torch.forward_mode import pushed
 from gradbridge_torch.graphs import (
     Gradients,
     Graph,
+    differentiated,
     operations,
     recorded_gradients,
     refuse_cut_graph,
@@ -68,6 +70,10 @@ class TorchFramework(Framework):
         self.label, self.device, self.only_reads = label, device, only_reads
         self.on_cpu = device is None or device.type == "cpu"
         self.notices: set[str] = set()
+        #: Kinds of operations that were seen to have a recorded backward: see `recorded_gradients`.
+        self.checked: set[frozenset[str]] = set()
+        #: How often what runs is differentiated at least, by the model itself and around it.
+        self._least_depth = 0
 
     # -- arrays -------------------------------------------------------------------------------
 
@@ -103,9 +109,6 @@ class TorchFramework(Framework):
     def is_inexact(self, native: torch.Tensor) -> bool:
         return native.is_floating_point() or native.is_complex()
 
-    def conj(self, native: torch.Tensor) -> torch.Tensor:
-        return native.conj() if native.is_complex() else native
-
     def cast(self, native: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return native.to(like.dtype)
 
@@ -120,17 +123,32 @@ class TorchFramework(Framework):
             return [output], [], ONE_ARRAY
         return super().split(output, label)
 
+    passes_others = True
+
+    def beside(self, value: Any) -> Any:
+        is_number = isinstance(value, (float, complex)) or getattr(value, "dtype", np.dtype(int)).kind in "fc"
+        if is_number and torch.is_grad_enabled() and "number" not in self.notices:
+            self.notices.add("number")
+            warnings.warn(
+                f"{self.label} returned a {type(value).__name__} next to its tensors, which is a constant for every "
+                f"derivative; return the tensor itself, without .item(), float() or .numpy(), if it depends on "
+                f"what is differentiated",
+                GradbridgeWarning,
+                stacklevel=2,
+            )
+        return without_graph(value)
+
     # -- transforms ---------------------------------------------------------------------------
 
     def trace(
         self, fn: Computation, places: tuple[int, ...], reusable: bool, rows: Sequence[int]
     ) -> TorchProgram:
-        return TorchProgram(fn, places, self.label, self.notices)
+        return TorchProgram(self, fn, places)
 
     def vjp(self, fn: Function, primals: list[Any]) -> tuple[list[Any], Callable[[list[Any]], Sequence[Any]]]:
         is_mapped = torch._C._functorch.peek_interpreter_stack() is not None
         _nesting.depth += 1
-        depth = _nesting.depth
+        depth = max(_nesting.depth, self._least_depth)
         try:
             if is_mapped:
                 # A per-example first derivative needs no formulas, and would pay for the look-out for them.
@@ -141,11 +159,11 @@ class TorchFramework(Framework):
             with torch.enable_grad(), Elementary(depth):
                 outputs = fn(primals)
             if fused_beyond_its_order(operations(outputs)) is not None:
-                # The model takes gradients itself.
-                depth = ALL_FORMULAS
-                with torch.enable_grad(), Elementary(depth):
-                    outputs = fn(primals)
-                refuse_fused(outputs, self.label)
+                if depth >= ALL_FORMULAS:
+                    refuse_fused(outputs, self.label)
+                # The model takes gradients itself: the whole computation again, since it draws its numbers anew.
+                self._least_depth = ALL_FORMULAS
+                raise RunAgain
         finally:
             _nesting.depth -= 1
             _nesting.differentiated = True
@@ -158,7 +176,8 @@ class TorchFramework(Framework):
                     for y, c in zip(outputs, cotangents)
                     if y.requires_grad
                 ]
-                return recorded_gradients(pairs, primals, self.label)
+                nodes = operations(y for y, _ in pairs)
+                return recorded_gradients(pairs, primals, self.label, nodes, self.checked)
 
         return outputs, pull_recorded
 
@@ -179,17 +198,16 @@ class TorchProgram(Program):
     """A computation as torch runs it: recorded where it is pulled back.
 
     Args:
+        framework: of the model.
         fn: the computation.
         places: of the leaves that it is pulled back to.
-        label: of the model.
-        notices: what was said about this model, and is not said twice.
     """
 
     records = True
     merges_from = 16384  # with fewer weights a host's node more costs more than the second walk
 
-    def __init__(self, fn: Computation, places: tuple[int, ...], label: str, notices: set[str]) -> None:
-        self.fn, self.places, self.label, self.notices = fn, places, label, notices
+    def __init__(self, framework: TorchFramework, fn: Computation, places: tuple[int, ...]) -> None:
+        self.framework, self.fn, self.places = framework, fn, places
 
     def run(self, leaves: list[Any]) -> tuple[list[Any], list[Any], Form, Sequence[Any], Graph | None]:
         if not self.places:
@@ -201,45 +219,37 @@ class TorchProgram(Program):
             tracked.append(leaf)
         _nesting.differentiated = False
         floats, others, form, after = self.fn(leaves)
-        graph = Graph(floats, tracked, _nesting.differentiated, threading.RLock(), [])
+        graph = Graph(floats, tracked, _nesting.differentiated, threading.RLock(), [], self.framework.checked)
         outputs = [floats[0].detach()] if len(floats) == 1 else [y.detach() for y in floats]
         return outputs, others, form, after, graph
 
     def pull(
         self, kept: Graph, cotangents: Sequence[Any], wanted: Sequence[int], many: bool = False
     ) -> Gradients:
-        outputs, leaves, is_plain = kept.outputs, kept.leaves, not many
+        outputs, leaves = kept.outputs, kept.leaves
         if wanted != range(len(leaves)):
             leaves = [leaves[i] for i in wanted]
+        is_plain = not many
         for output in outputs:
             if output is None or not output.requires_grad:
                 pairs = kept.connected(cotangents)
                 outputs, cotangents = [y for y, _ in pairs], [c for _, c in pairs]
+                is_plain = False
                 break
             is_plain = is_plain and type(output) is torch.Tensor
         gradients: Gradients = [None] * len(leaves)
         if outputs and leaves:
             try:
                 with kept.lock:
-                    if is_plain and run_backward is not None:
+                    if (
+                        is_plain and run_backward is not None
+                    ):  # as `differentiated`; in place, since it is half of every gradient
+                        own = tuple(leaves)
                         gradients = run_backward(
-                            tuple(outputs),
-                            tuple(cotangents),
-                            True,
-                            False,
-                            tuple(leaves),
-                            True,
-                            accumulate_grad=False,
+                            tuple(outputs), tuple(cotangents), True, False, own, True, accumulate_grad=False
                         )
                     else:
-                        gradients = torch.autograd.grad(
-                            outputs,
-                            leaves,
-                            cotangents,
-                            retain_graph=True,
-                            allow_unused=True,
-                            is_grads_batched=many,
-                        )
+                        gradients = differentiated(outputs, leaves, cotangents, False, many)
             except EmptiedError as error:
                 raise _run_again(kept) from error
         for gradient in gradients:
@@ -252,7 +262,7 @@ class TorchProgram(Program):
         self, kept: Graph, cotangents: Sequence[Any], wanted: Sequence[int]
     ) -> tuple[Gradients, Graph]:
         try:
-            return kept.recorded(cotangents, wanted, self.label)
+            return kept.recorded(cotangents, wanted, self.framework.label)
         except EmptiedError as error:
             raise _run_again(kept) from error
 
@@ -272,11 +282,11 @@ class TorchProgram(Program):
     def _doubt_unused(self, kept: Graph) -> None:
         """Refuse what only looks unused; say once that nothing depends on what is differentiated."""
         if kept.is_gradient:
-            refuse_cut_graph(kept.nodes(), self.label)
-        elif "unused" not in self.notices and not kept.connected(kept.outputs):
-            self.notices.add("unused")
+            refuse_cut_graph(kept.nodes(), self.framework.label)
+        elif "unused" not in self.framework.notices and not kept.connected(kept.outputs):
+            self.framework.notices.add("unused")
             warnings.warn(
-                f"no output of {self.label} depends on what is differentiated, as torch sees it, so its gradient "
+                f"no output of {self.framework.label} depends on what is differentiated, as torch sees it, so its gradient "
                 f"is zero; if it should depend, look for .detach(), .item(), .numpy() or no_grad in the model",
                 GradbridgeWarning,
                 stacklevel=2,
@@ -314,13 +324,12 @@ class TorchBorder(FrameworkBorder):
         return unflatten_dense_tensors(tensor, self._like)  # type: ignore[no-any-return]
 
     def view(self, native: Any) -> Array:
-        if (
-            type(native) is torch.Tensor
-            and native.layout is torch.strided
-            and native.dtype is not torch.bfloat16
-        ):
-            return native.numpy(force=True)  # type: ignore[no-any-return]
-        return super().view(native)
+        if type(native) is not torch.Tensor:
+            return super().view(native)
+        try:
+            return native.numpy()  # type: ignore[no-any-return]
+        except (RuntimeError, TypeError):  # on another device, of a dtype or layout that NumPy has not
+            return view_of(native)
 
     def join(self, gradients: Sequence[Any], lead: tuple[int, ...] = ()) -> Array:
         if self._dtype is None or lead or self.layout.size > self._FLATTENED:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from gradbridge import borders, trees
+from gradbridge.audit.findings import AUDITS, Audit
 from gradbridge.call_spec import CallSpec
 from gradbridge.capabilities import Capabilities, capabilities_of
 from gradbridge.choice import find_backend
-from gradbridge.derivatives.jvp_check import JVPCheck
 from gradbridge.errors import (
     OptionError,
 )
@@ -20,6 +20,7 @@ from gradbridge.execution.calling import Calling, numbers
 from gradbridge.execution.chunks import ChunkedAdapter
 from gradbridge.execution.constant_arguments import ConstantArguments
 from gradbridge.execution.noise import NoiseSource
+from gradbridge.execution.precision import Precisions
 from gradbridge.execution.reuse import Memory
 from gradbridge.execution.settings import BridgeSettings
 from gradbridge.execution.shapes import output_spec
@@ -46,6 +47,9 @@ class Bridge(Calling):
         nondiff: positions and names of inputs that are held constant.
         first_input: the position of the first one; 0 where there are no params before it.
         outputs: shapes and dtypes of the outputs, where the guest does not know them before it runs.
+        audit: ``"first"`` looks at the model at its first differentiated call, ``"off"`` does not.
+        follows: whether the model is to compute in the dtype of the params that it is called with, rather than
+            in that of the adapter.
         registry: where host halves come from.
     """
 
@@ -62,18 +66,21 @@ class Bridge(Calling):
         nondiff: Any = (),
         first_input: int = 1,
         outputs: Any = None,
+        audit: str = "first",
+        follows: bool = False,
         registry: Registry | None = None,
     ) -> None:
         _one_of("mode", mode, MODES)
         _one_of("noise", noise, NOISES)
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
             raise OptionError(f"seed must be an integer, got {seed!r}")
-        self._adapter, self._outputs = adapter, outputs
+        _one_of("audit", audit, AUDITS)
+        self._precisions, self._follows, self._outputs = Precisions(adapter, follows), follows, outputs
         self._host_name = host
         self._mode, self._seed, self._noise_kind = mode, int(seed) % 2**63, noise
         self._checks_finite = check_finite
         self._memory = Memory.of(reuse, adapter, mode)
-        self._jvp_check = JVPCheck()
+        self._audit = Audit(audit == "first")
         self._constants: ConstantArguments | None = None
         if nondiff != ():
             self._constants = ConstantArguments(nondiff, adapter.argument_names, first_input, adapter.label)
@@ -88,7 +95,9 @@ class Bridge(Calling):
             self._source.draw,
             self._checks_finite,
             self._memory,
-            self._jvp_check,
+            self._audit,
+            self._precisions,
+            self._follows,
             self._mode,
             self._noise_kind,
             str(self._constants or ""),
@@ -130,8 +139,9 @@ class Bridge(Calling):
             ParamsShapeError, ParamsDtypeError
         """
         vector = borders.as_array(params, f"params of {self._adapter.label}")
-        borders.check_params(vector, self.layout, self._adapter.label)
-        return self._adapter.model(self.layout.cut(np.array(vector, dtype=np.float64)))
+        dtype = borders.check_params(vector, self.layout, self._adapter.label)
+        adapter = self._precisions.of(dtype).adapter
+        return adapter.model(self.layout.cut(np.array(vector, dtype=np.float64)))
 
     @property
     def capabilities(self) -> Capabilities:
@@ -215,6 +225,7 @@ def bridge(
     reuse: int = 0,
     rows_per_chunk: int | None = None,
     nondiff: Any = (),
+    audit: str = "first",
     outputs: Any = None,
     registry: Registry | None = None,
     **options: Any,
@@ -233,7 +244,9 @@ def bridge(
             function, from the environment variable ``GRADBRIDGE_BACKEND``.
         host: the autodiff system that will differentiate.
         params: a function's parameters, a pytree of arrays.
-        dtype: the dtype to compute in, e.g. ``"float64"``. None keeps the model's own.
+        dtype: the dtype to compute in. None follows the params of each call: float64 ones get values and
+            gradients of that precision, whatever dtype the model was made in. ``"model"`` keeps the model's
+            own, and a name such as ``"float32"`` fixes one.
         device: the device to compute on. None keeps the model's own.
         mode: ``"eval"``, or ``"train"`` for dropout masks and batch statistics.
         seed: seed of the bridge's own noise; the framework's random state is not used.
@@ -249,6 +262,10 @@ def bridge(
         nondiff: inputs that are held constant, by position (1 is the first after the params) or by
             the model's name for them, e.g. ``(2, "mask")``. What the host differentiates does not
             reach the model through them, so a gradient has exact zeros there.
+        audit: ``"first"`` looks at the model once, at its first differentiated call and at its first derivative
+            of each kind, at the cost of a few evaluations: whether it computes with its params and inputs
+            alone, and whether its derivatives are such. What fails is mended, or refused with the reason.
+            ``"off"`` looks at nothing.
         outputs: shapes and dtypes of the outputs, for a model that does not know them before it has
             run: ``(shape, dtype)``, an array as an example, a tree of them, or a function of the inputs'
             specs that returns such a tree.
@@ -269,11 +286,12 @@ def bridge(
     if isinstance(model, Adapter):
         if options or backend is not None or dtype is not None or device is not None or params is not None:
             raise OptionError("an Adapter is complete: give its dtype, device and options where it is made")
-        adapter = model
+        adapter, follows = model, False
     else:
         name = find_backend(model, backend, registry)
-        guest = GuestOptions(params=params, dtype=dtype, device=device, mode=mode, extra=options)
-        adapter = registry.guest(name)(model, guest)
+        own = None if isinstance(dtype, str) and dtype == "model" else dtype
+        guest = GuestOptions(params=params, dtype=own, device=device, mode=mode, extra=options)
+        adapter, follows = registry.guest(name)(model, guest), dtype is None
     if rows_per_chunk is not None:
         if mode == "train":
             raise OptionError(
@@ -291,6 +309,8 @@ def bridge(
         reuse=reuse,
         nondiff=nondiff,
         outputs=outputs,
+        audit=audit,
+        follows=follows,
         registry=registry,
     )
 

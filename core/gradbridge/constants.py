@@ -37,3 +37,16 @@ def constant_key(value: Any) -> Hashable | None:
         keys = [constant_key(item) for item in value]
         return (frozenset, frozenset(keys)) if None not in keys else None
     return None
+
+
+class Same:
+    """An object by identity; held, so that its identity is not used again."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.value is self.value

@@ -16,6 +16,7 @@
     │   ├── InputError                   (TypeError, ValueError)
     │   └── OutputError                  (TypeError)     the model returned something not an array
     ├── GuestError                       (RuntimeError)  the model itself failed
+    ├── AuditError                       (RuntimeError)  the model is no function of its arguments
     ├── OptionError                      (TypeError, ValueError) an option that the backend has not
     └── DerivativeError                  a derivative that cannot be had
         ├── NotDifferentiableError       (TypeError)
@@ -23,7 +24,7 @@
         │   └── HigherOrderError         a derivative of its derivative
         ├── MissingVJPError              (NotImplementedError)
         ├── VJPSignatureError            (TypeError)     a written VJP of the wrong arity
-        ├── GradientShapeError           (ValueError)    a written VJP returned a wrong shape
+        ├── GradientShapeError           (ValueError)    a backend or a written VJP returned a wrong shape
         └── CotangentMismatchError       (ValueError)
 
 The built-in class in parentheses is a second base, so that code which already
@@ -94,6 +95,10 @@ class GuestError(GradbridgeError, RuntimeError):
     """The model itself raised; the original error is the cause."""
 
 
+class AuditError(GradbridgeError, RuntimeError):
+    """The model does not compute with its arguments alone: found out at its first differentiated call."""
+
+
 class OptionError(GradbridgeError, TypeError, ValueError):
     """An option that the backend does not have, or a value that it cannot take."""
 
@@ -123,7 +128,7 @@ class VJPSignatureError(DerivativeError, TypeError):
 
 
 class GradientShapeError(DerivativeError, ValueError):
-    """A written VJP returned a gradient whose shape is not its argument's."""
+    """A backend, or a written VJP, returned a gradient whose shape is not its argument's, or too few of them."""
 
 
 class CotangentMismatchError(DerivativeError, ValueError):

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gradbridge.call_spec import ArgumentNames, CallSpec
-from gradbridge.errors import GradbridgeError, GuestError
+from gradbridge.closures import Surroundings
+from gradbridge.errors import GuestError
 from gradbridge.inspection import Inspectable, Stranger
 from gradbridge.layout import ParameterLayout
 from gradbridge.wording import given, in_short
@@ -29,6 +30,8 @@ class Model(Inspectable, ABC):
         draws: whether it draws random numbers, or moves state (`Adapter.stochastic`).
         any_rows: whether it takes any length of its inputs' first axes, so that one trace is for all.
         sees_replay: whether `call` itself leaves moving state alone in a replay (its programs differ then).
+        surroundings: what it reads from outside as it is traced, for a framework that compiles; None where
+            that is nothing that could change.
     """
 
     label: str
@@ -39,6 +42,7 @@ class Model(Inspectable, ABC):
     draws: bool = False
     any_rows: bool = False
     sees_replay: bool = False
+    surroundings: Surroundings | None = None
 
     @abstractmethod
     def weights(self) -> Sequence[Any]:
@@ -99,8 +103,8 @@ class Model(Inspectable, ABC):
         """
         return Stranger(f"an array of shape {tuple(native.shape)} from outside of the model", False)
 
-    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
-        """The error of ours for one of the model's, or of its framework.
+    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> Exception:
+        """The error of ours for one of the model's, or of its framework; itself where it is no failure.
 
         Args:
             error: what was raised.

@@ -141,6 +141,7 @@ def primitive(
     dtype: Any = None,
     device: Any = None,
     nondiff: Any = (),
+    audit: str = "first",
     outputs: Any = None,
     registry: Registry | None = None,
     **options: Any,
@@ -155,6 +156,7 @@ def primitive(
     dtype: Any = None,
     device: Any = None,
     nondiff: Any = (),
+    audit: str = "first",
     outputs: Any = None,
     registry: Registry | None = None,
     **options: Any,
@@ -183,11 +185,11 @@ def primitive(
         backend: the framework that the body is written in; None for plain Python.
         host: the autodiff system that will differentiate.
         gradient: ``"numeric"`` for finite differences of a plain function. Approximate.
-        dtype: the dtype to compute in; None keeps that of the inputs.
+        dtype: the dtype to compute in; None follows the first floating input.
         device: the device to compute on.
         nondiff: arguments that are held constant, by position (0 is the first, as in autograd's
             `argnum`) or by name; see `bridge`.
-        outputs: shapes and dtypes of the outputs; see `bridge`.
+        audit, outputs: see `bridge`.
         registry: the plugins to choose from; by default all that are installed.
         **options: options of the backend.
 
@@ -204,9 +206,18 @@ def primitive(
             raise OptionError(f"primitive takes a function, got {type(body).__name__}")
         known = registry if registry is not None else default_registry()
         name = backend or PLAIN
-        adapter = known.guest(name)(body, GuestOptions(dtype=dtype, device=device, extra=dict(options)))
-        return Primitive(
-            body, Bridge(adapter, host, nondiff=nondiff, first_input=0, outputs=outputs, registry=known)
+        own = None if isinstance(dtype, str) and dtype == "model" else dtype
+        adapter = known.guest(name)(body, GuestOptions(dtype=own, device=device, extra=dict(options)))
+        bridge = Bridge(
+            adapter,
+            host,
+            nondiff=nondiff,
+            first_input=0,
+            outputs=outputs,
+            audit=audit,
+            follows=dtype is None,
+            registry=known,
         )
+        return Primitive(body, bridge)
 
     return decorate if function is None else decorate(function)

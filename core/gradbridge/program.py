@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optree
@@ -43,6 +43,12 @@ class Form:
         left, right = iter(floats), iter(others)
         return [next(left) if floating else next(right) for floating in self.floating]
 
+    def of_arrays(self) -> Form:
+        """With None in place of what was returned next to arrays."""
+        if self.structure is None:
+            return self
+        return replace(self, structure=trees.without_beside(self.structure))
+
     def assemble(self, leaves: Sequence[Any]) -> Any:
         """Leaves → the tree that the model returned."""
         return leaves[0] if self.structure is None else trees.unflatten(self.structure, leaves)
@@ -75,6 +81,9 @@ class Program(ABC):
     #: forward once where `pull` walks twice; None where they do not answer. 0 where the two may differ: a
     #: framework that differentiates the forward of a custom rule, not its backward, the second time.
     merges_from: int | None = None
+
+    #: Of the model's surroundings, that it was made in.
+    state: int = 0
 
     @abstractmethod
     def run(self, leaves: list[Any]) -> tuple[list[Any], list[Any], Form, Sequence[Any], Any]:

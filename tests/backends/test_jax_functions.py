@@ -54,7 +54,7 @@ def native(order):
 
 
 def in_float64(function, *arrays):
-    with isolated(True, False):
+    with isolated(True):
         return jax.tree.map(np.asarray, function(*map(jnp.asarray, arrays)))
 
 
@@ -164,7 +164,7 @@ def test_the_global_x64_flag_is_neither_changed_nor_trusted(f):
     expected = autograd.grad(squared(f))(f.params, X)
     assert jax.config.jax_enable_x64 == before
     for wide in (True, False):
-        with isolated(wide, False):
+        with isolated(wide):
             assert np.array_equal(autograd.grad(squared(f))(f.params, X), expected)
 
 
@@ -272,7 +272,7 @@ def test_mixed_dtypes_and_large_trees_keep_the_order_of_the_layout():
 
 def test_the_model_of_new_params_is_a_plain_jax_function(f):
     model = f.model(2 * f.params)
-    with isolated(True, False):
+    with isolated(True):
         np.testing.assert_allclose(model(jnp.asarray(X)), f(2 * f.params, X), rtol=1e-13)
 
 

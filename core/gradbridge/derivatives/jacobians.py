@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradbridge import borders, trees
+from gradbridge.admission import as_array
 from gradbridge.derivatives.points import EvaluationPoint, Linearization
 from gradbridge.derivatives.problem import JacobianProblem
 from gradbridge.derivatives.strategies import STRATEGIES, Solver
@@ -225,10 +226,10 @@ def jvp(point: EvaluationPoint, tangent: Any, wrt: Any) -> Any:
     try:
         pushed = batched.evaluate_and_push(point.call, point.values, arguments, tangents)
         pushed.require_inexact_output()
-        return pushed.assemble(pushed.tangents or ())
+        return pushed.assemble_derivatives(pushed.tangents or ())
     except Unsupported:
         evaluation = point.evaluate(arguments)
-    return evaluation.assemble(Linearization(evaluation, arguments).push(tangents, own=False))
+    return evaluation.assemble_derivatives(Linearization(evaluation, arguments).push(tangents, own=False))
 
 
 def ggn(point: EvaluationPoint, vector: Any, wrt: Any, hessian: Any) -> Any:
@@ -249,13 +250,13 @@ def ggn(point: EvaluationPoint, vector: Any, wrt: Any, hessian: Any) -> Any:
     evaluation = point.evaluate(arguments)
     linear = Linearization(evaluation, arguments)
     try:  # from what the forward recorded, which is pulled back in the end, too: one forward in all
-        pushed = evaluation.assemble(linear.push(tangents, own=False))
+        pushed = evaluation.assemble_derivatives(linear.push(tangents, own=False))
     except HigherOrderError:
-        pushed = evaluation.assemble(linear.push(tangents))
+        pushed = evaluation.assemble_derivatives(linear.push(tangents))
     if callable(hessian):
         pushed = hessian(pushed)
     elif hessian is not None:
-        matrix = np.asarray(hessian)
+        matrix = as_array(hessian, "hessian=")
         if not isinstance(pushed, np.ndarray):
             raise OptionError(
                 f"hessian is an array for a model that returns one array, and {point.label} returns a tree of "
@@ -274,7 +275,7 @@ def ggn(point: EvaluationPoint, vector: Any, wrt: Any, hessian: Any) -> Any:
 def _cotangents(evaluation: Evaluation, cotangent: Any) -> list[Any]:
     """A tree like the outputs, its dicts in any order → leaves in order; None is zeros."""
     outputs = evaluation.outputs
-    like = evaluation.assemble(range(len(outputs)))
+    like = evaluation.assemble_derivatives(range(len(outputs)))
     if not trees.is_container(like):
         return [cotangent]
     order, structure = trees.flatten(like)

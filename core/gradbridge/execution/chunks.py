@@ -15,7 +15,7 @@ import numpy as np
 
 from gradbridge import trees
 from gradbridge.call_spec import CallSpec
-from gradbridge.derivatives.independence import close, precision_of, seem_independent
+from gradbridge.derivatives.independence import seem_independent
 from gradbridge.errors import OptionError, OutputError
 from gradbridge.layout import Array
 from gradbridge.protocol import Adapter
@@ -63,6 +63,17 @@ class ChunkedAdapter(Adapter):
         """As the inner one."""
         return self._inner.refusals_met
 
+    def in_dtype(self, name: str) -> ChunkedAdapter:
+        inner = self._inner.in_dtype(name)
+        return self if inner is self._inner else ChunkedAdapter(inner, self._rows)
+
+    def fresh(self) -> ChunkedAdapter | None:
+        inner = self._inner.fresh()
+        return None if inner is None else ChunkedAdapter(inner, self._rows)
+
+    def isolate_calls(self) -> bool:
+        return self._inner.isolate_calls()
+
     def refusal(self, operation: str) -> str:
         if operation in ("backward_many", "pushforward_many"):
             return f"{self.label} is computed in chunks, one cotangent or tangent at a time"
@@ -91,21 +102,22 @@ class ChunkedAdapter(Adapter):
             outputs, residuals = self._inner.forward(loaded, inputs, spec, wrt)
             return outputs, _Whole(residuals)
         parts: list[list[Any]] = []
-        structure = None
+        outputs = structure = None
         for chunk in self._chunks(count):
             outputs, _ = self._inner.forward(loaded, _cut(inputs, has_rows, chunk), spec, ())
             leaves, structure = trees.flatten(outputs)
             parts.append([self.border.view(leaf) if hasattr(leaf, "dtype") else leaf for leaf in leaves])
             self._refuse_noise()
         assert structure is not None
+        if not self._checked:
+            self._refuse_beside(outputs)
         outputs_have_rows = self.outputs_with_rows(has_rows, len(parts[0]))
         joined = [
             self._concatenated(index, column, count) if yes else np.asarray(sum(column[1:], column[0]))
             for index, (column, yes) in enumerate(zip(zip(*parts), outputs_have_rows))
         ]
         if not self._checked:
-            self._check(loaded, inputs, has_rows, count, spec, joined)
-            self._checked = True
+            self._checked = self._check(loaded, inputs, has_rows, count, spec)
         kept = None
         if wrt:
             copies = [x.copy() if isinstance(x, np.ndarray) else x for x in inputs]
@@ -189,7 +201,7 @@ class ChunkedAdapter(Adapter):
         """(how many rows there are, which input leaves have them): those as long as the first array."""
         arrays = [x for x in inputs if isinstance(x, np.ndarray) and x.ndim]
         count = len(arrays[0]) if arrays else 0
-        return count, tuple(isinstance(x, np.ndarray) and x.ndim > 0 and len(x) == count for x in inputs)
+        return count, tuple(getattr(x, "ndim", 0) > 0 and len(x) == count for x in inputs)
 
     def outputs_with_rows(self, has_rows: tuple[bool, ...], count: int) -> tuple[bool, ...]:
         """Which outputs have rows; the others are sums over the rows."""
@@ -214,6 +226,13 @@ class ChunkedAdapter(Adapter):
             )
         return np.concatenate(parts)
 
+    def _refuse_beside(self, outputs: Any) -> None:
+        for where, value in trees.beside(outputs)[:1]:
+            raise OutputError(
+                f"output {where} of {self.label} is a {type(value).__name__}, and those of several chunks of rows "
+                f"cannot be joined; leave rows_per_chunk= out, or turn that output off"
+            )
+
     def _refuse_noise(self) -> None:
         if self._inner.stochastic:
             raise OptionError(
@@ -228,32 +247,25 @@ class ChunkedAdapter(Adapter):
         has_rows: tuple[bool, ...],
         count: int,
         spec: CallSpec,
-        outputs: Sequence[Array],
-    ) -> None:
-        """Compute some rows of all chunks together: each must be what it was; see `gradbridge.rows`."""
+    ) -> bool:
+        """Compute some rows of all chunks together: each must be what it was; see `gradbridge.derivatives.independence`.
+
+        Returns:
+            False where nothing can be told, and the next long call is to be looked at.
+        """
         rows = np.unique(np.linspace(0, count - 1, min(count, _PROBED)).astype(int))
         some = [x[rows] if yes else x for x, yes in zip(inputs, has_rows)]
-        together, _ = self._inner.forward(loaded, some, spec.replayed(), ())
-        precision = precision_of(outputs)
-        same: bool | None = all(
-            close(self.border.view(a), b[rows], precision)
-            for a, b in zip(trees.flatten(together)[0], outputs)
-        )
-        if same and len(rows) > 1:
-            # A numeric gradient costs as many evaluations as there are numbers, and nobody asked for one.
-            gradients = self._inner.traits.is_gradient_cheap
+        # A numeric gradient costs as many evaluations as there are numbers, and nobody asked for one.
+        gradients = self._inner.traits.is_gradient_cheap
+        same: bool | None = True
+        if len(rows) > 1:
             same = seem_independent(self._inner, loaded, some, has_rows, spec, gradients)
-        if same is None:
-            raise OptionError(
-                f"rows_per_chunk={self._rows} was asked for, and whether the rows of {self.label} are independent of "
-                f"each other cannot be told from its first long input: gradients there are not finite; call it "
-                f"first where they are, or leave rows_per_chunk= out"
-            )
-        if not same:
+        if same is False:
             raise OptionError(
                 f"rows_per_chunk={self._rows} was asked for, and the rows of {self.label} are not independent of "
                 f"each other: together they give something else than apart; leave rows_per_chunk= out"
             )
+        return same is True
 
 
 class _ChunkedPullback(ChunkedAdapter):

@@ -15,6 +15,7 @@ import numpy as np
 import optree
 
 from gradbridge import borders, trees
+from gradbridge.audit import first_call, orders
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import NotDifferentiableError
 from gradbridge.execution import steps
@@ -38,6 +39,7 @@ class Call:
         results: what the host's results are among the adapter's outputs; None where they are the same.
         wrt: of a derivative: the arguments whose gradients it returns.
         order: how many derivatives it is of a model.
+        parent: the call that it is the derivative of.
     """
 
     adapter: Adapter
@@ -48,6 +50,7 @@ class Call:
     results: Arguments | None = None
     wrt: tuple[int, ...] = ()
     order: int = 0
+    parent: Call | None = None
 
     def derivative(self, evaluation: Evaluation, wrt: tuple[int, ...]) -> Call:
         """The pullback of an evaluation of this call: see `Evaluation.differentiated`."""
@@ -65,7 +68,26 @@ class Call:
             Arguments.of(tuple(arguments.vectors[i] for i in wrt), arguments.width),
             wrt,
             self.order + 1,
+            self,
         )
+
+    @property
+    def root(self) -> Call:
+        """The call of the model that this is a derivative of; itself where it is none."""
+        return self if self.parent is None else self.parent.root
+
+    def anywhere(self) -> Call:
+        """The same, to be evaluated at other arguments than those that a recorded derivative belongs to."""
+        if self.parent is None:
+            return self
+        parent = self.parent.anywhere()
+        adapter = parent.adapter.pullback(parent.spec.replayed(), parent.arguments.leaves(self.wrt))
+        return replace(self, adapter=adapter, parent=parent)
+
+    def by(self, adapter: Adapter) -> Call:
+        """The same call of another adapter of the model."""
+        arguments = Arguments.of(self.arguments.vectors, len(adapter.layout))
+        return replace(self, adapter=adapter, spec=replace(self.spec, packed=False), arguments=arguments)
 
     @property
     def first_input(self) -> int:
@@ -109,9 +131,18 @@ class Call:
                         return Evaluation(self, wrt, (own,), None, residuals, values, (array.dtype,))
                 return self.given(outputs, residuals, values, wrt)
         call, values = self.prepared(values, wrt)
-        if settings.memory is None or self.order:
+        if self.order:
             return call.evaluate_at(values, wrt)
-        evaluation: Evaluation = settings.memory.recall(call, values, wrt)
+        if settings.audit is not None and settings.audit.awaits_call(self.dtype.name, bool(wrt)):
+            looked_at: Evaluation = first_call.evaluated(call, values, wrt)
+            return looked_at
+        return call.remembered(values, wrt)
+
+    def remembered(self, values: Sequence[Any], wrt: tuple[int, ...]) -> Evaluation:
+        """The steps at values that are prepared, or what is remembered of them."""
+        if self.settings.memory is None:
+            return self.evaluate_at(values, wrt)
+        evaluation: Evaluation = self.settings.memory.recall(self, values, wrt)
         return evaluation
 
     def prepared(self, values: Sequence[Any], wrt: tuple[int, ...]) -> tuple[Call, Sequence[Any]]:
@@ -149,7 +180,7 @@ class Call:
             guest_dtypes = tuple([g.dtype for g in gradients])
             return Evaluation(self, wrt, tuple(gradients), None, residuals, values, guest_dtypes)
         if type(outputs) in _CONTAINERS or trees.is_container(outputs):
-            leaves, structure = trees.flatten(outputs)
+            leaves, structure = trees.flatten(outputs, opens=True)
         else:
             leaves, structure = [outputs], None
         arrays, guest_dtypes = borders.outputs_to_host(
@@ -212,6 +243,12 @@ class Evaluation:
     def assemble(self, leaves: Sequence[Any]) -> Any:
         """Output leaves, concrete or traced → the tree that the model returned."""
         return leaves[0] if self.structure is None else trees.unflatten(self.structure, leaves)
+
+    def assemble_derivatives(self, leaves: Sequence[Any]) -> Any:
+        """`assemble`, of what belongs to arrays alone: None in place of the rest."""
+        if self.structure is None:
+            return leaves[0]
+        return trees.unflatten(trees.without_beside(self.structure), leaves)
 
     @property
     def merges(self) -> bool:
@@ -280,7 +317,9 @@ class Evaluation:
             HigherOrderError: the guest cannot differentiate its derivative.
         """
         self.require_inexact_output()
-        return self.call.derivative(self, wrt)
+        derivative = self.call.derivative(self, wrt)
+        orders.refuse_wrong(self, derivative, wrt)
+        return derivative
 
     def zero_cotangents(self) -> list[Array]:
         """One array of zeros per output leaf."""

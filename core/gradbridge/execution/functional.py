@@ -44,6 +44,7 @@ class FunctionalAdapter(TransformingAdapter):
         # What most models leave as it is is not called for each input of each call.
         self._has_own_leaf = type(model).leaf is not Model.leaf
         self._has_extras = type(model).extras is not Model.extras
+        self._surroundings = model.surroundings
         self._programs: LRUCache[Program] = LRUCache()
         self._derivatives: LRUCache[FunctionalAdapter] = LRUCache()
         self._noise = None  # of a pullback: that of the call whose derivative it is
@@ -82,21 +83,30 @@ class FunctionalAdapter(TransformingAdapter):
         return self._isolated(run, inputs, noise, bool(wrt))
 
     def backward(self, residuals: Residuals, cotangents: Sequence[Any], wrt: tuple[int, ...]) -> list[Any]:
-        return self._pulled(residuals, partial(residuals.pull, self.framework, cotangents, wrt))
+        if not residuals.dtypes:
+            self._refuse_no_output()
+        step = partial(residuals.pull, self.framework, cotangents, wrt)
+        return self._isolated(step, residuals.inputs, None, True, "the derivative of", residuals)
 
     def backward_merged(
         self, residuals: Residuals, cotangents: Sequence[Any], wrt: tuple[int, ...], left: Sequence[Any]
     ) -> list[Any]:
         """`backward`, with what recorded pullbacks of this call left at its boundary."""
-        return self._pulled(residuals, partial(residuals.pull, self.framework, cotangents, wrt, False, left))
+        if not residuals.dtypes:
+            self._refuse_no_output()
+        step = partial(residuals.pull, self.framework, cotangents, wrt, False, left)
+        return self._isolated(step, residuals.inputs, None, True, "the derivative of", residuals)
 
     def backward_many(
         self, residuals: Residuals, cotangents: Sequence[Any], wrt: tuple[int, ...]
     ) -> list[Any]:
         if self.refusal("backward_many"):
             raise Unsupported(self.refusal("backward_many"))
+        if not residuals.dtypes:
+            self._refuse_no_output()
         try:
-            return self._pulled(residuals, partial(residuals.pull, self.framework, cotangents, wrt, True))
+            step = partial(residuals.pull, self.framework, cotangents, wrt, True)
+            return self._isolated(step, residuals.inputs, None, True, "the derivative of", residuals)
         except Unsupported as error:
             self.refusals_met["backward_many"] = str(error)
             raise
@@ -121,8 +131,10 @@ class FunctionalAdapter(TransformingAdapter):
             or not residuals.program.records
             or not set(wrt) <= set(residuals.wrt)
         ):
+            if self._surroundings is not None and isinstance(residuals, Residuals):
+                self._surroundings.require(residuals.program.state)
             return again
-        return RecordedPullback(again, self.framework, self.source, wrt, residuals, self._renew)
+        return RecordedPullback(again, self.framework, wrt, residuals, self._isolated)
 
     def in_dtype(self, name: str) -> FunctionalAdapter:
         model = self.source.in_dtype(name)
@@ -135,19 +147,53 @@ class FunctionalAdapter(TransformingAdapter):
     def isolate_calls(self) -> bool:
         return self.source.isolate_calls()
 
-    def strangers(self, residuals: Residuals) -> Sequence[Stranger]:
+    def strangers(self, residuals: Residuals | None) -> Sequence[Stranger]:
+        if residuals is None:
+            return ()
         return [self.source.stranger(native) for native in residuals.program.strangers(residuals.kept)]
 
-    def _isolated(self, step: Callable[[], T], inputs: Sequence[Any], noise: int | None, record: bool) -> T:
+    def _refuse_no_output(self) -> None:
+        raise NotDifferentiableError(
+            f"{self.label} returned no floating array, so it has no derivative; return probabilities rather than a "
+            f"class, say"
+        )
+
+    def _isolated(
+        self,
+        step: Callable[[], T],
+        inputs: Sequence[Any],
+        noise: int | None,
+        record: bool,
+        doing: str = "",
+        residuals: Residuals | None = None,
+    ) -> T:
+        """Run a step in the model's isolation, again where that is asked for, and its errors explained.
+
+        Args:
+            step: may be run twice.
+            inputs, noise, record: for `Model.isolated`.
+            doing: for `Model.explain`.
+            residuals: of the call that is made again before; None where the step is all that there is.
+
+        Raises:
+            GradbridgeError: the model failed. What its framework raises to steer a program around us, and
+                the model does not explain, goes on as it came.
+        """
+        model = self.source
         try:
             try:
-                return self.source.isolated(step, inputs, noise, record)
-            except RunAgain:
-                return self.source.isolated(step, inputs, noise, record)
+                return model.isolated(step, inputs, noise, record)
+            except RunAgain as request:
+                if residuals is not None:
+                    self._renew(residuals, request)
+                return model.isolated(step, inputs, noise, record)
         except GradbridgeError:
             raise
         except Exception as error:
-            raise self.source.explain(error, inputs) from error
+            explained = model.explain(error, inputs, doing)
+            if explained is error:
+                raise
+            raise explained from error
 
     def _loaded(self, weights: Any, flat: bool, packed: bool) -> list[Any]:
         dtypes = self.source.dtypes
@@ -191,10 +237,16 @@ class FunctionalAdapter(TransformingAdapter):
         leaves, constants = self._leaves(loaded, inputs, noise)
         program = None
         if not constants and not spec.replay:
-            program = self._programs.find(((), spec.structure, wrt, spec.packed, False))
+            state = self._surroundings and self._surroundings()
+            program = self._programs.find(((), spec.structure, wrt, spec.packed, False, state))
         if program is None:
             program = self._program(spec, constants, wrt)
-        floats, others, form, after, kept = program.run(leaves)
+        if self._surroundings is None:
+            floats, others, form, after, kept = program.run(leaves)
+        else:  # a callback of the function may change what it reads
+            before = self._surroundings.now
+            floats, others, form, after, kept = program.run(leaves)
+            self._surroundings.settle(before)
         if after and not spec.replay:
             self.source.move(after)
         if form.structure is None and floats:  # by far the most models return one floating array
@@ -209,24 +261,6 @@ class FunctionalAdapter(TransformingAdapter):
         return outputs, Residuals(
             program, kept, wrt, places, form.floating, dtypes, is_complex, leaves, inputs, noise, len(loaded)
         )
-
-    def _pulled(self, residuals: Residuals, step: Callable[[], list[Any]]) -> list[Any]:
-        if not residuals.dtypes:
-            raise NotDifferentiableError(
-                f"{self.label} returned no floating array, so it has no derivative; return probabilities rather "
-                f"than a class, say"
-            )
-        model = self.source
-        try:
-            try:
-                return model.isolated(step, residuals.inputs, None, True)
-            except RunAgain as request:
-                self._renew(residuals, request)
-                return model.isolated(step, residuals.inputs, None, True)
-        except GradbridgeError:
-            raise
-        except Exception as error:
-            raise model.explain(error, residuals.inputs, "the derivative of") from error
 
     def _renew(self, residuals: Residuals, request: RunAgain) -> None:
         """Make a call again, so that what its pull needs is there.
@@ -253,6 +287,8 @@ class FunctionalAdapter(TransformingAdapter):
         k, count = 1 if spec.packed else len(self.layout), spec.count
         arrays = [i for i in range(count) if i not in constants]
         stop = k + len(arrays)
+        surroundings = self._surroundings
+        state = 0 if surroundings is None else surroundings()
 
         def compute(leaves: list[Any]) -> tuple[list[Any], list[Any], Form, Sequence[Any]]:
             inputs = list(leaves[k:stop])
@@ -263,4 +299,11 @@ class FunctionalAdapter(TransformingAdapter):
             output, after = model.call(weights, inputs, spec, leaves[stop:])
             return *framework.split(output, label), after
 
-        return compute
+        if surroundings is None:
+            return compute
+
+        def traced(leaves: list[Any]) -> tuple[list[Any], list[Any], Form, Sequence[Any]]:
+            with surroundings.traced(state):
+                return compute(leaves)
+
+        return traced

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeError, Unsupported
-from gradbridge.framework import Framework, Model, Program, RunAgain
+from gradbridge.framework import Framework, Program
 from gradbridge.protocol import Adapter
 
 T = TypeVar("T")
@@ -31,10 +31,10 @@ class RecordedPullback(Adapter):
 
     Args:
         again: the pullback that computes anew.
-        framework, source: of the adapter whose call it was.
+        framework: of the adapter whose call it was.
         wrt: the arguments whose gradients it returns; all of them recorded.
         residuals: of the call.
-        renew: makes the call again, where a program asks for that.
+        isolated: of that adapter, runs a step.
         root: residuals of the call that all this is a derivative of; None where that is the same.
     """
 
@@ -44,16 +44,15 @@ class RecordedPullback(Adapter):
         self,
         again: Adapter,
         framework: Framework,
-        source: Model,
         wrt: tuple[int, ...],
         residuals: Any,
-        renew: Callable[[Any, RunAgain], None],
+        isolated: Callable[..., Any],
         root: Any = None,
     ) -> None:
         self.label, self.layout, self.traits = again.label, again.layout, again.traits
         self.border = again.border
-        self._again, self._framework, self._source = again, framework, source
-        self._wrt, self._residuals, self._renew = wrt, residuals, renew
+        self._again, self._framework, self._run = again, framework, isolated
+        self._wrt, self._residuals = wrt, residuals
         self._root = residuals if root is None else root
 
     @property
@@ -108,7 +107,9 @@ class RecordedPullback(Adapter):
 
     def _anew(self, inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]) -> tuple[Any, Any]:
         """The derivative computed anew, at the arrays of the call: the caller may have changed its own since."""
-        root = self._root
+        root, surroundings = self._root, self._source.surroundings
+        if surroundings is not None:
+            surroundings.require(root.program.state)
         leaves = iter(root.leaves)
         loaded = [next(leaves) for _ in range(root.weights)]
         own = [
@@ -202,7 +203,7 @@ class RecordedPullback(Adapter):
         again = self._again.pullback(spec, wrt)
         if residuals is None or not set(wrt) <= set(residuals.wrt):
             return again
-        return RecordedPullback(again, self._framework, self._source, wrt, residuals, self._renew, self._root)
+        return RecordedPullback(again, self._framework, wrt, residuals, self._run, self._root)
 
     def output_spec(self, inputs: Sequence[Any], spec: CallSpec) -> Any:
         return self._again.output_spec(inputs, spec)
@@ -219,14 +220,7 @@ class RecordedPullback(Adapter):
         return gradients, kept, pulled
 
     def _isolated(self, step: Callable[[], T]) -> T:
-        residuals, source = self._residuals, self._source
-        try:
-            try:
-                return source.isolated(step, residuals.inputs, None, True)
-            except RunAgain as request:
-                self._renew(residuals, request)
-                return source.isolated(step, residuals.inputs, None, True)
-        except GradbridgeError:
-            raise
-        except Exception as error:
-            raise source.explain(error, residuals.inputs, "the derivative of the gradient of") from error
+        residuals = self._residuals
+        doing = "the derivative of the gradient of"
+        result: T = self._run(step, residuals.inputs, None, True, doing, residuals)
+        return result

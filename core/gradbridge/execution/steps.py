@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge.audit.forward_mode import passes_adjoint_test
 from gradbridge.declarations import Step
-from gradbridge.derivatives.jvp_check import passes_adjoint_test
-from gradbridge.errors import OutputError, Unsupported
+from gradbridge.errors import GradientShapeError, Unsupported
 from gradbridge.protocol import Adapter
 
 
@@ -146,22 +146,27 @@ def check_results(
         what, of: words for errors.
 
     Raises:
-        OutputError
+        GradientShapeError
     """
+    if not isinstance(natives, (list, tuple)):
+        raise GradientShapeError(
+            f"{adapter.label} returned a {type(natives).__name__} as its {what}s; its backend must return a list "
+            f"with an array for each {of} that was asked for"
+        )
     if len(natives) != len(indices):
-        raise OutputError(
+        raise GradientShapeError(
             f"{adapter.label} returned {len(natives)} {what}s for {len(indices)} {of}s; its backend must return "
             f"one for each that was asked for"
         )
     for native, shape, index in zip(natives, shapes, indices):
         came = getattr(native, "shape", None)
         if came is None:
-            raise OutputError(
+            raise GradientShapeError(
                 f"{adapter.label} returned a {type(native).__name__} as the {what} of {of} {index}; its "
                 f"backend must return an array, zeros where there is no influence"
             )
         if tuple(came) != shape:
-            raise OutputError(
+            raise GradientShapeError(
                 f"{adapter.label} returned a {what} of shape {tuple(came)} for {of} {index}, "
                 f"which has shape {shape}; its backend must return one of the {of}'s shape"
             )
@@ -170,8 +175,8 @@ def check_results(
 def _pushed(
     call: Any, operation: str, values: Sequence[Any], wrt: tuple[int, ...], tangents: Sequence[Any]
 ) -> Any:
-    adapter, check, many = call.adapter, call.settings.jvp_check, operation == "pushforward_many"
-    if check is not None and check.is_refused(call.order):
+    adapter, audit, many = call.adapter, call.settings.audit, operation == "pushforward_many"
+    if audit is not None and audit.is_wrong(call.order, "pushforward"):
         raise Unsupported(f"the forward mode of {adapter.label} disagrees with its gradient")
     reason = adapter.refusal(operation)
     if reason:
@@ -200,7 +205,8 @@ def _pushed(
         natives,
         how=f", {'batched JVP' if many else 'JVP'}",
     )
-    if check is None or not adapter.traits.checks_jvp or check.is_known(call.order, operation, wrt):
+    step = "pushforward", many, call.spec.packed, leaves
+    if audit is None or not adapter.traits.checks_jvp or not audit.awaits(call.order, step):
         return pushed
     moved, reached = (
         ([np.asarray(t[0]) for t in natives], [y[0] for y in pushed]) if many else (natives, pushed[1])
@@ -219,7 +225,7 @@ def _pushed(
         reached,
         how=", JVP checked",
     )
-    check.notify(call.order, operation, wrt, passes is not False)
+    audit.found(call.order, step, passes is not False)
     if passes is False:
         raise Unsupported(f"the forward mode of {adapter.label} disagrees with its gradient")
     return pushed

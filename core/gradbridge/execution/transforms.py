@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gradbridge.call_spec import CallSpec
+from gradbridge.closures import Surroundings
 from gradbridge.errors import GradbridgeError, InputError, Unsupported
 from gradbridge.execution.programs import LRUCache
 from gradbridge.execution.pullbacks import PullbackModel
@@ -40,6 +41,7 @@ class TransformingAdapter(Adapter):
 
     framework: Framework
     source: Model
+    _surroundings: Surroundings | None
     _noise: int | None
     _programs: LRUCache[Program]
     _refused: dict[tuple[str, Any], str]  # transforms that were tried in vain
@@ -56,7 +58,7 @@ class TransformingAdapter(Adapter):
         """leaves ↦ (floats, others, form, after): pure, and without an array of its own."""
 
     @abstractmethod
-    def _isolated(self, step: Any, inputs: Sequence[Any], noise: int | None, record: bool) -> Any:
+    def _isolated(self, step: Callable[[], T], inputs: Sequence[Any], noise: int | None, record: bool) -> T:
         """Run a step in the model's isolation, its errors explained."""
 
     def pushforward(
@@ -164,13 +166,13 @@ class TransformingAdapter(Adapter):
             raise Unsupported(self._refused[operation, key])
         remembers = True
         try:
-            return self.source.isolated(run, inputs, noise, True)
+            return self._isolated(run, inputs, noise, True)
         except Unsupported as error:
             reason = str(error)
-        except Exception as error:
-            reason = in_short(error)
+        except GradbridgeError as error:
+            reason = in_short(error.__cause__ or error)
             # Inputs that do not fit the model say nothing about others; the other way tells what is wrong.
-            remembers = not isinstance(self.source.explain(error, inputs), InputError)
+            remembers = not isinstance(error, InputError)
         reason = f"{self.label} has no {_IN_WORDS[operation]} here: {reason}"
         if remembers:
             self._refused[operation, key] = self.refusals_met[operation] = reason
@@ -193,14 +195,9 @@ class TransformingAdapter(Adapter):
                 return tuple(map(ArraySpec.of, model.specs(leaves)))
             leaves += [ArraySpec(tuple(x.shape), x.dtype) for x in model.extras(0)]
             specs, form = framework.shapes(self._computation(constants, replace(spec, packed=False)), leaves)
-            return form.assemble([ArraySpec.of(s) for s in specs])
+            return form.of_arrays().assemble([ArraySpec.of(s) for s in specs])
 
-        try:
-            return model.isolated(run, (), 0, False)
-        except GradbridgeError:
-            raise
-        except Exception as error:
-            raise model.explain(error, inputs) from error
+        return self._isolated(run, (), 0, False)
 
     # -- programs -----------------------------------------------------------------------------
 
@@ -219,17 +216,13 @@ class TransformingAdapter(Adapter):
         transform: Transform | None = None,
         rows: Sequence[int] | None = None,
     ) -> Program:
-        replay = spec.replay and self.source.sees_replay
-        key: Any = (way, spec.structure, wrt, spec.packed, replay)
-        if not constants:
-            program = self._programs.find(key)
-            if program is not None:
-                return program
-            return self._programs.get(key, lambda: self._traced(spec, constants, wrt, True, transform, rows))
+        replay, state = spec.replay and self.source.sees_replay, self._surroundings and self._surroundings()
+        key: Any = (way, spec.structure, wrt, spec.packed, replay, state)
         statics = tuple((i, self.framework.constant_key(x)) for i, x in constants.items())
         if any(static is None for _, static in statics):
             return self._traced(spec, constants, wrt, False, transform, rows)
-        key = (*key, statics)
+        if statics:
+            key = (*key, statics)
         return self._programs.get(key, lambda: self._traced(spec, constants, wrt, True, transform, rows))
 
     def _traced(
@@ -246,7 +239,9 @@ class TransformingAdapter(Adapter):
             compute = transform(compute)
         elif rows is None and self.source.any_rows:
             rows = range(k, k + spec.count - len(constants))
-        return self.framework.trace(compute, self._places(wrt, spec, constants), reusable, rows or ())
+        program = self.framework.trace(compute, self._places(wrt, spec, constants), reusable, rows or ())
+        program.state = 0 if self._surroundings is None else self._surroundings()
+        return program
 
     def refusal(self, operation: str) -> str:
         traits = self.framework.traits
