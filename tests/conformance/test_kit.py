@@ -1,12 +1,15 @@
 """The kit as its users meet it: skipping, reports, the command, and pytest."""
 
+import inspect
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from gradbridge.errors import BackendUnavailableError, UnknownBackendError
+from gradbridge.cli import cli
+from gradbridge.errors import BackendUnavailableError, OptionError, UnknownBackendError
 from gradbridge.testing import (
     CHECKS,
     LAWS,
@@ -150,3 +153,84 @@ def test_the_kit_loads_no_framework_and_no_autodiff_system():
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Raising(OnlyEnergy):
+    """A framework whose own code raises, in a gradient, in a factory, and by an assertion of its own."""
+
+    backend = "numpy"
+
+    def energy(self):
+        def of_x(ans, x, y):
+            def pull(v):
+                raise ZeroDivisionError("no such kernel")
+
+            return pull
+
+        return Native(lambda x, y: np.sum(x**2 * y), vjp=(of_x, lambda ans, x, y: lambda v: v * x**2))
+
+    def root(self, scale):
+        assert scale.shape == (3,), "three channels"
+
+
+def lines_of(function, word):
+    source, first = inspect.getsourcelines(function)
+    return first + next(i for i, line in enumerate(source) if word in line)
+
+
+def test_what_a_backend_raises_is_shown_with_file_and_line():
+    report = run(Raising(), checks=["gradient_is_right", "not_finite"])
+    text = str(report)
+    line = lines_of(Raising.energy, "no such kernel")
+    assert f'File "{__file__}", line {line}, in pull' in text
+    assert "ZeroDivisionError: no such kernel" in text
+    line = lines_of(Raising.root, "three channels")
+    assert f'File "{__file__}", line {line}, in root' in text
+    assert "raised AssertionError: three channels" in text
+    assert "gradbridge/testing/checks" not in text, "the kit's own frames help nobody"
+
+
+def test_a_traceback_that_rows_have_in_common_is_shown_once():
+    report = run(Raising(), checks=["gradient_is_right", "each_argument_alone", "backward_twice"])
+    assert len(report.of("failed")) == 3
+    text = "\n".join(report.notes())
+    assert text.count("no such kernel\n") <= text.count("File ")
+    assert len({row.traceback for row in report.of("failed")}) == text.count(f'File "{__file__}"')
+
+
+def test_what_a_check_found_itself_has_no_traceback():
+    faulty = FAULTS["gradient_is_right"][0].backend()
+    report = run(faulty, checks=["gradient_is_right"], scenarios=["tied"])
+    assert not report.passed
+    assert {row.traceback for row in report.of("failed")} == {""}
+
+
+def command(*arguments):
+    return CliRunner().invoke(cli, arguments)
+
+
+def test_the_command_runs_only_the_checks_that_are_named():
+    result = command("check", "numpy", "--only", "value_is_right", "--only", "second_order")
+    assert result.exit_code == 0, result.output
+    assert "value_is_right" in result.output
+    assert "second_order" in result.output
+    assert "gradient_is_right" not in result.output
+
+
+@pytest.mark.parametrize("arguments", [("check", "numpy"), ("matrix",)])
+def test_a_check_that_there_is_not_is_met_with_the_nearest_name(arguments):
+    result = command(*arguments, "--only", "gradient_is_wright")
+    assert result.exit_code == 1
+    assert "no check 'gradient_is_wright'; did you mean 'gradient_is_right'?" in result.output
+
+
+def test_a_scenario_that_there_is_not_is_met_with_the_nearest_name():
+    with pytest.raises(OptionError, match="no scenario 'mpl'; did you mean 'mlp'"):
+        run(OnlyEnergy(), scenarios=["mpl"])
+
+
+def test_the_command_prints_where_a_backend_raised(monkeypatch):
+    monkeypatch.setattr("gradbridge.testing.report.find", lambda name, registry: Raising())
+    result = command("check", "numpy", "--only", "gradient_is_right")
+    assert result.exit_code == 1
+    assert f'File "{__file__}", line {lines_of(Raising.energy, "no such kernel")}, in pull' in result.output

@@ -37,6 +37,7 @@ they were.
 Then, three ways to run it. On the terminal, with a table and an exit code::
 
     gradbridge check mine
+    gradbridge check mine --only gradient_is_right --only second_order
 
 In pytest, one test per law and scenario, ``test_any_order[mlp]``::
 
@@ -58,6 +59,8 @@ A failure says which law broke, what was expected, what came and where::
     ✗ params_in_flight[mlp], law 3: f(θ) + f(2θ): two forwards at different params are each pulled
       back at their own.
         gradient of params at θ, with f(2θ) in flight: expected 0.2716, got 0.0194 at [3]; …
+
+Where the backend raised, its traceback follows, with files and lines.
 
 A backend whose `pullback` raises HigherOrderError is honest: the checks of higher orders are
 skipped and say so. One that returns zeros there fails them.

@@ -183,7 +183,9 @@ class BackendUnderTest:
             NotOfferedError: it has none, or none for layers of this kind.
         """
         if not self.builds:
-            raise NotOfferedError(f"{self.name}: {self.reasons.get('portable', 'it builds no architectures')}")
+            raise NotOfferedError(
+                f"{self.name}: {self.reasons.get('portable', 'it builds no architectures')}"
+            )
         try:
             return self.registry.builder(self.backend)(architecture, dict(params))
         except (BackendError, OptionError) as error:

@@ -183,7 +183,7 @@ class ReferenceAdapter(Adapter):
         return _mapped(lambda y: ArraySpec.of(self.own(y)), output)
 
     def in_dtype(self, name: str) -> Self:
-        return type(self)(self._model, replace(self._options, dtype=name))
+        return self if self.dtype == name else type(self)(self._model, replace(self._options, dtype=name))
 
     def fresh(self) -> Self:
         return type(self)(self._model, self._options)

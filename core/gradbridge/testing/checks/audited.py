@@ -27,17 +27,20 @@ def in_dtype(subject: Subject) -> None:
             wide = adapter.in_dtype("float64")
         except (UnknownModelError, OptionError) as error:
             raise NotOfferedError(f"{subject.under_test.name}: {error}") from error
+        made = "its own dtype" if dtype is None else dtype
+        after = _natives(adapter, subject)
+        for got, expected in zip(after, before, strict=True):
+            expect_same(got, expected, f"output of the adapter in {made}, after another was made of it")
+        expect_same(subject.params_of(adapter), weights, "its weights()")
         if wide is adapter and dtype not in (None, "float64"):
             continue  # it was asked for one precision, and has that alone
-        made = "its own dtype" if dtype is None else dtype
         when = f"of an adapter made in {made}, brought to float64"
         expect_right(subject, point, when, adapter=wide, tolerance=TOLERANCES["float64"])
         expect_close(subject.params_of(wide), weights, f"weights() {when}", 0.0)
         assert wide.layout.names == adapter.layout.names, f"layout {when}: {wide.layout} is another one"
         after = _natives(adapter, subject)
         for got, expected in zip(after, before, strict=True):
-            expect_same(got, expected, f"output of the adapter in {made}, after another was made of it")
-        expect_same(subject.params_of(adapter), weights, "its weights()")
+            expect_same(got, expected, f"output of the adapter in {made}, after the other was used")
 
 
 @check(10, (*PLAIN, *SHAPED))
