@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pathlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _KIT = pathlib.Path(__file__).parent
+
+# As many frames of either end are shown of what calls itself too often.
+_ENDS = 12
 
 
 def of_backend(error: BaseException) -> str:
@@ -21,8 +24,16 @@ def of_backend(error: BaseException) -> str:
             del frames[0]
         if frames and not _is_kit(frames[-1]):
             said = traceback.format_exception_only(each)
-            parts.append("".join([*traceback.format_list(frames), *said]).rstrip())
+            parts.append("".join([*_listed(frames), *said]).rstrip())
     return "\nfrom this came:\n".join(parts)
+
+
+def _listed(frames: Sequence[traceback.FrameSummary]) -> list[str]:
+    lines = traceback.format_list(frames)
+    left_out = len(lines) - 2 * _ENDS
+    if left_out <= 0:
+        return lines
+    return [*lines[:_ENDS], f"  … {left_out} more …\n", *lines[-_ENDS:]]
 
 
 def is_of_kit(error: BaseException) -> bool:

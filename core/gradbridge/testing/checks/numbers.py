@@ -18,7 +18,7 @@ def extreme_cotangents(subject: Subject) -> None:
     """A cotangent of 1e8 or of 1e-8 is pulled back like one of 1: nothing is clipped, and nothing added."""
     base = subject.point(140)
     for scale in (1e8, 1e-8):
-        point = replace(base, cotangents=tuple(scale * v for v in base.cotangents))
+        point = replace(base, cotangents=tuple(np.asarray(scale * v) for v in base.cotangents))
         for gradients in (subject.start(point).pull(), subject.ask_adapter(point)):
             back = Gradients(((i, g / scale) for i, g in gradients.items()), subject.first_input)
             when = f"of cotangents of {scale:g}, divided by that"

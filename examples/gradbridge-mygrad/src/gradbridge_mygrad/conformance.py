@@ -50,8 +50,8 @@ class UnderTest(BackendUnderTest):
         return Native(lambda p, t, x, m: mg.tanh(p * x + m) * t[:, None], params=scale)
 
     def masked(self) -> Any:
-        """Booleans and integers."""
-        return lambda x, m, k: mg.where(m, k * x**2, x)
+        """Booleans and integers; where() takes its condition from NumPy alone."""
+        return lambda x, m, k: mg.where(m.data, k * x**2, x)
 
     def root(self, scale: Array) -> Any:
         """A derivative that may be infinite."""
