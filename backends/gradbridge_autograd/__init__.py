@@ -1,7 +1,7 @@
 """HIPS autograd as a backend: the default host, and a guest."""
 
+from gradbridge.declarations import Backend
 from gradbridge.hookspecs import hookimpl
-from gradbridge.registry import Backend
 
 
 @hookimpl

@@ -18,8 +18,6 @@ from gradbridge.functions import FunctionModel
 from gradbridge.protocol import GuestOptions, refuse_unknown_options
 from gradbridge_autograd.framework import AutogradFramework
 
-_DTYPES = ("float64", "float32", "float16")
-
 
 def adapt(model: Callable[..., Any], options: GuestOptions) -> FunctionalAdapter:
     """Make an adapter of a function of ``autograd.numpy``: the guest half of backend ``autograd``.
@@ -40,10 +38,8 @@ def adapt(model: Callable[..., Any], options: GuestOptions) -> FunctionalAdapter
         raise OptionError(
             f"backend 'autograd' computes where NumPy does and has no device, got {options.device!r}"
         )
-    if options.dtype is not None and options.dtype not in _DTYPES:
-        raise OptionError(f"dtype must be one of {', '.join(_DTYPES)}, got {options.dtype!r}")
     framework = AutogradFramework()
-    dtype = np.dtype(options.dtype) if options.dtype is not None else None
+    dtype = framework.floating_dtype(options.dtype) if options.dtype is not None else None
     return FunctionalAdapter(framework, AutogradFunction(framework, model, options, dtype))
 
 

@@ -20,6 +20,7 @@ from gradbridge.execution import batched
 from gradbridge.execution.evaluation import Evaluation
 from gradbridge.host import Host, Reading
 from gradbridge_autograd import merged
+from gradbridge_autograd.traces import opened, plain
 
 _boxes = Box.types
 
@@ -53,17 +54,7 @@ class AutogradHost(Host):
         return type(value) is SequenceBox or type(value) is DictBox
 
     def open(self, tree: Any) -> Any:
-        kind = type(tree)
-        if kind is tuple or kind is list:
-            return kind(map(self.open, tree))
-        if kind is dict:
-            return {key: self.open(value) for key, value in tree.items()}
-        if kind is SequenceBox:
-            items = [self.open(tree[i]) for i in range(len(tree))]
-            return type(tree._value)(items) if type(tree._value) in (list, tuple) else items
-        if kind is DictBox:
-            return {key: self.open(tree[key]) for key in tree}
-        return tree
+        return opened(tree)
 
 
 def _tangents(arguments: Sequence[Any], wrt: tuple[int, ...]) -> list[Any] | None:
@@ -105,7 +96,7 @@ def _pullback(argnums: Sequence[int], ans: Any, args: tuple[Any, ...], kwargs: d
         cotangents = (
             [g]
             if len(outputs) == 1
-            else [g[i] if y.dtype.kind in INEXACT else merged.plain(g[i]) for i, y in enumerate(outputs)]
+            else [g[i] if y.dtype.kind in INEXACT else plain(g[i]) for i, y in enumerate(outputs)]
         )
         for value in (*args[1:], *cotangents):
             if type(value) in _boxes:  # of an outer trace: the derivative itself is differentiated
@@ -121,7 +112,7 @@ def differentiated(evaluation: Evaluation, wrt: tuple[int, ...], arguments: Sequ
     for index, value in enumerate(arguments):
         if type(value) in _boxes:
             traced = (*traced, index)
-        values.append(merged.plain(value))
+        values.append(plain(value))
     return lifted(evaluation.differentiated(wrt).evaluate(values, traced), arguments)
 
 
@@ -158,7 +149,7 @@ def _pushforward(
     cotangents = tuple(range(first, first + len(zeros)))
     every = (*arguments, *zeros)
     traced = tuple(i for i, a in enumerate(arguments) if type(a) in _boxes)
-    gradient = call.evaluate([merged.plain(a) for a in every], (*traced, *cotangents))
+    gradient = call.evaluate([plain(a) for a in every], (*traced, *cotangents))
     if outer:
         return _one_or_all(differentiated(gradient, cotangents, (*every, *tangents)))
     return _one_or_all(gradient.pull(tangents, cotangents))

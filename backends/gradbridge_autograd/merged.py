@@ -25,6 +25,7 @@ from gradbridge.borders import INEXACT
 from gradbridge.errors import Unsupported
 from gradbridge.execution import batched
 from gradbridge.execution.evaluation import Evaluation
+from gradbridge_autograd.traces import plain
 
 _boxes = Box.types
 
@@ -100,13 +101,6 @@ def lifted(evaluation: Evaluation, arguments: Sequence[Any], differentiated: Dif
     """
     value = _recorded(differentiated, evaluation, *arguments)
     return [value[i] if y.dtype.kind in INEXACT else y for i, y in enumerate(evaluation.outputs)]
-
-
-def plain(value: Any) -> Any:
-    """What is in the innermost box."""
-    while type(value) in _boxes:
-        value = value._value
-    return value
 
 
 @primitive

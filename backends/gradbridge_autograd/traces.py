@@ -15,8 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from autograd.builtins import DictBox, SequenceBox
 from autograd.core import VJPNode, add_outgrads
+from autograd.extend import Box
 from autograd.tracer import isbox, new_box, toposort
+
+_boxes = Box.types
 
 
 class _Depth(threading.local):
@@ -24,6 +28,28 @@ class _Depth(threading.local):
 
 
 _depth = _Depth()
+
+
+def plain(value: Any) -> Any:
+    """What is in the innermost box."""
+    while type(value) in _boxes:
+        value = value._value
+    return value
+
+
+def opened(tree: Any) -> Any:
+    """Boxes of tuples, lists and dicts within a tree → tuples, lists and dicts of boxes."""
+    kind = type(tree)
+    if kind is tuple or kind is list:
+        return kind(map(opened, tree))
+    if kind is dict:
+        return {key: opened(value) for key, value in tree.items()}
+    if kind is SequenceBox:
+        items = [opened(tree[i]) for i in range(len(tree))]
+        return tuple(items) if isinstance(plain(tree), tuple) else items
+    if kind is DictBox:
+        return {key: opened(tree[key]) for key in tree}
+    return tree
 
 
 @contextmanager

@@ -20,15 +20,16 @@ class UnderTest(BackendUnderTest):
     """The scenarios in JAX."""
 
     backend: ClassVar[str] = "jax"
+    builds: ClassVar[bool] = True
 
     def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> nnx.Module:
         """Two linear layers and a tanh."""
-        with isolated(True, False):
+        with isolated(True):
             return nnx.Sequential(_linear(weight1, bias1), jnp.tanh, _linear(weight2, bias2))
 
     def embedding(self, table: Array) -> nnx.Module:
         """A lookup layer."""
-        with isolated(True, False):
+        with isolated(True):
             layer = nnx.Embed(*table.shape, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
             layer.embedding = nnx.Param(jnp.array(table))
             return layer
@@ -63,7 +64,7 @@ class UnderTest(BackendUnderTest):
 
     def batchnorm(self, scale: Array, shift: Array, epsilon: float) -> nnx.Module:
         """The layer, with its affine parameters set."""
-        with isolated(True, False):
+        with isolated(True):
             layer = nnx.BatchNorm(len(scale), epsilon=epsilon, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
             layer.scale, layer.bias = nnx.Param(jnp.array(scale)), nnx.Param(jnp.array(shift))
             return layer
@@ -77,6 +78,22 @@ class UnderTest(BackendUnderTest):
             return jax.lax.complex(params["scale"] * square, 0 * square) * phase * z, square
 
         return Native(wave, params={"scale": scale})
+
+    def broadcast(self, scale: Array) -> Native:
+        """A function of a vector, a matrix and a row."""
+        return Native(lambda p, t, x, m: jnp.tanh(p * x + m) * t[:, None], params=scale)
+
+    def masked(self) -> Any:
+        """A function of booleans and integers."""
+        return lambda x, m, k: jnp.where(m, k * x**2, x)
+
+    def root(self, scale: Array) -> Native:
+        """A function whose derivative may be infinite."""
+        return Native(lambda p, x: p * jnp.sqrt(x), params=scale)
+
+    def switch(self) -> Any:
+        """A function of a string and a number."""
+        return lambda x, name, k: k * x**3 if name == "cube" else k * x**2
 
     def state(self, model: Any) -> Any:
         """Every variable and attribute of a module, and JAX's flags."""
@@ -93,8 +110,8 @@ class UnderTest(BackendUnderTest):
 
     def surroundings(self) -> Iterable[tuple[str, AbstractContextManager[Any]]]:
         """What a JAX program may have set around us."""
-        yield "with 64-bit numbers", isolated(True, False)
-        yield "without 64-bit numbers", isolated(False, False)
+        yield "with 64-bit numbers", isolated(True)
+        yield "without 64-bit numbers", isolated(False)
         yield "under jax.disable_jit()", jax.disable_jit()
         yield "with old-style random numbers", jax.threefry_partitionable(False)
         yield "under strict dtype promotion", jax.numpy_dtype_promotion("strict")

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import jax
 import numpy as np
 
+from gradbridge.closures import surroundings
 from gradbridge.errors import GradbridgeError, OptionError
 from gradbridge.framework import Framework, Model
+from gradbridge.inspection import Stranger
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions
-from gradbridge_jax.arrays import OnDevice, compute_device, has_64_bits, own_device
+from gradbridge_jax.arrays import OnDevice, compute_device, floating_dtype, has_64_bits, own_device
 from gradbridge_jax.explain import explain_error
-from gradbridge_jax.isolation import enable_x64, isolated, key_bits, key_of
+from gradbridge_jax.isolation import (
+    enable_x64,
+    eval_context,
+    isolated,
+    key_bits,
+    key_of,
+    present_flags,
+    under_flags,
+    usual_flags,
+)
 
 
 class JaxModel(OnDevice, Model):
@@ -45,14 +57,50 @@ class JaxModel(OnDevice, Model):
         has_key: bool = False,
         moves: bool = False,
     ) -> None:
-        self.label, self.layout, self.dtypes, self.dtype = label, layout, tuple(dtypes), dtype
+        self.label, self.layout = label, layout
         self.device = compute_device(options.device) or own_device(arrays)
-        self.jit = options.extra.get("jit", "auto")
         self.state: tuple[Any, ...] = tuple(state)
         self.has_key, self.moves = has_key, moves
         self.draws = has_key or moves
+        self._flags = usual_flags(has_key)
+        readers = self.readers() if options.extra.get("jit", "auto") is not False else ()
+        self.surroundings = surroundings(partial(print, *readers)) if readers else None
+        self._compute_in(dtypes, dtype)
+
+    def readers(self) -> Sequence[Any]:
+        """Functions and objects whose code is traced: what it reads from outside is watched."""
+        return ()
+
+    def owns(self, native: Any) -> bool:
+        """Whether an array is a parameter of the user's own model, which no call may be computed with."""
+        return any(own is native for own in self.weights())
+
+    def stranger(self, native: Any) -> Stranger:
+        for name, own in zip(self.layout.names, self.weights()):
+            if own is native:
+                where = (
+                    "a function or an object that refers to the module that was bridged, or to a part of it"
+                )
+                return Stranger(f"{name}, by way of {where}", True)
+        return super().stranger(native)
+
+    def _compute_in(self, dtypes: Sequence[np.dtype[Any]], dtype: np.dtype[Any] | None) -> None:
+        self.dtypes, self.dtype = tuple(dtypes), dtype
         own = [d for d in (*self.dtypes, dtype) if d is not None]
         self._x64: bool | None = any(d == np.float64 for d in own) if own else None
+
+    def in_dtype(self, name: str) -> Self:
+        dtype = floating_dtype(name)
+        if not self.layout.names or (self.dtype == dtype and all(d == dtype for d in self.dtypes)):
+            return self  # without parameters it computes in the dtype of its inputs, or as it was asked to
+        twin = copy.copy(self)
+        twin._compute_in([dtype] * len(self.dtypes), dtype)
+        with isolated(True):
+            twin._recast(dtype)
+        return twin
+
+    def _recast(self, dtype: np.dtype[Any]) -> None:
+        """Bring what is fixed in a model, as it was bridged, into another dtype: `in_dtype` of one kind."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JaxModel:
         # Nothing in it is written to: a state that moves is another tuple. (JAX's structures may hold
@@ -81,12 +129,12 @@ class JaxModel(OnDevice, Model):
     def isolated(
         self, thunk: Callable[[], Any], inputs: Sequence[Any], noise: int | None, record: bool
     ) -> Any:
-        # `isolation.isolated` without its generator, which costs four calls of ours in each step.
+        # `isolation.isolated` without its generators, which cost four calls of ours in each step.
         x64 = has_64_bits(inputs) if self._x64 is None else self._x64
-        with jax.ensure_compile_time_eval(), enable_x64(x64):
-            if not self.has_key:
+        with eval_context(), enable_x64(x64):
+            if present_flags(jax.config) == self._flags:
                 return thunk()
-            with jax.threefry_partitionable(True):
+            with under_flags(self._flags):
                 return thunk()
 
     def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
@@ -94,7 +142,7 @@ class JaxModel(OnDevice, Model):
 
     def own_weights(self, weights: Sequence[Array]) -> list[jax.Array]:
         """Weights as arrays of JAX's own, in the dtype and on the device of the computation."""
-        with isolated(self.uses_x64(()), False):
+        with isolated(self.uses_x64(())):
             return [jax.device_put(np.array(w, d), self.device) for w, d in zip(weights, self.dtypes)]
 
 

@@ -93,7 +93,7 @@ class ParameterTree:
 
 def common_dtype(dtypes: Sequence[Any]) -> np.dtype[Any] | None:
     """The widest of some floating dtypes, by JAX's rules."""
-    with isolated(True, False):
+    with isolated(True):
         return np.dtype(jnp.result_type(*dtypes)) if dtypes else None
 
 

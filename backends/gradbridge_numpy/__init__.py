@@ -3,6 +3,14 @@
 from gradbridge.declarations import Backend
 from gradbridge.hookspecs import hookimpl
 
+#: Qualified names of the scikit-learn classes that are read by their fitted attributes.
+ESTIMATORS = (
+    "sklearn.linear_model._base.LinearRegression",
+    "sklearn.linear_model._ridge.Ridge",
+    "sklearn.linear_model._logistic.LogisticRegression",
+    "sklearn.neural_network._multilayer_perceptron.BaseMultilayerPerceptron",
+)
+
 
 @hookimpl
 def gradbridge_backend() -> Backend:
@@ -11,11 +19,5 @@ def gradbridge_backend() -> Backend:
         name="numpy",
         guest="gradbridge_numpy.guest:adapt",
         builder="gradbridge_numpy.architectures:build",
-        models=(
-            "gradbridge_numpy.architectures.Network",
-            "sklearn.linear_model._base.LinearRegression",
-            "sklearn.linear_model._ridge.Ridge",
-            "sklearn.linear_model._logistic.LogisticRegression",
-            "sklearn.neural_network._multilayer_perceptron.BaseMultilayerPerceptron",
-        ),
+        models=("gradbridge_numpy.architectures.Network", *ESTIMATORS),
     )

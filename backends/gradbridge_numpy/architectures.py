@@ -11,11 +11,13 @@ from gradbridge.call_spec import CallSpec
 from gradbridge.errors import InputError, OptionError
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.protocol import ArraySpec, GuestOptions
-from gradbridge_numpy.closed import FormsAdapter
+from gradbridge_numpy.closed import FormsAdapter, floating_dtype
 from gradbridge_numpy.dense import DenseJet
 
 if TYPE_CHECKING:
     from gradbridge.architectures import Architecture
+
+_DOUBLE = np.dtype(np.float64)
 
 
 def build(architecture: Architecture, params: Mapping[str, Array]) -> Network:
@@ -55,12 +57,18 @@ class Network:
 
 
 class NetworkAdapter(FormsAdapter):
-    """A `Network` with its derivatives by hand, to second order."""
+    """A `Network` with its derivatives by hand, to second order.
 
-    def __init__(self, network: Network, options: GuestOptions) -> None:
+    Args:
+        network: the layers.
+        options: what the guest half was told.
+        own: the dtype that it has by itself.
+    """
+
+    def __init__(self, network: Network, options: GuestOptions, own: np.dtype[Any] = _DOUBLE) -> None:
         self.label = f"numpy {network.architecture.name}"
         self.layout: ParameterLayout = network.architecture.layout
-        self.dtype = np.dtype(options.dtype or np.float64)
+        self.dtype = floating_dtype(options.dtype) or own
         self._network = network
 
     def weights(self) -> Sequence[Array]:

@@ -12,9 +12,10 @@ import numpy as np
 import optree
 
 from gradbridge import trees
+from gradbridge.admission import as_array
 from gradbridge.borders import INEXACT
 from gradbridge.call_spec import CallSpec
-from gradbridge.errors import GradbridgeError, GradientShapeError, GuestError, LayoutError
+from gradbridge.errors import GradbridgeError, GradientShapeError, GuestError
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge_numpy.forms import OUTPUTS, Jet
 from gradbridge_numpy.rules import Rules
@@ -59,7 +60,7 @@ class PlainFunction:
             raise GuestError(
                 f"{self.label} failed on inputs {shapes or '(none)'}: {type(error).__name__}: {error}"
             ) from error
-        return copied_tree(output)
+        return copied_tree(output, f"an output of {self.label}")
 
     def bind(self, leaves: Sequence[Any], spec: CallSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Leaves → all arguments as the function takes them."""
@@ -149,7 +150,7 @@ class CalledJet(Jet):
         return trees.unflatten(self._structure(place), leaves)
 
     def leaves_of(self, place: int, value: Any, kind: str) -> Sequence[Any]:
-        """The leaves of what a rule returned for a place.
+        """The leaves of what a rule returned for a place; None where it says that there is nothing to return.
 
         Args:
             place: an argument or the outputs.
@@ -159,25 +160,22 @@ class CalledJet(Jet):
         Raises:
             GradientShapeError: it has another structure.
         """
-        layout, label = self.plain.layout, self.plain.label
-        if place == 0 and self.plain.has_params:
-            if _is_flat(value, layout):
-                return layout.cut(np.asarray(value))
-            try:
-                return layout.arrays(value)
-            except LayoutError as error:
-                raise GradientShapeError(
-                    f"the {kind} of {label} for its parameters must return a tree like them, or a vector of shape "
-                    f"{(layout.size,)}: {error}"
-                ) from error
-        structure = self._structure(place)
+        layout, label, structure = self.plain.layout, self.plain.label, self._structure(place)
+        is_params = place == 0 and self.plain.has_params
+        if is_params and _is_flat(value, layout):
+            return layout.cut(np.asarray(value))
+        if is_params and isinstance(value, Mapping) and set(value) == set(layout.names):
+            return [value[name] for name in layout.names]
         if structure.num_nodes == 1:
             return [value]
-        leaves, came = trees.flatten(value)
-        if came != structure:
+        leaves = trees.leaves_like(structure, value)
+        if leaves is None:
             like = "the outputs" if place == OUTPUTS else "its argument's"
+            if is_params:
+                kind, like = f"{kind} for the parameters", f"them, or a vector of shape {(layout.size,)}"
             raise GradientShapeError(
-                f"the {kind} of {label} must return a tree like {like}, {structure}, got {came}"
+                f"the {kind} of {label} must return a tree like {like}; expected {structure}, with None for what has "
+                f"no influence, got {trees.flatten(value)[1]}"
             )
         return leaves
 
@@ -199,9 +197,16 @@ def copies(leaves: Sequence[Any]) -> list[Any]:
     return [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
 
 
-def copied_tree(tree: Any) -> Any:
-    """Every number or array of a tree as a new array; the rest is left for the border to refuse."""
+def copied_tree(tree: Any, what: str = "an array") -> Any:
+    """Every number or array of a tree as a new array; the rest is left for the border to refuse.
+
+    Args:
+        tree: of a function, or of a rule.
+        what: errors call an array that is more than its numbers, as a masked one is.
+    """
     if type(tree) is np.ndarray:
         return tree.copy()
     leaves, structure = trees.flatten(tree)
-    return trees.unflatten(structure, [np.array(x) if isinstance(x, NUMBERS) else x for x in leaves])
+    return trees.unflatten(
+        structure, [np.array(as_array(x, what)) if isinstance(x, NUMBERS) else x for x in leaves]
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -12,8 +13,19 @@ from gradbridge.borders import INEXACT, host_dtype
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import HigherOrderError, Unsupported
 from gradbridge.layout import Array
+from gradbridge.options import floating_name
 from gradbridge.protocol import Adapter, ArraySpec, Traits
 from gradbridge_numpy.forms import Jet, Potential, potential
+
+
+def floating_dtype(name: str | None) -> np.dtype[Any] | None:
+    """One of NumPy's floating dtypes by its name; None for None.
+
+    Raises:
+        OptionError: none of them.
+    """
+    full = floating_name(name, ("float64", "float32", "float16"))
+    return np.dtype(full) if full is not None else None
 
 
 class FormsAdapter(Adapter):
@@ -31,6 +43,14 @@ class FormsAdapter(Adapter):
     @abstractmethod
     def jet(self, loaded: Sequence[Array], inputs: Sequence[Any], spec: CallSpec) -> Jet:
         """Evaluate, and keep copies of what that took."""
+
+    def in_dtype(self, name: str) -> Self:
+        dtype = floating_dtype(name)
+        if self.dtype is None or self.dtype == dtype:
+            return self  # it computes in the dtype of what it is given, or in this one
+        twin = copy.copy(self)
+        twin.dtype = dtype
+        return twin
 
     def update(self, weights: Sequence[Any]) -> list[Array]:
         arrays = [self.own(w if hasattr(w, "dtype") else np.asarray(w)) for w in weights]

@@ -16,21 +16,15 @@ from gradbridge.architectures import Architecture, Layer
 from gradbridge.errors import UnknownModelError
 from gradbridge.layout import Array
 from gradbridge.protocol import GuestOptions
+from gradbridge_numpy import ESTIMATORS
 from gradbridge_numpy.architectures import Network, NetworkAdapter
 
-#: Qualified names of the classes that are read here.
-CLASSES = (
-    "sklearn.linear_model._base.LinearRegression",
-    "sklearn.linear_model._ridge.Ridge",
-    "sklearn.linear_model._logistic.LogisticRegression",
-    "sklearn.neural_network._multilayer_perceptron.BaseMultilayerPerceptron",
-)
 _ACTIVATIONS = {"identity": None, "logistic": "sigmoid", "tanh": "tanh", "relu": "relu", "softmax": "softmax"}
 
 
 def is_estimator(model: Any) -> bool:
-    """Whether the model is of one of `CLASSES`, by its MRO."""
-    return any(f"{cls.__module__}.{cls.__qualname__}" in CLASSES for cls in type(model).__mro__)
+    """Whether the model is of one of `ESTIMATORS`, by its MRO."""
+    return any(f"{cls.__module__}.{cls.__qualname__}" in ESTIMATORS for cls in type(model).__mro__)
 
 
 class EstimatorAdapter(NetworkAdapter):
@@ -54,7 +48,8 @@ class EstimatorAdapter(NetworkAdapter):
         params = {}
         for i, (bias, weight) in enumerate(pairs):
             params[f"{i}.bias"], params[f"{i}.weight"] = bias, weight
-        super().__init__(Network(architecture, params), options)
+        own = np.result_type(np.float16, *(np.asarray(weight).dtype for _, weight in _fitted(estimator)))
+        super().__init__(Network(architecture, params), options, own)
         self.label = type(estimator).__name__
 
     def model(self, weights: Sequence[Array]) -> Any:
@@ -71,23 +66,29 @@ class EstimatorAdapter(NetworkAdapter):
         return twin
 
 
-def _coefficients(estimator: Any) -> list[tuple[Array, Array]]:
-    """(bias (out,), weight (in, out)) of each layer, copied.
+def _fitted(estimator: Any) -> list[tuple[Any, Any]]:
+    """(intercepts, coefficients) of each layer as they were fitted.
 
     Raises:
         UnknownModelError: the estimator is not fitted.
     """
     if hasattr(estimator, "coefs_"):
-        return [
-            (np.array(b, float), np.array(w, float)) for b, w in zip(estimator.intercepts_, estimator.coefs_)
-        ]
+        return list(zip(estimator.intercepts_, estimator.coefs_))
     if not hasattr(estimator, "coef_"):
         raise UnknownModelError(
             f"{type(estimator).__name__} is not fitted, so it has no coefficients; call fit first"
         )
-    weight = np.atleast_2d(np.array(estimator.coef_, float)).T
-    bias = np.broadcast_to(np.array(estimator.intercept_, float), weight.shape[1]).copy()
-    return [(bias, weight)]
+    return [(estimator.intercept_, estimator.coef_)]
+
+
+def _coefficients(estimator: Any) -> list[tuple[Array, Array]]:
+    """(bias (out,), weight (in, out)) of each layer in float64, copied."""
+    pairs = [(np.array(b, float), np.array(w, float)) for b, w in _fitted(estimator)]
+    if hasattr(estimator, "coefs_"):
+        return pairs
+    ((bias, weight),) = pairs
+    weight = np.atleast_2d(weight).T
+    return [(np.broadcast_to(bias, weight.shape[1]).copy(), weight)]
 
 
 def _activations(estimator: Any, count: int) -> list[str | None]:

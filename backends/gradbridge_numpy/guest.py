@@ -12,11 +12,12 @@ from gradbridge import trees
 from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import OptionError
 from gradbridge.layout import Array, ParameterLayout
+from gradbridge.options import parameter_array
 from gradbridge.protocol import Adapter, GuestOptions, Traits, refuse_unknown_options
 from gradbridge_numpy.architectures import Network, NetworkAdapter
 from gradbridge_numpy.called import CalledJet, PlainFunction, copies
 from gradbridge_numpy.chains import has_second_order
-from gradbridge_numpy.closed import FormsAdapter
+from gradbridge_numpy.closed import FormsAdapter, floating_dtype
 from gradbridge_numpy.estimators import EstimatorAdapter, is_estimator
 from gradbridge_numpy.numeric import Differences, NumericGradient, NumericJet, numeric_refusal
 from gradbridge_numpy.outputs import TriedOutputs
@@ -30,7 +31,7 @@ def adapt(model: Callable[..., Any], options: GuestOptions) -> Adapter:
     """Make an adapter of a callable: the guest half of backend ``numpy``.
 
     Args:
-        model: a `Network`, or a fitted scikit-learn estimator of `estimators.CLASSES`; or a callable
+        model: a `Network`, or a fitted scikit-learn estimator of `ESTIMATORS`; or a callable
             ``fn(*inputs)``, or ``fn(parameter tree, *inputs)`` if `options.params` is given.
         options: `dtype` casts what the function sees. Extra options:
             gradient: ``"numeric"`` for finite differences; None for written rules.
@@ -75,11 +76,13 @@ class CallableAdapter(FormsAdapter):
         self, function: Callable[..., Any], options: GuestOptions, numeric: dict[str, Any] | None
     ) -> None:
         self.label = getattr(function, "__name__", type(function).__name__)
-        self.dtype = np.dtype(options.dtype) if options.dtype is not None else None
+        self.dtype = floating_dtype(options.dtype)
         has_params = options.params is not None
         self.layout = ParameterLayout.of_tree(options.params) if has_params else ParameterLayout.empty()
+        leaves = trees.flatten(options.params)[0]
+        arrays = [parameter_array(leaf, name, "fiu") for leaf, name in zip(leaves, self.layout.names)]
         # Law 5: the caller may change the arrays of the tree later.
-        self._present = [np.array(leaf, dtype=np.float64) for leaf in trees.flatten(options.params)[0]]
+        self._present = [np.array(array, dtype=np.float64) for array in arrays]
         self._differences = Differences(numeric) if numeric is not None else None
         self._rules = Rules.of(function, self.label)
         self._plain = PlainFunction(function, self.label, self.layout, self._rules)
@@ -98,7 +101,8 @@ class CallableAdapter(FormsAdapter):
             *makers: in the order of the arguments; for a function of parameters the first is theirs,
                 and returns a tree like the parameters or the flat vector. Without any, a decorator is
                 given back.
-            argnums: which arguments they are for; by default 0, 1, 2 …
+            argnums: which arguments they are for; by default 0, 1, 2 …, those of a method after ``self``.
+                They count as the function's signature does, where ``self`` is 0.
 
         Returns:
             The rule, a `VJPRule`, which is called as the maker and takes rules for higher orders by its

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from gradbridge.admission import as_array
 from gradbridge.errors import (
     GradbridgeError,
     GradientShapeError,
@@ -93,8 +94,9 @@ class WrittenJet(CalledJet):
                     f"the VJP maker {name_of(rule)} of {label} must return a function of the cotangent, got "
                     f"{type(pull).__name__}; return `lambda v: …`"
                 )
-            value = self._called(rule, pull, copied_tree(cotangent))
-            given.append(cotangent)
+            if order < len(chain.rules) - 1 or chain.last is not None:  # the next rule is given it, too
+                given.append(copied_tree(cotangent))
+            value = self._called(rule, pull, cotangent)
             self._refuse_none(value, "VJP", chain, places)
         if chain.last is not None:
             args, kwargs = self._copied_arguments(chain.rules)
@@ -173,11 +175,15 @@ class WrittenJet(CalledJet):
     ) -> Array:
         """One leaf of what a rule returned."""
         like = self.row(place)[leaf]
-        if not self.moves(place, leaf):
+        if value is None or not self.moves(place, leaf):
             return self.zeros(place, leaf)
-        array, expected, is_complex = np.asarray(value), np.shape(like), kind_of(like) == "c"
+        array = value
+        if type(value) is not np.ndarray:
+            array = as_array(value, f"what the {words[0]} of {self.plain.label} for {words[1]} returned")
+        expected, is_complex = np.shape(like), kind_of(like) == "c"
         if array.shape == expected and array.dtype.kind in ("fiubc" if is_complex else "fiub"):
-            return np.array(array, dtype=np.result_type(array, np.complex64 if is_complex else np.float32))
+            # Whoever takes it to the host copies it.
+            return np.asarray(array, np.result_type(array, np.complex64 if is_complex else np.float32))
         if place == OUTPUTS:
             hint = "return the Jacobian times the tangent t, which is like the argument"
             of = f"the output's shape {expected}"

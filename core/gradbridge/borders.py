@@ -18,6 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge import trees
+from gradbridge.admission import as_array as as_array
+from gradbridge.admission import plain_array
 from gradbridge.errors import (
     InputError,
     NonFiniteParamsError,
@@ -26,8 +29,7 @@ from gradbridge.errors import (
     ParamsDtypeError,
     ParamsShapeError,
 )
-from gradbridge.layout import Array, ParameterLayout
-from gradbridge.wording import in_short
+from gradbridge.layout import Array, Float64Vector, ParameterLayout
 
 #: Kinds of dtypes that have derivatives: floating and complex numbers.
 INEXACT = ("f", "c")
@@ -47,6 +49,8 @@ class Border:
         """A guest's array as NumPy's, which may share its memory."""
         if type(native) is np.ndarray:
             return native
+        if isinstance(native, np.ndarray):
+            return plain_array(native, "an array of the model")
         if hasattr(native, "__array__") or not hasattr(native, "__dlpack__"):
             return np.asarray(native)
         return np.from_dlpack(native)
@@ -74,7 +78,10 @@ class Border:
 
 _DTYPE_ADVICE = {
     "c": "params are a real vector: keep the real and imaginary parts as two real parameters",
-    "O": "an object array is usually a ragged list: build the vector with f.layout.ravel(…)",
+    "O": "an object array is usually a ragged list, or has missing values: build the vector with f.layout.ravel(…)",
+    "M": "subtract a reference date and divide by a unit, np.timedelta64(1, 'D') say",
+    "m": "divide them by a unit, np.timedelta64(1, 'D') say",
+    "V": "take its fields one by one: f.layout.ravel({name: params[field], …})",
     "U": "convert the strings to numbers first",
     "S": "convert the bytes to numbers first",
     "b": "booleans have no gradient: cast with params.astype(float)",
@@ -95,6 +102,25 @@ def check_params(params: Any, layout: ParameterLayout, label: str) -> np.dtype[A
     if shape == (layout.size,) and type(dtype) is _FLOAT64:
         return dtype  # by far the most calls
     return _check_unusual(np.dtype(dtype), tuple(shape), layout, label)
+
+
+def params_vector(params: Any, layout: ParameterLayout, label: str) -> Float64Vector:
+    """Params as a vector or as a tree, checked alike, as a new vector.
+
+    Args:
+        params: (P,) real, or what `ParameterLayout.ravel` takes.
+        layout: that they are to fit.
+        label: of the model.
+
+    Raises:
+        ParamsDtypeError, ParamsShapeError, LayoutError, InputError
+    """
+    is_list = isinstance(params, (list, tuple)) and not any(hasattr(x, "shape") for x in params)
+    if trees.is_container(params) and not is_list:
+        return layout.ravel(params)
+    vector = as_array(params, f"params of {label}")
+    check_params(vector, layout, label)
+    return np.array(vector, np.float64)
 
 
 _FLOAT64 = type(np.dtype(np.float64))
@@ -154,7 +180,12 @@ def admit(leaf: Any, index: int, label: str, takes_complex: bool) -> Any:
     elif isinstance(leaf, (float, complex, np.generic)):
         array = np.asarray(leaf)
     elif hasattr(leaf, "__array__") and not isinstance(leaf, type):
-        array = as_array(leaf, f"input {index} of {label}")
+        try:
+            array = as_array(leaf, f"input {index} of {label}")
+        except InputError:
+            if _has_numbers(leaf):
+                raise
+            return leaf
     else:
         return leaf
     if array.dtype.kind == "c" and not takes_complex:
@@ -165,19 +196,13 @@ def admit(leaf: Any, index: int, label: str, takes_complex: bool) -> Any:
     return array
 
 
-def as_array(value: Any, what: str) -> Array:
-    """An array of another library, or a list, as NumPy's.
-
-    Raises:
-        InputError: NumPy cannot read it.
-    """
+def _has_numbers(leaf: Any) -> bool:
+    """Whether an array has numbers that others read: not so of a typed key of JAX, which means something to JAX alone."""
     try:
-        return np.asarray(value)
-    except Exception as error:
-        raise InputError(
-            f"{what} is a {type(value).__module__}.{type(value).__name__} that NumPy cannot read "
-            f"({in_short(error)}); pass a NumPy array"
-        ) from error
+        np.dtype(getattr(leaf, "dtype", None))
+    except TypeError:
+        return hasattr(leaf, "__dlpack__")
+    return True
 
 
 def admit_differentiated(values: Sequence[Any], wrt: tuple[int, ...], call: Any) -> Sequence[Any]:
@@ -220,8 +245,7 @@ def admit_differentiated(values: Sequence[Any], wrt: tuple[int, ...], call: Any)
 
 def is_inexact(leaf: Any) -> bool:
     """Whether a leaf is an array of floating or complex numbers: what can have a gradient."""
-    dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and np.dtype(dtype).kind in INEXACT
+    return getattr(getattr(leaf, "dtype", None), "kind", "") in INEXACT
 
 
 def real_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -263,9 +287,9 @@ def outputs_to_host(
             came = (
                 f"an array of dtype {array.dtype}" if isinstance(array, np.ndarray) else type(leaf).__name__
             )
-            numbers = "" if takes_complex else "real "
+            numbers = "an" if takes_complex else "a real"
             raise OutputError(
-                f"output {index} of {label} is {came}; expected a {numbers}array, or a tuple, list, dict or "
+                f"output {index} of {label} is {came}; expected {numbers} array, or a tuple, list, dict or "
                 f"dataclass of them: return arrays from the model, and nothing else"
             )
         dtypes.append(array.dtype)

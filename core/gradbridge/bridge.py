@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gradbridge import borders, trees
+from gradbridge.audit.findings import Audit
 from gradbridge.call_spec import CallSpec
 from gradbridge.capabilities import Capabilities, capabilities_of
 from gradbridge.choice import find_backend
-from gradbridge.derivatives.jvp_check import JVPCheck
 from gradbridge.errors import (
     OptionError,
 )
@@ -20,16 +19,16 @@ from gradbridge.execution.calling import Calling, numbers
 from gradbridge.execution.chunks import ChunkedAdapter
 from gradbridge.execution.constant_arguments import ConstantArguments
 from gradbridge.execution.noise import NoiseSource
+from gradbridge.execution.precision import Precisions
 from gradbridge.execution.reuse import Memory
 from gradbridge.execution.settings import BridgeSettings
-from gradbridge.execution.shapes import output_spec
+from gradbridge.execution.shapes import output_spec, refuse_no_shapes
+from gradbridge.execution.steps import check_results
 from gradbridge.layout import Array, ParameterLayout
+from gradbridge.option_values import check_options
 from gradbridge.protocol import Adapter, ArraySpec, GuestOptions
 from gradbridge.registry import Registry, default_registry
 from gradbridge.saving import load_params, save_params
-
-MODES = ("eval", "train")
-NOISES = ("frozen", "per_params", "per_call")
 
 
 class Bridge(Calling):
@@ -46,6 +45,9 @@ class Bridge(Calling):
         nondiff: positions and names of inputs that are held constant.
         first_input: the position of the first one; 0 where there are no params before it.
         outputs: shapes and dtypes of the outputs, where the guest does not know them before it runs.
+        audit: ``"first"`` looks at the model at its first differentiated call, ``"off"`` does not.
+        follows: whether the model is to compute in the dtype of the params that it is called with, rather than
+            in that of the adapter.
         registry: where host halves come from.
     """
 
@@ -62,20 +64,21 @@ class Bridge(Calling):
         nondiff: Any = (),
         first_input: int = 1,
         outputs: Any = None,
+        audit: str = "first",
+        follows: bool = False,
         registry: Registry | None = None,
     ) -> None:
-        _one_of("mode", mode, MODES)
-        _one_of("noise", noise, NOISES)
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-            raise OptionError(f"seed must be an integer, got {seed!r}")
-        self._adapter, self._outputs = adapter, outputs
+        check_options(host=host, mode=mode, seed=seed, noise=noise, check_finite=check_finite, audit=audit)
+        check_options(registry=registry)
+        refuse_no_shapes(outputs, adapter.label)
+        self._precisions, self._follows, self._outputs = Precisions(adapter, follows), follows, outputs
         self._host_name = host
         self._mode, self._seed, self._noise_kind = mode, int(seed) % 2**63, noise
         self._checks_finite = check_finite
         self._memory = Memory.of(reuse, adapter, mode)
-        self._jvp_check = JVPCheck()
+        self._audit = Audit(audit == "first")
         self._constants: ConstantArguments | None = None
-        if nondiff != ():
+        if not (isinstance(nondiff, tuple) and not nondiff):
             self._constants = ConstantArguments(nondiff, adapter.argument_names, first_input, adapter.label)
         self._source = NoiseSource(self._seed, "frozen" if mode == "eval" else noise)
         self._join(registry if registry is not None else default_registry())
@@ -88,7 +91,9 @@ class Bridge(Calling):
             self._source.draw,
             self._checks_finite,
             self._memory,
-            self._jvp_check,
+            self._audit,
+            self._precisions,
+            self._follows,
             self._mode,
             self._noise_kind,
             str(self._constants or ""),
@@ -107,10 +112,15 @@ class Bridge(Calling):
 
     @property
     def params(self) -> Array:
-        """The model's present parameters, (P,) float64, a new array."""
-        return self.layout.join(
-            [np.asarray(borders.Border.view(self._adapter.border, w)) for w in self._adapter.weights()]
-        )
+        """The model's present parameters, (P,) float64, a new array.
+
+        Raises:
+            GradientMismatchError: its backend returns other weights than its layout says.
+        """
+        adapter, layout = self._adapter, self.layout
+        weights = [borders.Border.view(adapter.border, w) for w in adapter.weights()]
+        check_results(adapter, weights, range(len(layout)), layout.shapes, "weight", "parameter")
+        return layout.join(weights)
 
     @property
     def memory(self) -> Memory | None:
@@ -130,8 +140,9 @@ class Bridge(Calling):
             ParamsShapeError, ParamsDtypeError
         """
         vector = borders.as_array(params, f"params of {self._adapter.label}")
-        borders.check_params(vector, self.layout, self._adapter.label)
-        return self._adapter.model(self.layout.cut(np.array(vector, dtype=np.float64)))
+        dtype = borders.check_params(vector, self.layout, self._adapter.label)
+        adapter = self._precisions.of(dtype).adapter
+        return adapter.model(self.layout.cut(np.array(vector, dtype=np.float64)))
 
     @property
     def capabilities(self) -> Capabilities:
@@ -191,13 +202,13 @@ class Bridge(Calling):
         return f"<Bridge over {self._adapter.label}: {self.layout.size} params, host {self._host_name}{mode}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        # The registry and the host half belong to the process; another one has its own.
-        theirs = ("_registry", "_host", "_settings", "_is_container_type")
+        # The host half belongs to the process; another one has its own.
+        theirs = ("_host", "_settings", "_is_container_type")
         return {k: v for k, v in self.__dict__.items() if k not in theirs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._join(default_registry())
+        self._join(self._registry)  # of a copy the same one, of a pickled bridge the default of this process
 
 
 def bridge(
@@ -215,6 +226,7 @@ def bridge(
     reuse: int = 0,
     rows_per_chunk: int | None = None,
     nondiff: Any = (),
+    audit: str = "first",
     outputs: Any = None,
     registry: Registry | None = None,
     **options: Any,
@@ -233,7 +245,9 @@ def bridge(
             function, from the environment variable ``GRADBRIDGE_BACKEND``.
         host: the autodiff system that will differentiate.
         params: a function's parameters, a pytree of arrays.
-        dtype: the dtype to compute in, e.g. ``"float64"``. None keeps the model's own.
+        dtype: the dtype to compute in. None follows the params of each call: float64 ones get values and
+            gradients of that precision, whatever dtype the model was made in. ``"model"`` keeps the model's
+            own, and a name such as ``"float32"`` fixes one.
         device: the device to compute on. None keeps the model's own.
         mode: ``"eval"``, or ``"train"`` for dropout masks and batch statistics.
         seed: seed of the bridge's own noise; the framework's random state is not used.
@@ -249,6 +263,10 @@ def bridge(
         nondiff: inputs that are held constant, by position (1 is the first after the params) or by
             the model's name for them, e.g. ``(2, "mask")``. What the host differentiates does not
             reach the model through them, so a gradient has exact zeros there.
+        audit: ``"first"`` looks at the model once, at its first differentiated call and at its first derivative
+            of each kind, at the cost of a few evaluations: whether it computes with its params and inputs
+            alone, and whether its derivatives are such. What fails is mended, or refused with the reason.
+            ``"off"`` looks at nothing.
         outputs: shapes and dtypes of the outputs, for a model that does not know them before it has
             run: ``(shape, dtype)``, an array as an example, a tree of them, or a function of the inputs'
             specs that returns such a tree.
@@ -264,16 +282,17 @@ def bridge(
         BackendUnavailableError: its framework is missing or broken; says how to install it.
         OptionError: an unknown option, or a value that it cannot take.
     """
-    _one_of("mode", mode, MODES)
+    check_options(backend=backend, host=host, registry=registry)
     registry = registry if registry is not None else default_registry()
     if isinstance(model, Adapter):
         if options or backend is not None or dtype is not None or device is not None or params is not None:
             raise OptionError("an Adapter is complete: give its dtype, device and options where it is made")
-        adapter = model
+        adapter, follows = model, False
     else:
         name = find_backend(model, backend, registry)
-        guest = GuestOptions(params=params, dtype=dtype, device=device, mode=mode, extra=options)
-        adapter = registry.guest(name)(model, guest)
+        own = None if isinstance(dtype, str) and dtype == "model" else dtype
+        guest = GuestOptions(params=params, dtype=own, device=device, mode=mode, extra=options)
+        adapter, follows = registry.guest(name)(model, guest), dtype is None
     if rows_per_chunk is not None:
         if mode == "train":
             raise OptionError(
@@ -291,10 +310,7 @@ def bridge(
         reuse=reuse,
         nondiff=nondiff,
         outputs=outputs,
+        audit=audit,
+        follows=follows,
         registry=registry,
     )
-
-
-def _one_of(option: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise OptionError(f"{option} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

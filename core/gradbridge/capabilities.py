@@ -87,6 +87,7 @@ def capabilities_of(
             if adapter.traits.takes_complex
             else "its backend takes no complex numbers; pass real and imaginary parts",
         ),
+        **_audited(settings),
         "several threads": Capability(True, "any number of calls in flight"),
     }
     if train:
@@ -101,6 +102,20 @@ def capabilities_of(
     return Capabilities(title, rows)
 
 
+def _audited(settings: BridgeSettings) -> dict[str, Capability]:
+    """Whether the guest was looked at, and what was found."""
+    audit = settings.audit
+    if audit is None or not audit.is_on:
+        return {"audited": Capability(False, "audit='off'")}
+    looked_at = not audit.awaits_call("float64") or not audit.awaits_call("float32")
+    notes = "; ".join(audit.notes.values())
+    return {
+        "audited": Capability(
+            looked_at, (notes or "nothing found") if looked_at else "at the first differentiated call"
+        )
+    }
+
+
 def _shapes(adapter: Adapter, declared: bool) -> Capability:
     if declared:
         return Capability(True, "declared with outputs=")
@@ -109,7 +124,7 @@ def _shapes(adapter: Adapter, declared: bool) -> Capability:
 
 
 def _forward_mode(adapter: Adapter, higher: Capability, settings: BridgeSettings) -> Capability:
-    if settings.jvp_check is not None and settings.jvp_check.is_refused() and higher:
+    if settings.audit is not None and settings.audit.is_wrong(0, "pushforward") and higher:
         return Capability(
             True, "by the pullback of the pullback: the guest's own disagrees with its gradient here"
         )

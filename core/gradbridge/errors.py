@@ -15,7 +15,9 @@
     │   ├── LayoutError                  (ValueError)    a tree that does not fit the layout
     │   ├── InputError                   (TypeError, ValueError)
     │   └── OutputError                  (TypeError)     the model returned something not an array
+    │       └── GradientMismatchError    a backend returned other gradients than it was asked for
     ├── GuestError                       (RuntimeError)  the model itself failed
+    ├── AuditError                       (RuntimeError)  the model is no function of its arguments
     ├── OptionError                      (TypeError, ValueError) an option that the backend has not
     └── DerivativeError                  a derivative that cannot be had
         ├── NotDifferentiableError       (TypeError)
@@ -90,8 +92,16 @@ class OutputError(BorderError, TypeError):
     """The model returned something that is not an array or a container of arrays."""
 
 
+class GradientMismatchError(OutputError):
+    """A backend returned other gradients or tangents than it was asked for: too few, of another shape or dtype."""
+
+
 class GuestError(GradbridgeError, RuntimeError):
     """The model itself raised; the original error is the cause."""
+
+
+class AuditError(GradbridgeError, RuntimeError):
+    """The model does not compute with its arguments alone: found out at its first differentiated call."""
 
 
 class OptionError(GradbridgeError, TypeError, ValueError):

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from gradbridge import trees
+from gradbridge.admission import as_array
 from gradbridge.borders import Border
 from gradbridge.constants import constant_key
 from gradbridge.errors import OutputError, Unsupported
@@ -64,6 +65,10 @@ class Framework(ABC):
 
     #: Fewer parameters than this, all of one dtype, cross as one leaf where the host has a flat vector.
     packs_below: int = 0
+
+    #: Whether a model may return what is no array next to arrays: where its function runs in every call, and no
+    #: trace of it answers later calls with the objects of an earlier one.
+    passes_others: bool = False
 
     # -- arrays at the border -----------------------------------------------------------------
 
@@ -125,6 +130,10 @@ class Framework(ABC):
         """
         return None
 
+    def beside(self, value: Any) -> Any:
+        """What is no array, and was returned next to arrays, as the caller is given it."""
+        return value
+
     def conj(self, native: Any) -> Any:
         """The complex conjugate of what is complex."""
         return native.conj() if self.is_complex(native) else native
@@ -176,19 +185,26 @@ class Framework(ABC):
             OutputError: a leaf is not an array.
         """
         leaves, structure = ([output], None) if self.is_array(output) else trees.flatten(output)
-        if not leaves:
-            raise OutputError(
-                f"{label} returned no array; a bridged model returns an array or a tree of arrays"
-            )
+        others_beside: dict[int, Any] = {}
         for index, leaf in enumerate(leaves):
             if self.is_array(leaf):
                 continue
             leaves[index] = self.output(leaf)
             if leaves[index] is None:
+                if self.passes_others and len(leaves) > 1:
+                    others_beside[index] = self.beside(leaf)
+                    continue
                 raise OutputError(
                     f"output {index} of {label} is a {type(leaf).__name__}; a bridged model returns an array, or "
                     f"a tuple, list, dict or dataclass of arrays: drop the rest or make it an array"
                 )
+        if others_beside and structure is not None:
+            structure = trees.set_beside(structure, others_beside)
+            leaves = [leaf for index, leaf in enumerate(leaves) if index not in others_beside]
+        if not leaves:
+            raise OutputError(
+                f"{label} returned no array; a bridged model returns an array or a tree of arrays"
+            )
         floating = tuple(bool(self.is_inexact(leaf)) for leaf in leaves)
         floats = [leaf for leaf, yes in zip(leaves, floating) if yes]
         others = [leaf for leaf, yes in zip(leaves, floating) if not yes]
@@ -280,8 +296,8 @@ class FrameworkBorder(Border):
 
     def view(self, native: Any) -> Any:
         """As NumPy's array, which may share its memory."""
-        return (
-            np.asarray(native)
-            if isinstance(native, (np.ndarray, np.generic))
-            else self.framework.asnumpy(native)
-        )
+        if type(native) is np.ndarray:
+            return native
+        if isinstance(native, (np.ndarray, np.generic)):
+            return as_array(native, "an array of the model")
+        return self.framework.asnumpy(native)

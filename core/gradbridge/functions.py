@@ -11,10 +11,9 @@ import numpy as np
 
 from gradbridge import trees
 from gradbridge.call_spec import CallSpec, argument_names
-from gradbridge.errors import OptionError
 from gradbridge.framework import Framework, Model
-from gradbridge.layout import ParameterLayout
-from gradbridge.protocol import GuestOptions
+from gradbridge.layout import ParameterLayout, leaf_names
+from gradbridge.options import GuestOptions, not_a_parameter, parameter_array
 
 
 class FunctionModel(Model):
@@ -42,15 +41,15 @@ class FunctionModel(Model):
         self.dtype = dtype
         if self._has_params:
             leaves, structure = trees.flatten(options.params)
+            for leaf, name in zip(leaves, leaf_names(structure)):
+                if not framework.is_array(leaf):
+                    parameter_array(leaf, name)
             natives = [self._parameter(leaf) for leaf in leaves]
             layout = ParameterLayout.of_tree(trees.unflatten(structure, natives))
             self.layout = replace(layout, dtypes=tuple(map(framework.dtype_name, natives)))
             for name, native in zip(self.layout.names, natives):
                 if not framework.is_inexact(native) or framework.is_complex(native):
-                    raise OptionError(
-                        f"parameter {name!r} of params= has dtype {native.dtype}; parameters are real floating "
-                        f"arrays: keep constants in the function itself"
-                    )
+                    raise not_a_parameter(name, native.dtype)
             # Law 5: the caller may change the arrays of the tree later.
             self._present = tuple(np.array(framework.asnumpy(native)) for native in natives)
             self.dtypes = [dtype if dtype is not None else native.dtype for native in natives]

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import optree
 
 from gradbridge import trees
-from gradbridge.errors import LayoutError
+from gradbridge.admission import as_array
+from gradbridge.errors import LayoutError, ParamsDtypeError
 
 Array = npt.NDArray[Any]
 Float64Vector = npt.NDArray[np.float64]
@@ -67,10 +68,9 @@ class ParameterLayout:
     def of_tree(cls, tree: Any) -> ParameterLayout:
         """The layout of a pytree of arrays; names are the paths, as in ``layers/0/w``."""
         leaves, structure = trees.flatten(tree)
-        names = ["/".join(str(step) for step in path) or "params" for path in structure.paths()]
         shapes = [tuple(int(n) for n in np.shape(leaf)) for leaf in leaves]
         dtypes = [dtype_name(leaf) for leaf in leaves]
-        return cls(tuple(names), tuple(shapes), tuple(dtypes), structure)
+        return cls(leaf_names(structure), tuple(shapes), tuple(dtypes), structure)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -90,15 +90,31 @@ class ParameterLayout:
 
         Raises:
             LayoutError: a name is missing or unknown, or a shape is not the layout's.
+            ParamsDtypeError: an array is not of real numbers.
+            InputError: NumPy cannot read an array of it, or it is more than its numbers, as a masked one.
         """
-        arrays = self.arrays(tree)
-        flat = np.empty(self.size)
-        for name, shape, where, array in zip(self.names, self.shapes, self.slices, arrays):
-            value = np.asarray(array)
-            if value.shape != shape:
-                raise LayoutError(f"expected shape {shape} for parameter {name!r}, got {value.shape}")
-            flat[where] = value.reshape(-1)
-        return flat
+        arrays = [_as_array(name, array) for name, array in zip(self.names, self.arrays(tree))]
+        self.check(arrays)
+        return self.join(arrays)
+
+    def check(self, arrays: Sequence[Any], of: str = "") -> None:
+        """Refuse arrays that are not the parameters of this layout; reads only their shapes and dtypes.
+
+        Args:
+            arrays: one for each parameter, in order.
+            of: whose they are, as in ``" of Net"``.
+
+        Raises:
+            LayoutError: a shape is not the layout's.
+            ParamsDtypeError: an array is not of real numbers.
+        """
+        for name, shape, array in zip(self.names, self.shapes, arrays):
+            if array.shape != shape:
+                raise LayoutError(f"expected shape {shape} for parameter {name!r}, got {array.shape}")
+            if array.dtype.kind not in "fiu":
+                raise ParamsDtypeError(
+                    f"expected real params{of}, got dtype {array.dtype} for parameter {name!r}"
+                )
 
     def unravel(self, params: Any) -> dict[str, Any]:
         """Cut a flat vector into the named arrays.
@@ -196,6 +212,18 @@ class ParameterLayout:
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
         return "\n".join([*lines, f"{self.size} numbers"])
+
+
+def _as_array(name: str, value: Any) -> Array:
+    array = as_array(value, f"parameter {name!r}")
+    if array.dtype.kind == "V" and array.dtype.name.startswith(("bfloat", "float")):
+        return array.astype(np.float64)  # real numbers all the same, which NumPy itself does not know
+    return array
+
+
+def leaf_names(structure: optree.PyTreeSpec) -> tuple[str, ...]:
+    """What the leaves of a tree of parameters are called: their paths, as in ``layers/0/w``."""
+    return tuple("/".join(map(str, path)) or "params" for path in structure.paths())
 
 
 def dtype_name(array: Any) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradbridge.call_spec import ArgumentNames, CallSpec
 from gradbridge.closures import Surroundings
-from gradbridge.errors import GradbridgeError, GuestError
+from gradbridge.errors import GuestError
 from gradbridge.inspection import Inspectable, Stranger
 from gradbridge.layout import ParameterLayout
 from gradbridge.wording import given, in_short
@@ -103,8 +103,8 @@ class Model(Inspectable, ABC):
         """
         return Stranger(f"an array of shape {tuple(native.shape)} from outside of the model", False)
 
-    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
-        """The error of ours for one of the model's, or of its framework.
+    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> Exception:
+        """The error of ours for one of the model's, or of its framework; itself where it is no failure.
 
         Args:
             error: what was raised.

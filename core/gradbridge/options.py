@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import numpy as np
-
+from gradbridge.admission import as_array, refuse_more_than_numbers
 from gradbridge.errors import OptionError
+from gradbridge.layout import Array
+from gradbridge.option_values import check_options, dtype_name
 from gradbridge.wording import suggestion
 
 _ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
@@ -55,6 +56,33 @@ def refuse_params(options: GuestOptions, model: str) -> None:
         raise OptionError(f"params= belongs to functions; {model} brings its own parameters")
 
 
+def parameter_array(leaf: Any, name: str, kinds: str = "fiubcV") -> Array:
+    """A leaf of `params` that is no native array as NumPy's.
+
+    Args:
+        leaf: a number, a list, or an array of any library.
+        name: of it in the layout.
+        kinds: of dtypes that may become parameters; V is bfloat16, say, and no structured dtype.
+
+    Raises:
+        OptionError: text, dates, objects …
+        InputError: see `as_array`.
+    """
+    array = as_array(leaf, f"parameter {name!r} of params=")
+    if array.dtype.kind not in kinds or array.dtype.fields is not None:
+        raise not_a_parameter(name, array.dtype)
+    return array
+
+
+def not_a_parameter(name: str, dtype: Any) -> OptionError:
+    """The error for a leaf of `params` of a dtype that parameters do not have."""
+    text = ", and text is converted by float(…)" if getattr(dtype, "kind", "") in ("U", "S", "O") else ""
+    return OptionError(
+        f"parameter {name!r} of params= has dtype {dtype}; parameters are real floating arrays: keep constants in "
+        f"the function itself{text}"
+    )
+
+
 @dataclass(frozen=True)
 class GuestOptions:
     """What a guest half is told besides the model: the keyword arguments of `gradbridge.bridge`.
@@ -74,14 +102,7 @@ class GuestOptions:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.dtype is not None and not isinstance(self.dtype, str):
-            object.__setattr__(self, "dtype", _named_dtype(self.dtype))
-
-
-def _named_dtype(dtype: Any) -> str:
-    name = getattr(dtype, "name", None)
-    if isinstance(name, str):
-        return name
-    if isinstance(dtype, type) and issubclass(dtype, (np.generic, float)):
-        return np.dtype(dtype).name
-    return str(dtype).rsplit(".", 1)[-1]
+        check_options(dtype=self.dtype, device=self.device, mode=self.mode)
+        refuse_more_than_numbers(self.params, "params=")
+        if self.dtype is not None:
+            object.__setattr__(self, "dtype", dtype_name(self.dtype))

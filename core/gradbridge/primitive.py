@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, overload
 
+from gradbridge import trees
 from gradbridge.bridge import Bridge
 from gradbridge.capabilities import Capabilities
 from gradbridge.derivatives import jacobians
 from gradbridge.derivatives.jacobians import MAX_CHUNK
 from gradbridge.derivatives.points import EvaluationPoint
 from gradbridge.errors import OptionError
+from gradbridge.option_values import check_options
 from gradbridge.protocol import GuestOptions
 from gradbridge.registry import Registry, default_registry
 
@@ -98,7 +101,10 @@ class Primitive:
         return self._bridge._apply((), False, inputs, kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else types.MethodType(self, instance)
+        # As the function itself is bound: a static one, a builtin or a callable object is not.
+        bind = getattr(type(self._function), "__get__", None)
+        method = bind(self._function, instance, owner) if bind is not None else None
+        return Method(self, method) if isinstance(method, types.MethodType) else self
 
     def __getattr__(self, name: str) -> Any:
         # defvjp and the like are the adapter's: only a function without a framework needs them.
@@ -122,6 +128,29 @@ class Primitive:
         self.__dict__.update(state)
 
 
+class Method(Primitive):
+    """A `Primitive` as the method of an object: inputs, and `wrt`, are counted after that object."""
+
+    def __init__(self, primitive: Primitive, method: types.MethodType) -> None:
+        super().__init__(method, primitive._bridge)
+        self.__func__, self.__self__ = primitive, method.__self__
+
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        return self._bridge._apply((), False, (self.__self__, *inputs), kwargs)
+
+    def _point(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> EvaluationPoint:
+        point = super()._point((self.__self__, *inputs), kwargs)
+        return replace(point, receiver=len(trees.flatten(self.__self__)[0]))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Method) and other.__func__ is self.__func__ and other.__self__ is self.__self__
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self.__func__), id(self.__self__)))
+
+
 def _defining(primitive: Primitive, define: Callable[..., Any], *rules: Any, **options: Any) -> Any:
     """Write rules down; give a single one back, so that its name is bound to it and takes rules of its own."""
     made = define(*rules, **options)
@@ -141,6 +170,7 @@ def primitive(
     dtype: Any = None,
     device: Any = None,
     nondiff: Any = (),
+    audit: str = "first",
     outputs: Any = None,
     registry: Registry | None = None,
     **options: Any,
@@ -155,6 +185,7 @@ def primitive(
     dtype: Any = None,
     device: Any = None,
     nondiff: Any = (),
+    audit: str = "first",
     outputs: Any = None,
     registry: Registry | None = None,
     **options: Any,
@@ -183,11 +214,11 @@ def primitive(
         backend: the framework that the body is written in; None for plain Python.
         host: the autodiff system that will differentiate.
         gradient: ``"numeric"`` for finite differences of a plain function. Approximate.
-        dtype: the dtype to compute in; None keeps that of the inputs.
+        dtype: the dtype to compute in; None follows the first floating input.
         device: the device to compute on.
-        nondiff: arguments that are held constant, by position (0 is the first, as in autograd's
-            `argnum`) or by name; see `bridge`.
-        outputs: shapes and dtypes of the outputs; see `bridge`.
+        nondiff: arguments that are held constant, by position (0 is the first of the signature, also
+            where that is `self`) or by name; see `bridge`.
+        audit, outputs: see `bridge`.
         registry: the plugins to choose from; by default all that are installed.
         **options: options of the backend.
 
@@ -196,6 +227,7 @@ def primitive(
     """
     if function is not None and not callable(function):
         raise OptionError(f"primitive takes a function, got {type(function).__name__}; options go by keyword")
+    check_options(backend=backend, host=host, registry=registry)
     if gradient is not None:
         options["gradient"] = gradient
 
@@ -203,10 +235,19 @@ def primitive(
         if not callable(body):
             raise OptionError(f"primitive takes a function, got {type(body).__name__}")
         known = registry if registry is not None else default_registry()
-        name = backend or PLAIN
-        adapter = known.guest(name)(body, GuestOptions(dtype=dtype, device=device, extra=dict(options)))
-        return Primitive(
-            body, Bridge(adapter, host, nondiff=nondiff, first_input=0, outputs=outputs, registry=known)
+        name = backend if backend is not None else PLAIN
+        own = None if isinstance(dtype, str) and dtype == "model" else dtype
+        adapter = known.guest(name)(body, GuestOptions(dtype=own, device=device, extra=dict(options)))
+        bridge = Bridge(
+            adapter,
+            host,
+            nondiff=nondiff,
+            first_input=0,
+            outputs=outputs,
+            audit=audit,
+            follows=dtype is None,
+            registry=known,
         )
+        return Primitive(body, bridge)
 
     return decorate if function is None else decorate(function)

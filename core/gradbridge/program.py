@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optree
@@ -42,6 +42,12 @@ class Form:
             return list(floats)
         left, right = iter(floats), iter(others)
         return [next(left) if floating else next(right) for floating in self.floating]
+
+    def of_arrays(self) -> Form:
+        """With None in place of what was returned next to arrays."""
+        if self.structure is None:
+            return self
+        return replace(self, structure=trees.without_beside(self.structure))
 
     def assemble(self, leaves: Sequence[Any]) -> Any:
         """Leaves → the tree that the model returned."""

@@ -11,6 +11,7 @@ import pytest
 autograd = pytest.importorskip("autograd")
 
 import autograd.numpy as anp  # noqa: E402
+from autograd import builtins  # noqa: E402
 from autograd.extend import primitive  # noqa: E402
 from autograd.tracer import trace_stack  # noqa: E402
 
@@ -229,3 +230,30 @@ def test_the_model_of_new_params_and_a_copy_of_the_adapter_compute_the_same(f):
     assert np.array_equal(f.model(2 * f.params)(X), f(2 * f.params, X))
     twin = gb.bridge(copy.deepcopy(f.adapter))
     assert np.array_equal(autograd.grad(loss(twin))(f.params, X), autograd.grad(loss(f))(f.params, X))
+
+
+@pytest.mark.parametrize("kinds", [(builtins.tuple, tuple), (builtins.list, list)])
+def test_containers_of_autograds_own_come_apart_under_any_number_of_traces(kinds):
+    make, kind = kinds
+    V, U = np.array([0.5, -1.0, 2.0]), np.array([1.0, 0.3, -0.7])
+    f = gb.bridge(lambda p, x: make((p * x, anp.sin(p))), params=V, backend="autograd")
+    assert type(f(V, U)) is kind
+
+    def loss(p):
+        scaled, waves = f(p, U)
+        return anp.sum(scaled**2) + anp.sum(waves)
+
+    np.testing.assert_allclose(autograd.grad(loss)(V), 2 * U**2 * V + np.cos(V))
+    np.testing.assert_allclose(autograd.hessian(loss)(V), np.diag(2 * U**2 - np.sin(V)))
+
+
+def test_it_computes_in_the_dtype_that_is_asked_for_later():
+    V = np.array([0.5, -1.0, 2.0])
+    f = gb.bridge(lambda p, x: p * x, params=V.astype("float32"), backend="autograd")
+    third = np.full(3, 1 / 3)
+    assert np.array_equal(gb.bridge(f.adapter.in_dtype("float64"))(third, V), third * V)
+    for wrong in ("int8", "bfloat16"):
+        with pytest.raises(OptionError, match="dtype must be one of float64, float32, float16"):
+            f.adapter.in_dtype(wrong)
+        with pytest.raises(OptionError, match="dtype must be one of float64, float32, float16"):
+            gb.bridge(lambda p: p, params=V, backend="autograd", dtype=wrong)

@@ -57,7 +57,7 @@ def test_an_nnx_module_in_float64_agrees_with_jaxs_own_gradient_and_hessian():
         pieces = list(f.layout.unravel(p).values())
         return (nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(params), pieces))(x) ** 2).sum()
 
-    with isolated(True, False):
+    with isolated(True):
         p, x = jnp.asarray(f.params), jnp.asarray(X)
         gradients = [np.asarray(g) for g in jax.grad(loss, (0, 1))(p, x)]
         hessian = np.asarray(jax.hessian(loss)(p, x))

@@ -28,7 +28,7 @@ def pointer(array):
 
 
 def test_a_jax_array_is_taken_as_it_is(framework):
-    with isolated(True, False):
+    with isolated(True):
         array = jnp.arange(float(BIG))
         assert pointer(framework.asarray(array, np.dtype(np.float64))) == pointer(array)
         assert framework.asarray(array, np.dtype(np.float32)).dtype == np.float32
@@ -36,7 +36,7 @@ def test_a_jax_array_is_taken_as_it_is(framework):
 
 def test_a_numpy_array_is_copied_once(framework):
     array = np.arange(float(BIG))
-    with isolated(True, False):
+    with isolated(True):
         native = framework.asarray(array, np.dtype(np.float64))
         assert pointer(native) != pointer(array)
         assert pointer(jax.device_put(native)) == pointer(native)  # what XLA reads is that copy
@@ -47,7 +47,7 @@ def test_a_numpy_array_is_copied_once(framework):
 def test_a_torch_tensor_is_copied_once(framework):
     torch = pytest.importorskip("torch")
     tensor = torch.arange(float(BIG), dtype=torch.float64)
-    with isolated(True, False):
+    with isolated(True):
         native = framework.asarray(tensor, np.dtype(np.float64))
         assert pointer(native) != tensor.data_ptr()
         assert pointer(jax.device_put(native)) == pointer(native)
@@ -60,7 +60,7 @@ def test_a_torch_tensor_is_copied_once(framework):
 def test_a_tensorflow_tensor_is_not_copied(framework):
     tf = pytest.importorskip("tensorflow")
     tensor = tf.constant(np.arange(float(BIG)))
-    with isolated(True, False):
+    with isolated(True):
         native = framework.asarray(tensor, np.dtype(np.float64))
     assert pointer(native) == np.from_dlpack(tensor).ctypes.data
 

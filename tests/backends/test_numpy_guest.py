@@ -320,3 +320,29 @@ def test_ufuncs_take_a_rule():
     f = gb.primitive(np.sin)
     f.defvjp(lambda ans, x: lambda v: v * np.cos(x))
     assert grad(f)(0.0) == 1.0
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "bool", "complex128", np.int64, "<f8"])
+def test_a_dtype_is_a_floating_one_of_numpys_or_refused(dtype):
+    for make in (
+        lambda: gb.bridge(lambda p, x: p * x, params=np.ones(2), backend="numpy", dtype=dtype),
+        lambda: gb.primitive(lambda x: x, dtype=dtype),
+        lambda: gb.bridge(gb.build("mlp", sizes=[2, 1], backend="numpy"), dtype=dtype),
+    ):
+        with pytest.raises(OptionError, match="dtype must be one of float64, float32, float16, got"):
+            make()
+
+
+def test_in_dtype_gives_the_same_function_in_another_precision():
+    f = gb.bridge(lambda p, x: p * x, params=np.ones(2), backend="numpy", dtype="float32")
+    x, one = np.array([1 / 3, 1 / 7]), np.ones(2)
+    twin = f.adapter.in_dtype("float64")
+    assert (f.adapter.dtype, twin.dtype) == ("float32", "float64")
+    loss = lambda adapter: gb.bridge(adapter)(one, x)
+    assert np.array_equal(loss(twin), x)
+    assert np.array_equal(loss(f.adapter), x.astype("float32"))
+    free = gb.bridge(lambda p, x: p * x, params=np.ones(2, "float32"), backend="numpy").adapter
+    assert free.in_dtype("float64") is free
+    assert free.in_dtype("float32") is free
+    with pytest.raises(OptionError, match="dtype must be one of"):
+        f.adapter.in_dtype("bfloat16")

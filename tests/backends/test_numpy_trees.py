@@ -12,7 +12,7 @@ from autograd import (
 
 import gradbridge as gb
 from gradbridge.call_spec import CallSpec
-from gradbridge.errors import HigherOrderError
+from gradbridge.errors import GradientShapeError, HigherOrderError
 from gradbridge_numpy.rules import VJPRule
 
 X, U = onp.array([0.5, -1.0, 2.0]), onp.array([1.0, 0.3, -0.7])
@@ -154,3 +154,68 @@ def test_integers_among_the_outputs_do_not_move(how):
     pulled = second.backward(residuals, [U], (1, 2))
     assert onp.array_equal(pulled[0], [0, 0])
     onp.testing.assert_allclose(pulled[1], 2 * X * U)
+
+
+DEEP = {"w": {"a": onp.array([1.0, 2.0]), "b": [onp.array(3.0), onp.ones(2)]}, "c": onp.array(0.5)}
+
+
+@pytest.mark.parametrize(
+    ("unmoved", "moving"),
+    [
+        ({"w": {"a": None, "b": None}}, {"c"}),  # a branch
+        ({"w": None}, {"c"}),  # a branch with branches in it
+        ({"w": {"b": [None, None]}, "c": None}, {"w/a"}),  # leaves, in a list too
+        ({"w/b/0": None, "w/b/1": None, "c": None}, {"w/a"}),  # by the names of the layout
+    ],
+)
+def test_none_in_a_gradient_of_params_says_that_nothing_depends_on_these(unmoved, moving):
+    def function(p, x):
+        return x * (np.sum(p["w"]["a"]) if "w/a" in moving else p["c"])
+
+    def rule(ans, p, x):
+        def pull(v):
+            s = onp.sum(v * x)
+            if any("/" in name for name in unmoved):
+                return {"w/a": s * onp.ones(2), **unmoved}
+            if "w/a" in moving:
+                return {"w": {"a": s * onp.ones(2), "b": unmoved["w"]["b"]}, "c": None}
+            return {**unmoved, "c": s}
+
+        return pull
+
+    f = gb.bridge(function, params=DEEP, backend="numpy", vjp=rule)
+    expected = f.layout.ravel(
+        {name: (6.5 if name in moving else 0.0) * onp.ones(shape) for name, shape, _ in f.layout}
+    )
+    onp.testing.assert_array_equal(grad(lambda p: np.sum(f(p, onp.array([6.0, 0.5]))))(f.params), expected)
+
+
+def test_none_in_tangents_and_in_rules_of_second_order():
+    f = gb.primitive(lambda q: {"moves": q["x"] ** 3, "rest": (2.0 * onp.ones(3), q["y"] * 0.0 + 1.0)})
+    first = f.defvjp(lambda ans, q: lambda v: {"x": 3 * q["x"] ** 2 * v["moves"], "y": None})
+    f.defjvp(lambda t, ans, q: {"moves": 3 * q["x"] ** 2 * t["x"], "rest": None})
+    first.defvjp(lambda gradient, q, v: lambda u: {"x": 6 * q["x"] * v["moves"] * u["x"], "y": None})
+    for at in ({"x": X, "y": U}, {"y": U, "x": X}):
+        moved = f.jvp(at, tangent=U, wrt=0)
+        onp.testing.assert_allclose(moved["moves"], 3 * X**2 * U)
+        assert not onp.any(moved["rest"][0])
+        assert not onp.any(moved["rest"][1])
+    loss = lambda x, y: np.sum(U * f({"x": x, "y": y})["moves"])
+    onp.testing.assert_allclose(hessian(loss)(X, X), onp.diag(6 * X * U))
+    onp.testing.assert_array_equal(hessian(loss, 1)(X, X), onp.zeros((3, 3)))
+
+
+def test_none_does_not_stand_for_what_is_forgotten_and_nan_is_passed_on():
+    params = {"a": onp.ones(2), "b": onp.array(1.0)}
+
+    def pulled(gradient):
+        rule = lambda ans, p, x: lambda v: gradient
+        f = gb.bridge(lambda p, x: p["a"] * x, params=params, backend="numpy", vjp=rule)
+        return grad(lambda p: np.sum(f(p, 2.0)))(f.params)
+
+    for wrong in ({"a": None}, {"a": onp.ones(2), "b": None, "d": onp.ones(2)}, [None, onp.array(1.0)]):
+        with pytest.raises(GradientShapeError, match="VJP for the parameters .* tree like them"):
+            pulled(wrong)
+    with pytest.raises(GradientShapeError, match="returned None; return the gradient"):
+        pulled(None)
+    onp.testing.assert_array_equal(pulled({"a": onp.array([onp.nan, 2.0]), "b": None}), [onp.nan, 2.0, 0.0])

@@ -73,3 +73,18 @@ def test_an_estimator_that_is_not_fitted_is_refused():
         gb.bridge(LinearRegression())
     with pytest.raises(OptionError):
         gb.bridge(LinearRegression().fit(D.data, D.target), gradient="numeric")
+
+
+@pytest.mark.parametrize("estimator", [LinearRegression(fit_intercept=False), Ridge(), MLPRegressor(**SMALL)])
+def test_an_estimator_that_was_fitted_in_float32_can_be_computed_in_double(estimator):
+    X = D.data.astype("float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        estimator.fit(X, (D.target / 100).astype("float32"))
+    adapter = gb.bridge(estimator).adapter.in_dtype("float64")
+    p, x = onp.concatenate([w.ravel() for w in adapter.weights()]), D.data[:3]
+    assert adapter.dtype == "float64"
+    slope = (gb.bridge(adapter)(p, x + 1e-7) - gb.bridge(adapter)(p, x - 1e-7)) / 2e-7
+    onp.testing.assert_allclose(
+        slope, gb.bridge(adapter).jvp(p, x, tangent=onp.ones_like(x), wrt=1), rtol=1e-6
+    )

@@ -215,14 +215,34 @@ def test_zeros_in_single_precision_are_no_reason_to_look_less_closely():
         tiny(np.ones(3), np.zeros((8, 3)))  # the outputs are zeros; their gradients differ by a thousandth
 
 
-def test_gradients_that_are_not_finite_tell_nothing_of_the_rows():
+def test_a_first_look_that_tells_nothing_is_followed_by_another():
     _, chunked = bridges(lambda p, x: anp.sqrt(anp.abs(anp.dot(x, p))))
     still = X.copy()
     still[0] = 0.0
-    with (
-        np.errstate(all="ignore"),
-        pytest.raises(OptionError, match="cannot be told from its first long input"),
-    ):
-        chunked(P, still)
+    with np.errstate(all="ignore"):  # gradients there are not finite
+        np.testing.assert_allclose(chunked(P, still), np.sqrt(np.abs(still @ P)))
+    assert not chunked.adapter._checked
     np.testing.assert_allclose(chunked(P, X), np.sqrt(np.abs(X @ P)))
-    np.testing.assert_allclose(chunked(P, still)[0], 0.0)
+    assert chunked.adapter._checked
+
+
+def test_rows_that_depend_on_each_other_are_noticed_after_a_look_that_told_nothing():
+    _, chunked = bridges(
+        lambda p, x: anp.sqrt(anp.abs(anp.dot(x, p))) * (1 + anp.sum(x[1:] ** 2) * anp.any(x[0]))
+    )
+    still = X * 0.0
+    with np.errstate(all="ignore"):
+        chunked(P, still)
+    with pytest.raises(OptionError, match="not independent"):
+        chunked(P, X)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_outputs_that_are_zero_but_for_rounding_are_rows_of_their_own(seed):
+    draw = np.random.default_rng(seed)
+    p, x = draw.normal(size=3), draw.normal(size=(12, 3))
+    _, chunked = bridges(lambda p, x: anp.log(anp.exp(anp.dot(x, p))) - anp.dot(x, p))
+    np.testing.assert_allclose(chunked(p, x), 0.0, atol=1e-14)
+    _, column = bridges(lambda p, x: 1e-30 * (anp.dot(x, p) - anp.mean(anp.dot(x, p))))
+    with pytest.raises(OptionError, match="not independent"):
+        column(p, x)

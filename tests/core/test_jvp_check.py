@@ -5,8 +5,9 @@ import pytest
 from autograd import grad, make_jvp
 
 import gradbridge as gb
+from gradbridge.audit.findings import Audit
+from gradbridge.audit.forward_mode import passes_adjoint_test
 from gradbridge.call_spec import CallSpec
-from gradbridge.derivatives.jvp_check import JVPCheck, passes_adjoint_test
 from gradbridge.errors import NotDifferentiableError
 from gradbridge.protocol import GuestOptions
 from gradbridge.registry import default_registry
@@ -74,12 +75,13 @@ def test_what_cannot_be_pulled_back_is_believed():
 
 
 def test_a_model_that_is_refused_refuses_its_gradients_and_not_the_other_way_round():
-    check = JVPCheck()
-    check.notify(1, "pushforward", (0,), False)
-    assert not check.is_refused(0)
-    assert check.is_refused(1)
-    assert check.is_refused(2)
-    assert not check.is_known(0, "pushforward", (0,))
+    check = Audit()
+    check.found(1, ("pushforward", (0,)), False)
+    assert not check.is_wrong(0, "pushforward")
+    assert check.is_wrong(1, "pushforward")
+    assert check.is_wrong(2, "pushforward")
+    assert not check.is_wrong(2, "backward_many")
+    assert check.awaits(0, ("pushforward", (0,)))
 
 
 def test_numbers_that_are_not_finite_tell_nothing():

@@ -140,37 +140,13 @@ class PerExampleStrategy:
                 return False
             for p in problem.wrt:
                 pulled[p] = pulled[p] + gradients[p] if p in pulled else gradients[p]
-        relative = (
-            float(max(np.finfo(d).eps for d in problem.evaluation.guest_dtypes if d.kind == "f")) ** 0.7
-        )
         for p in problem.wrt:
             # As (groups, outputs, numbers): the outputs of all rows pull on what the rows share.
             block = blocks[p].reshape(1, problem.total, -1) if p in shared else blocks[p]
             w = v.reshape(len(block), 1, -1)
-            expected = (w @ block)[:, 0]
-            with np.errstate(over="ignore"):
-                scale = np.linalg.norm(w, axis=2) * np.sqrt(np.einsum("gka,gka->ga", block, block))
-            # Rounding follows the largest numbers that are summed up, which are those of one array.
-            largest = np.concatenate(
-                [
-                    np.full(scale[:, part].shape, np.max(scale[:, part], initial=0.0))
-                    for part in self._arrays(p)
-                ],
-                axis=1,
-            )
-            bound = relative * (scale + 1e-3 * largest)
-            error = np.abs(expected - pulled[p].reshape(expected.shape))
-            # What overflows here says nothing, so it does not pass.
-            if not np.isfinite(bound).all() or not np.all(error <= bound):
+            if not problem.is_close(p, w, block, pulled[p].reshape(len(block), -1)):
                 return False
         return True
-
-    def _arrays(self, position: int) -> list[slice]:
-        """Where the arrays lie that make up an argument: the parameters are several in one vector."""
-        problem = self._problem
-        is_vector = problem.point.call.arguments.vectors[position]
-        slices = problem.point.call.adapter.layout.slices if is_vector else ()
-        return list(slices) or [slice(None)]
 
     def _spread(self, block: Array, n: int, position: int, shared: bool) -> Array:
         """Blocks of rows → a flat Jacobian, with exact zeros where another row is."""

@@ -56,7 +56,49 @@ class JacobianProblem:
                 continue
             leaves.append(flat[start : start + y.size].reshape((*y.shape, *rest)))
             start += y.size
-        return self.evaluation.assemble(leaves)
+        return self.evaluation.assemble_derivatives(leaves)
+
+    def agrees_with_backward(self, jacobians: Sequence[Array]) -> bool:
+        """Whether flat Jacobians are what one backward of a random cotangent says.
+
+        Source:
+            R. Freivalds (1977), Probabilistic machines can use less running time.
+        """
+        v = np.random.default_rng(0).normal(size=self.total)
+        ends = np.cumsum(self.sizes)[:-1]
+        parts = [c.reshape(1, *shape) for c, shape in zip(np.split(v, ends), self.shapes)]
+        cotangents = [c[0].astype(self.dtype) for c in self.with_flat_outputs(parts, 1)]
+        pulled = self.evaluation.pull(cotangents, self.wrt)
+        return all(
+            self.is_close(i, v[None, None], flat.reshape(1, self.total, -1), gradient.reshape(1, -1))
+            for i, flat, gradient in zip(self.wrt, jacobians, pulled)
+        )
+
+    def is_close(self, argument: int, v: Array, blocks: Array, pulled: Array) -> bool:
+        """Whether cotangents pull back by Jacobians to what a backward gave.
+
+        Args:
+            argument: whose Jacobians.
+            v: (groups, 1, outputs).
+            blocks: (groups, outputs, numbers of the argument).
+            pulled: (groups, numbers of the argument).
+        """
+        expected = (v @ blocks)[:, 0]
+        precisions = [float(np.finfo(d).eps) for d in self.evaluation.guest_dtypes if d.kind == "f"]
+        with np.errstate(over="ignore"):
+            scale = np.linalg.norm(v, axis=2) * np.sqrt(np.einsum("gka,gka->ga", blocks, blocks))
+        # Rounding follows the largest numbers that are summed up, which are those of one array.
+        arrays = self._arrays(argument)
+        largest = [np.full(scale[:, part].shape, np.max(scale[:, part], initial=0.0)) for part in arrays]
+        bound = max(precisions) ** 0.7 * (scale + 1e-3 * np.concatenate(largest, axis=1))
+        # What overflows here says nothing, so it does not pass.
+        return bool(np.isfinite(bound).all() and np.all(np.abs(expected - pulled) <= bound))
+
+    def _arrays(self, argument: int) -> list[slice]:
+        """Where the arrays lie that make up an argument: the parameters are several in one vector."""
+        is_vector = self.point.call.arguments.vectors[argument]
+        slices = self.point.call.adapter.layout.slices if is_vector else ()
+        return list(slices) or [slice(None)]
 
     def unit_cotangents(self, chunk: int) -> Iterator[list[Array]]:
         """The identity over all outputs as cotangents, so many at a time."""

@@ -14,7 +14,8 @@ loop      one cotangent per output, one after the other               outputs
 That rows are independent is never assumed. What was computed row by row is compared with what the
 model's own backward makes of random cotangents: a Jacobian E away from the true one would have to
 satisfy vᵀE = 0 for a random v (R. Freivalds, Probabilistic machines can use less running time,
-1977). Where that is not so the next strategy is taken.
+1977). Where that is not so the next strategy is taken. The first Jacobian by many cotangents or
+tangents at once is looked at in the same way: batched rules of frameworks are other code than single ones.
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ from gradbridge.derivatives.problem import JacobianProblem, unit_arrays
 from gradbridge.errors import DerivativeError, GradbridgeError, GuestError, OptionError, Unsupported
 from gradbridge.execution import batched
 from gradbridge.layout import Array
-
-STRATEGIES = ("auto", "rows", "vjp", "jvp", "loop")
 
 #: The strategies in words.
 NAMES = {"rows": "per-example", "vjp": "batched VJP", "jvp": "JVPs", "loop": "one backward per output"}
@@ -114,6 +113,21 @@ class Solver:
         ]
 
     def _followed(self, strategy: str) -> list[Array]:
+        problem = self._problem
+        call = problem.point.call
+        audit, step = call.settings.audit, ("jacobian", strategy, call.spec.packed, problem.wrt)
+        # Rows are compared each time, since they may be independent here and not there.
+        looks = strategy in ("vjp", "jvp") and audit is not None and audit.awaits(call.order, step)
+        jacobians = self._computed(strategy)
+        if looks and audit is not None:
+            audit.found(call.order, step, problem.agrees_with_backward(jacobians))
+        if audit is not None and audit.is_known_wrong(call.order, step):
+            raise Unsupported(
+                f"what {problem.point.label} gives for many at once is not what it gives for each"
+            )
+        return jacobians
+
+    def _computed(self, strategy: str) -> list[Array]:
         follow: dict[str, Callable[[], list[Array]]] = {
             "rows": self._rows.solve,
             "vjp": self._by_cotangents,

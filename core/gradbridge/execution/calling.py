@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from gradbridge import borders, trees
 from gradbridge.call_spec import CallSpec
 from gradbridge.derivatives.jacobians import Derivatives
 from gradbridge.derivatives.points import EvaluationPoint
-from gradbridge.errors import LayoutError, NotDifferentiableError, ParamsDtypeError, Unsupported
+from gradbridge.errors import NotDifferentiableError, Unsupported
 from gradbridge.execution.arguments import Arguments
 from gradbridge.execution.batched import evaluate_and_push
 from gradbridge.execution.constant_arguments import ConstantArguments
 from gradbridge.execution.evaluation import Call
+from gradbridge.execution.precision import Precisions
 from gradbridge.execution.settings import BridgeSettings
 from gradbridge.host import Host, Reading
 from gradbridge.protocol import Adapter
@@ -25,7 +27,7 @@ from gradbridge.protocol import Adapter
 class Calling(Derivatives):
     """The half of `Bridge` that is called."""
 
-    _adapter: Adapter
+    _precisions: Precisions
     _host: Host
     _host_name: str
     _mode: str
@@ -36,11 +38,14 @@ class Calling(Derivatives):
     def _serve(self, host: Host, settings: BridgeSettings) -> None:
         """From now on calls come from this host."""
         self._host, self._settings = host, settings
-        self._packs = self._adapter.traits.packs
-        self._width = 1 if self._packs else len(self._adapter.layout)
         self._size = (self._adapter.layout.size,)
         #: {class: whether its objects are trees of others}, of those that were met.
         self._is_container_type: dict[type, bool] = {np.ndarray: False}
+
+    @property
+    def _adapter(self) -> Adapter:
+        """What serves hosts of float64."""
+        return self._precisions.double.adapter
 
     def __call__(self, params: Any, *inputs: Any, **kwargs: Any) -> Any:
         """Evaluate the model, differentiably in the host.
@@ -122,7 +127,8 @@ class Calling(Derivatives):
         Raises:
             ParamsShapeError, ParamsDtypeError, LayoutError, InputError
         """
-        packed, first = is_flat and self._packs, len(weights)
+        adapter, packs, width = precision = self._precisions.double
+        packed, first = is_flat and packs, len(weights)
         if kwargs or not _NO_CONTAINERS.issuperset(map(self._is_container_type.get, map(type, inputs))):
             leaves, spec = self._leaves(inputs, kwargs, packed)
         else:
@@ -142,14 +148,19 @@ class Calling(Derivatives):
         for index, value in enumerate(values):
             if type(value) is not np.ndarray or value.dtype.kind not in "fiub":
                 values[index] = self._admitted(value, index, first, index in reading.wrt)
-        adapter, vector = self._adapter, values[0] if is_flat else None
+        vector = values[0] if is_flat else None
         if vector is None:
             dtype = self._check_weights(values, first)
         elif vector.dtype is _FLOAT64 and vector.shape == self._size:
             dtype = _FLOAT64
         else:
             dtype = borders.check_params(vector, adapter.layout, adapter.label)
-        of = _arguments(len(values), is_flat, self._width)
+        if dtype is not _FLOAT64 and dtype != _FLOAT64:
+            other = self._precisions.of(dtype)
+            if other is not precision:
+                adapter, packs, width = other
+                spec = replace(spec, packed=is_flat and packs)
+        of = _arguments(len(values), is_flat, width)
         return Call(adapter, spec, of, dtype, self._settings), arguments, reading
 
     def _admitted(self, value: Any, index: int, first: int, is_traced: bool) -> Any:
@@ -163,14 +174,7 @@ class Calling(Derivatives):
 
     def _check_weights(self, values: Sequence[Any], count: int) -> np.dtype[Any]:
         """Refuse weights that do not fit the layout. Returns the host's dtype."""
-        layout, label = self._adapter.layout, self._adapter.label
-        for name, shape, value in zip(layout.names, layout.shapes, values[:count]):
-            if value.shape != shape:
-                raise LayoutError(f"expected shape {shape} for parameter {name!r}, got {value.shape}")
-            if value.dtype.kind not in "fiu":
-                raise ParamsDtypeError(
-                    f"the bridge over {label} expects real params, got dtype {value.dtype} for parameter {name!r}"
-                )
+        self._adapter.layout.check(values[:count], f" of {self._adapter.label}")
         of = values[:count] if count else values
         inexact = [borders.real_dtype(v.dtype) for v in of if borders.is_inexact(v)]
         if count:

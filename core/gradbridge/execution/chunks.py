@@ -15,9 +15,11 @@ import numpy as np
 
 from gradbridge import trees
 from gradbridge.call_spec import CallSpec
-from gradbridge.derivatives.independence import close, precision_of, seem_independent
+from gradbridge.derivatives.independence import seem_independent
 from gradbridge.errors import OptionError, OutputError
+from gradbridge.execution.steps import check_results
 from gradbridge.layout import Array
+from gradbridge.option_values import check_options
 from gradbridge.protocol import Adapter
 
 # Rows that the first long call computes together, to see whether each is what it was in its chunk.
@@ -36,8 +38,7 @@ class ChunkedAdapter(Adapter):
     """
 
     def __init__(self, inner: Adapter, rows: int) -> None:
-        if isinstance(rows, bool) or not isinstance(rows, (int, np.integer)) or rows < 1:
-            raise OptionError(f"rows_per_chunk must be a number of rows, 1 or more, got {rows!r}")
+        check_options(rows_per_chunk=rows)
         self.label, self.layout, self.traits = inner.label, inner.layout, replace(inner.traits, packs=False)
         self.argument_names, self.border = inner.argument_names, inner.border
         self._inner, self._rows = inner, int(rows)
@@ -62,6 +63,22 @@ class ChunkedAdapter(Adapter):
     def refusals_met(self) -> Mapping[str, str]:  # type: ignore[override]
         """As the inner one."""
         return self._inner.refusals_met
+
+    def in_dtype(self, name: str) -> ChunkedAdapter:
+        inner = self._inner.in_dtype(name)
+        return self if inner is self._inner else ChunkedAdapter(inner, self._rows)
+
+    def fresh(self) -> ChunkedAdapter | None:
+        inner = self._inner.fresh()
+        return None if inner is None else ChunkedAdapter(inner, self._rows)
+
+    def isolate_calls(self) -> bool:
+        return self._inner.isolate_calls()
+
+    @property
+    def results_are_typed(self) -> bool:  # type: ignore[override]
+        """As the inner one."""
+        return self._inner.results_are_typed
 
     def refusal(self, operation: str) -> str:
         if operation in ("backward_many", "pushforward_many"):
@@ -91,21 +108,22 @@ class ChunkedAdapter(Adapter):
             outputs, residuals = self._inner.forward(loaded, inputs, spec, wrt)
             return outputs, _Whole(residuals)
         parts: list[list[Any]] = []
-        structure = None
+        outputs = structure = None
         for chunk in self._chunks(count):
             outputs, _ = self._inner.forward(loaded, _cut(inputs, has_rows, chunk), spec, ())
             leaves, structure = trees.flatten(outputs)
             parts.append([self.border.view(leaf) if hasattr(leaf, "dtype") else leaf for leaf in leaves])
             self._refuse_noise()
         assert structure is not None
+        if not self._checked:
+            self._refuse_beside(outputs)
         outputs_have_rows = self.outputs_with_rows(has_rows, len(parts[0]))
         joined = [
             self._concatenated(index, column, count) if yes else np.asarray(sum(column[1:], column[0]))
             for index, (column, yes) in enumerate(zip(zip(*parts), outputs_have_rows))
         ]
         if not self._checked:
-            self._check(loaded, inputs, has_rows, count, spec, joined)
-            self._checked = True
+            self._checked = self._check(loaded, inputs, has_rows, count, spec)
         kept = None
         if wrt:
             copies = [x.copy() if isinstance(x, np.ndarray) else x for x in inputs]
@@ -123,6 +141,8 @@ class ChunkedAdapter(Adapter):
             inputs = _cut(residuals.inputs, has_rows, chunk)
             _, inner = self._inner.forward(residuals.loaded, inputs, residuals.spec, wrt)
             parts = self._inner.pull(inner, _cut(cotangents, outputs_have_rows, chunk), wrt)
+            shapes = [*self.layout.shapes, *map(np.shape, inputs)]
+            check_results(self._inner, parts, wrt, [shapes[i] for i in wrt], kinds=["fc"] * len(wrt))
             for argument, part in zip(wrt, map(self.border.view, parts)):
                 if of_argument[argument]:
                     if argument not in gradients:
@@ -169,6 +189,9 @@ class ChunkedAdapter(Adapter):
             some, moved = _cut(inputs, has_rows, chunk), _cut(tangents, moving_rows, chunk)
             outputs, parts = self._inner.pushforward(loaded, some, spec, wrt, moved)
             leaves, structure = trees.flatten(outputs)
+            shapes = [tuple(y.shape) for y in leaves]
+            kinds = ["fc"] * len(leaves)
+            check_results(self._inner, parts, range(len(leaves)), shapes, "tangent", "output", kinds)
             values.append([self.border.view(leaf) for leaf in leaves])
             pushed.append([self.border.view(part) for part in parts])
         assert structure is not None
@@ -189,7 +212,7 @@ class ChunkedAdapter(Adapter):
         """(how many rows there are, which input leaves have them): those as long as the first array."""
         arrays = [x for x in inputs if isinstance(x, np.ndarray) and x.ndim]
         count = len(arrays[0]) if arrays else 0
-        return count, tuple(isinstance(x, np.ndarray) and x.ndim > 0 and len(x) == count for x in inputs)
+        return count, tuple(getattr(x, "ndim", 0) > 0 and len(x) == count for x in inputs)
 
     def outputs_with_rows(self, has_rows: tuple[bool, ...], count: int) -> tuple[bool, ...]:
         """Which outputs have rows; the others are sums over the rows."""
@@ -214,6 +237,13 @@ class ChunkedAdapter(Adapter):
             )
         return np.concatenate(parts)
 
+    def _refuse_beside(self, outputs: Any) -> None:
+        for where, value in trees.beside(outputs)[:1]:
+            raise OutputError(
+                f"output {where} of {self.label} is a {type(value).__name__}, and those of several chunks of rows "
+                f"cannot be joined; leave rows_per_chunk= out, or turn that output off"
+            )
+
     def _refuse_noise(self) -> None:
         if self._inner.stochastic:
             raise OptionError(
@@ -228,32 +258,25 @@ class ChunkedAdapter(Adapter):
         has_rows: tuple[bool, ...],
         count: int,
         spec: CallSpec,
-        outputs: Sequence[Array],
-    ) -> None:
-        """Compute some rows of all chunks together: each must be what it was; see `gradbridge.rows`."""
+    ) -> bool:
+        """Compute some rows of all chunks together: each must be what it was; see `gradbridge.derivatives.independence`.
+
+        Returns:
+            False where nothing can be told, and the next long call is to be looked at.
+        """
         rows = np.unique(np.linspace(0, count - 1, min(count, _PROBED)).astype(int))
         some = [x[rows] if yes else x for x, yes in zip(inputs, has_rows)]
-        together, _ = self._inner.forward(loaded, some, spec.replayed(), ())
-        precision = precision_of(outputs)
-        same: bool | None = all(
-            close(self.border.view(a), b[rows], precision)
-            for a, b in zip(trees.flatten(together)[0], outputs)
-        )
-        if same and len(rows) > 1:
-            # A numeric gradient costs as many evaluations as there are numbers, and nobody asked for one.
-            gradients = self._inner.traits.is_gradient_cheap
+        # A numeric gradient costs as many evaluations as there are numbers, and nobody asked for one.
+        gradients = self._inner.traits.is_gradient_cheap
+        same: bool | None = True
+        if len(rows) > 1:
             same = seem_independent(self._inner, loaded, some, has_rows, spec, gradients)
-        if same is None:
-            raise OptionError(
-                f"rows_per_chunk={self._rows} was asked for, and whether the rows of {self.label} are independent of "
-                f"each other cannot be told from its first long input: gradients there are not finite; call it "
-                f"first where they are, or leave rows_per_chunk= out"
-            )
-        if not same:
+        if same is False:
             raise OptionError(
                 f"rows_per_chunk={self._rows} was asked for, and the rows of {self.label} are not independent of "
                 f"each other: together they give something else than apart; leave rows_per_chunk= out"
             )
+        return same is True
 
 
 class _ChunkedPullback(ChunkedAdapter):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge.admission import plain_array
 from gradbridge.errors import CotangentMismatchError, NotDifferentiableError
 from gradbridge.layout import Array
 
@@ -38,7 +39,7 @@ def cotangents_to_guest(cotangents: Sequence[Any], outputs: Sequence[Array], lab
     arrays = []
     for index, (cotangent, output) in enumerate(zip(cotangents, outputs)):
         shape, dtype = output.shape, output.dtype
-        array = _numbers(cotangent)
+        array = _numbers(cotangent, f"the cotangent of output {index} of {label}")
         if array is None:
             raise CotangentMismatchError(
                 f"the cotangent of output {index} of {label} must be an array of numbers like it, {shape}, got a "
@@ -66,12 +67,15 @@ def cotangents_to_guest(cotangents: Sequence[Any], outputs: Sequence[Array], lab
     return arrays
 
 
-def _numbers(value: Any) -> Array | None:
+def _numbers(value: Any, what: str) -> Array | None:
     """A value as an array of numbers; None if it is none."""
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError):
-        return None  # a ragged list, say
+    if isinstance(value, np.ndarray):
+        array = plain_array(value, what)
+    else:
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError):
+            return None  # a ragged list, say
     return array if array.dtype.kind in "fiubc" else None
 
 
@@ -90,7 +94,8 @@ def tangents_to_guest(
     """
     arrays = []
     for position, tangent in zip(wrt, tangents):
-        array, argument = _numbers(tangent), np.asarray(arguments[position])
+        array = _numbers(tangent, f"the tangent of argument {position} of {label}")
+        argument = np.asarray(arguments[position])
         if array is None:
             is_flat = np.ndim(argument) == 1 and not position
             flat = "; for a tree of params, f.layout.ravel(tree)" if is_flat else ""

@@ -15,9 +15,10 @@ import numpy as np
 import optree
 
 from gradbridge import borders, trees
+from gradbridge.audit import first_call, orders
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import NotDifferentiableError
-from gradbridge.execution import steps
+from gradbridge.execution import derivation, steps
 from gradbridge.execution.arguments import Arguments
 from gradbridge.execution.cotangents import cotangents_to_guest
 from gradbridge.execution.settings import BridgeSettings
@@ -38,6 +39,7 @@ class Call:
         results: what the host's results are among the adapter's outputs; None where they are the same.
         wrt: of a derivative: the arguments whose gradients it returns.
         order: how many derivatives it is of a model.
+        parent: the call that it is the derivative of.
     """
 
     adapter: Adapter
@@ -48,24 +50,17 @@ class Call:
     results: Arguments | None = None
     wrt: tuple[int, ...] = ()
     order: int = 0
+    parent: Call | None = None
 
-    def derivative(self, evaluation: Evaluation, wrt: tuple[int, ...]) -> Call:
-        """The pullback of an evaluation of this call: see `Evaluation.differentiated`."""
-        spec, arguments = self.spec.replayed(), self.arguments
-        adapter = self.adapter.pullback(spec, arguments.leaves(wrt), evaluation.residuals)
-        of_outputs = self.results.vectors if self.results is not None else (False,) * len(evaluation.outputs)
-        inner = Arguments.of((*arguments.vectors, *of_outputs), arguments.width)
-        count = inner.count - (arguments.width if spec.packed else len(self.adapter.layout))
-        return Call(
-            adapter,
-            replace(CallSpec.of_arrays(count, spec.noise), packed=spec.packed),
-            inner,
-            self.dtype,
-            self.settings,
-            Arguments.of(tuple(arguments.vectors[i] for i in wrt), arguments.width),
-            wrt,
-            self.order + 1,
-        )
+    @property
+    def root(self) -> Call:
+        """The call of the model that this is a derivative of; itself where it is none."""
+        return self if self.parent is None else self.parent.root
+
+    def by(self, adapter: Adapter) -> Call:
+        """The same call of another adapter of the model."""
+        arguments = Arguments.of(self.arguments.vectors, len(adapter.layout))
+        return replace(self, adapter=adapter, spec=replace(self.spec, packed=False), arguments=arguments)
 
     @property
     def first_input(self) -> int:
@@ -109,9 +104,18 @@ class Call:
                         return Evaluation(self, wrt, (own,), None, residuals, values, (array.dtype,))
                 return self.given(outputs, residuals, values, wrt)
         call, values = self.prepared(values, wrt)
-        if settings.memory is None or self.order:
+        if self.order:
             return call.evaluate_at(values, wrt)
-        evaluation: Evaluation = settings.memory.recall(call, values, wrt)
+        if settings.audit is not None and settings.audit.awaits_call(self.dtype.name, bool(wrt)):
+            looked_at: Evaluation = first_call.evaluated(call, values, wrt)
+            return looked_at
+        return call.remembered(values, wrt)
+
+    def remembered(self, values: Sequence[Any], wrt: tuple[int, ...]) -> Evaluation:
+        """The steps at values that are prepared, or what is remembered of them."""
+        if self.settings.memory is None:
+            return self.evaluate_at(values, wrt)
+        evaluation: Evaluation = self.settings.memory.recall(self, values, wrt)
         return evaluation
 
     def prepared(self, values: Sequence[Any], wrt: tuple[int, ...]) -> tuple[Call, Sequence[Any]]:
@@ -144,12 +148,12 @@ class Call:
         adapter, results = self.adapter, self.results
         if results is not None:
             shapes = self.leaf_shapes(values, self.wrt)
-            steps.check_results(adapter, outputs, range(len(shapes)), shapes)
+            steps.check_results(adapter, outputs, range(len(shapes)), shapes, kinds=["fc"] * len(shapes))
             gradients = results.to_host(outputs, range(len(results.vectors)), adapter.border, self.dtype)
             guest_dtypes = tuple([g.dtype for g in gradients])
             return Evaluation(self, wrt, tuple(gradients), None, residuals, values, guest_dtypes)
         if type(outputs) in _CONTAINERS or trees.is_container(outputs):
-            leaves, structure = trees.flatten(outputs)
+            leaves, structure = trees.flatten(outputs, opens=True)
         else:
             leaves, structure = [outputs], None
         arrays, guest_dtypes = borders.outputs_to_host(
@@ -213,6 +217,12 @@ class Evaluation:
         """Output leaves, concrete or traced → the tree that the model returned."""
         return leaves[0] if self.structure is None else trees.unflatten(self.structure, leaves)
 
+    def assemble_derivatives(self, leaves: Sequence[Any]) -> Any:
+        """`assemble`, of what belongs to arrays alone: None in place of the rest."""
+        if self.structure is None:
+            return leaves[0]
+        return trees.unflatten(trees.without_beside(self.structure), leaves)
+
     @property
     def merges(self) -> bool:
         """Whether `pull` is to take what `pull_to_boundary` of its recorded derivative left."""
@@ -245,11 +255,12 @@ class Evaluation:
                 and one.size
                 and (one.item(0) or one.any())
                 and type(adapter).zero is Adapter.zero
+                and adapter.results_are_typed
             ):  # nearly every pull
                 natives = adapter.backward(self.residuals, cotangents, arguments.known[wrt])
                 shapes = (self.values[0].shape,) if call.spec.packed else adapter.layout.shapes
                 try:
-                    fit = tuple(map(_shape_of, natives)) == shapes
+                    fit = isinstance(natives, (list, tuple)) and tuple(map(_shape_of, natives)) == shapes
                 except AttributeError:
                     fit = False
                 if fit:
@@ -280,7 +291,9 @@ class Evaluation:
             HigherOrderError: the guest cannot differentiate its derivative.
         """
         self.require_inexact_output()
-        return self.call.derivative(self, wrt)
+        derivative: Call = derivation.derivative(self, wrt)
+        orders.refuse_wrong(self, derivative, wrt)
+        return derivative
 
     def zero_cotangents(self) -> list[Array]:
         """One array of zeros per output leaf."""
@@ -307,7 +320,11 @@ class Evaluation:
         arguments = call.arguments
         shapes = call.leaf_shapes(self.values, wrt)
         expected = [(*lead, *shape) for shape in shapes] if lead else shapes
-        steps.check_results(call.adapter, natives, arguments.leaves(wrt), expected)
+        kinds: list[str] = []
+        for i in () if call.adapter.results_are_typed else wrt:
+            is_complex = np.asarray(self.values[i]).dtype.kind == "c"
+            kinds += ["fc" if is_complex else "f"] * len(arguments.leaves((i,)))
+        steps.check_results(call.adapter, natives, arguments.leaves(wrt), expected, kinds=kinds)
         return arguments.to_host(natives, wrt, call.adapter.border, call.dtype, lead)
 
     def with_own_outputs(self) -> Evaluation:

@@ -8,7 +8,6 @@ from typing import Any
 import optree
 
 from gradbridge.call_spec import CallSpec
-from gradbridge.errors import GradbridgeError
 from gradbridge.framework import Framework, Model, filled
 
 
@@ -59,7 +58,7 @@ class PullbackModel(Model):
     def keep_for_rerun(self) -> bool:
         return self._parent.keep_for_rerun()
 
-    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
+    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> Exception:
         return self._parent.explain(error, inputs, f"{doing} the gradient of" if doing else "the gradient of")
 
     def call(

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from gradbridge.declarations import Observers
-from gradbridge.derivatives.jvp_check import JVPCheck
+from gradbridge.audit.findings import Audit
+from gradbridge.declarations import Observers, Step
+from gradbridge.execution.precision import Precisions
 from gradbridge.execution.reuse import Memory
 from gradbridge.layout import Array
 
 
-@dataclass(frozen=True)
+class _Nobody:
+    """Observers of calls that are none of the user's program."""
+
+    observed = False
+
+    def notify(self, step: Step) -> None:
+        """Nobody is told."""
+
+
+@dataclass
 class BridgeSettings:
     """What the calls of one bridge have in common.
 
@@ -20,22 +31,39 @@ class BridgeSettings:
         draw_noise: params ↦ seed of a call's noise; None leaves it as the spec has it.
         checks_finite: whether params with NaN or infinity are refused.
         memory: of evaluations, with ``reuse=``; None without.
-        jvp_check: what is known of the guest's forward mode; None looks at none.
+        audit: what is known of the guest; None looks at nothing.
+        precisions: the model in the dtypes of its hosts.
+        follows: whether it is to compute in the dtype of the params.
         mode, noise: as the bridge was made with.
         constants: the arguments that are declared non-differentiable, in words.
-        is_plain: whether there is neither memory, nor noise to draw, nor a check: worked out here.
+        is_plain: whether there is neither memory, nor noise to draw, nor a check, nor anything to look at.
     """
 
     observers: Observers
     draw_noise: Callable[[Array], int] | None = None
     checks_finite: bool = False
     memory: Memory | None = None
-    jvp_check: JVPCheck | None = None
+    audit: Audit | None = None
+    precisions: Precisions | None = None
+    follows: bool = False
     mode: str = "eval"
     noise: str = "frozen"
     constants: str = ""
-    is_plain: bool = field(init=False, default=True)
+    is_plain: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        is_plain = self.memory is None and self.draw_noise is None and not self.checks_finite
-        object.__setattr__(self, "is_plain", is_plain)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Work out anew what `is_plain` says, when something was found out."""
+        self.is_plain = (
+            self.memory is None
+            and self.draw_noise is None
+            and not self.checks_finite
+            and not (self.audit is not None and self.audit.awaits_call("float64"))
+        )
+
+    @cached_property
+    def quiet(self) -> BridgeSettings:
+        """For evaluations that are none of the program's: nobody observes, remembers or looks at them."""
+        return replace(self, observers=_Nobody(), memory=None, audit=None, checks_finite=False)

@@ -20,31 +20,6 @@ from gradbridge.errors import GradbridgeError
 from gradbridge.protocol import Adapter
 
 
-class JVPCheck:
-    """What one bridge knows of its guest's forward mode: for the model, its gradient, and so on."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, str, tuple[int, ...]], bool] = {}
-
-    def is_refused(self, order: int = 0) -> bool:
-        """Whether it was found wrong, for a derivative of this order or for what that is made of."""
-        return any(not right and at <= order for (at, *_), right in list(self._known.items()))
-
-    def is_known(self, order: int, step: str, wrt: tuple[int, ...]) -> bool:
-        """Whether it has been looked at.
-
-        Args:
-            order: 0 for the model itself, 1 for its gradient, and so on.
-            step: the adapter's method.
-            wrt: the positions that move.
-        """
-        return (order, step, wrt) in self._known
-
-    def notify(self, order: int, step: str, wrt: tuple[int, ...], passes: bool) -> None:
-        """Keep what was found."""
-        self._known[order, step, wrt] = passes
-
-
 def passes_adjoint_test(
     adapter: Adapter,
     loaded: Any,

@@ -1,0 +1,43 @@
+"""Comparisons that tell a fault from rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gradbridge.borders import INEXACT
+from gradbridge.layout import Array
+
+
+def agree(ours: Sequence[Array], theirs: Sequence[Array], tolerance: float) -> bool:
+    """Whether arrays are the same to a tolerance that is relative to the largest number of each; NaN equals itself."""
+    return len(ours) == len(theirs) and all(map(_agree, ours, theirs, [tolerance] * len(ours)))
+
+
+def tolerance_of(dtypes: Sequence[Any]) -> float:
+    """Half of the digits of the coarsest dtype: far above rounding, far below any fault."""
+    coarsest = max((float(np.finfo(d).eps) for d in map(np.dtype, dtypes) if d.kind in INEXACT), default=0.0)
+    return float(coarsest**0.5)
+
+
+def difference(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
+    """The largest difference, relative to the largest number, of arrays of the same shapes."""
+    scale = max((float(np.max(np.abs(x), initial=0.0)) for x in (*ours, *theirs)), default=0.0)
+    most = max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(ours, theirs)), default=0.0)
+    return most / scale if scale else 0.0
+
+
+def _agree(a: Array, b: Array, tolerance: float) -> bool:
+    if a.shape != b.shape:
+        return False
+    if a.dtype.kind not in INEXACT:
+        return bool(np.array_equal(a, b))
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)):
+        return False
+    if finite.all():
+        scale = max(float(np.max(np.abs(a), initial=0.0)), float(np.max(np.abs(b), initial=0.0)))
+        return bool(np.all(np.abs(a - b) <= tolerance * scale))
+    return _agree(a[finite], b[finite], tolerance) and np.array_equal(a[~finite], b[~finite], equal_nan=True)

@@ -1,0 +1,271 @@
+"""The first differentiated call of a bridge, looked at before its result is handed out (law 10).
+
+A model may be something else than a function of its params and inputs: it reads a parameter by another
+way than its slot, keeps something of an earlier call, draws numbers that nobody gave it, or computes in
+less than it was asked to. All of that gives numbers that look right. So the call is made again, in
+other surroundings, after a call at other arguments and by a model that was never called, and what
+differs is mended, where the model can be called by a fresh copy each time, or refused by name.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gradbridge.audit.comparison import agree, difference, tolerance_of
+from gradbridge.audit.precision import coarse_steps
+from gradbridge.borders import INEXACT, is_inexact
+from gradbridge.errors import (
+    AuditError,
+    DerivativeError,
+    GradbridgeError,
+    GradbridgeWarning,
+    GuestError,
+    InputError,
+    OutputError,
+)
+from gradbridge.layout import Array
+
+
+def evaluated(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> Any:
+    """Evaluate a call of a bridge whose guest was not looked at yet.
+
+    Args:
+        call: prepared.
+        values: its arguments, likewise.
+        wrt: which of them may be pulled back to; where there are none, no gradient is looked at.
+
+    Returns:
+        The evaluation.
+
+    Raises:
+        AuditError: the model is no function of its arguments; the message says why, and what to do.
+    """
+    surroundings = _Surroundings()
+    call, evaluation = _in_its_precision(call, values, wrt)
+    evaluation = FirstCall(call, evaluation, surroundings).looked_at()
+    call.settings.audit.called(call.dtype.name, bool(wrt))
+    call.settings.refresh()
+    return evaluation
+
+
+def _in_its_precision(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> tuple[Any, Any]:
+    """Evaluate in the host's precision; where that fails, in the model's own."""
+    try:
+        return call, call.remembered(values, wrt)
+    except (GuestError, InputError, OutputError) as error:
+        precisions = call.settings.precisions
+        own = None if precisions is None else precisions.fall_back(call.dtype, call.adapter)
+        if own is None:
+            raise
+        try:
+            again = call.by(own)
+            evaluation = again.remembered(values, wrt)
+        except GradbridgeError:
+            raise error from None  # it fails in any precision: that one's message is about this call
+        precisions.settle(call.dtype, str(error))
+        return again, evaluation
+
+
+class FirstCall:
+    """A first differentiated call, and the calls that are compared with it.
+
+    Args:
+        call: what was evaluated.
+        evaluation: of it.
+        surroundings: as they were before.
+    """
+
+    def __init__(self, call: Any, evaluation: Any, surroundings: _Surroundings) -> None:
+        self._call, self._evaluation, self._before = call, evaluation, surroundings
+        # Nobody observes these calls, and no state moves in them.
+        self._quiet = replace(call, settings=call.settings.quiet, spec=call.spec.replayed())
+        self._values, self._wrt = evaluation.values, evaluation.wrt
+        self._adapter, self._notes = call.adapter, call.settings.audit.notes
+        self._tolerance = tolerance_of(evaluation.guest_dtypes)
+        draw = np.random.default_rng(0)
+        self._cotangents = [
+            draw.normal(size=y.shape) if y.dtype.kind in INEXACT else np.zeros(y.shape)
+            for y in evaluation.outputs
+        ]
+
+    def looked_at(self) -> Any:
+        """The evaluation, or another one by the mended guest.
+
+        Raises:
+            AuditError
+        """
+        self._refuse_strangers()
+        gradients = self._gradients()
+        self._note_unused(gradients)
+        reason = self._repeats(gradients) or self._remembers()
+        if reason and self._adapter.isolate_calls():
+            self._evaluation = self._call.evaluate_at(self._values, self._wrt)
+            gradients = self._gradients()
+            reason = self._repeats(gradients) or self._remembers()
+            if not reason:
+                self._notes["state"] = "each call by a fresh copy: the model keeps something between calls"
+        if reason:
+            raise AuditError(f"{self._adapter.label} {reason}; audit='off' takes it as it is")
+        if self._wrt:
+            self._note_precision()
+        return self._evaluation
+
+    def _gradients(self) -> Sequence[Array] | None:
+        try:
+            # Where it is numeric a gradient costs as many evaluations as there are numbers.
+            pulls = self._wrt and self._adapter.traits.is_gradient_cheap
+            return self._pulled(self._evaluation) if pulls else None
+        except DerivativeError:
+            return None  # the host's own pull tells of it, if it comes to that
+
+    def _refuse_strangers(self) -> None:
+        strangers = self._adapter.strangers(self._evaluation.residuals)
+        stale = [s.name for s in strangers if s.is_parameter]
+        if stale:
+            raise AuditError(
+                f"{self._adapter.label} computes with a parameter of its own instead of the one that the bridge hands in: "
+                f"{'; '.join(stale)}. Read it from the module itself in forward (self.name), or make what keeps it a "
+                f"submodule; audit='off' takes it as it is"
+            )
+        others = [s.name for s in strangers]
+        if others and self._adapter.layout.size:
+            warnings.warn(
+                f"{self._adapter.label} computes with {'; '.join(others)}, which could be trained and is none of its "
+                f"params: it is held constant",
+                GradbridgeWarning,
+                stacklevel=7,
+            )
+
+    def _note_unused(self, gradients: Sequence[Array] | None) -> None:
+        call = self._call
+        if gradients is None or self._wrt[:1] != (0,) or call.arguments.vectors[:1] != (True,):
+            return
+        layout = call.adapter.layout
+        unused = [name for name, g in zip(layout.names, layout.cut(gradients[0])) if not np.any(g)]
+        if unused and len(unused) < len(layout):
+            self._notes["unused"] = f"no influence on the outputs here: {', '.join(unused)}"
+
+    def _repeats(self, gradients: Sequence[Array] | None) -> str:
+        """Why the same call does not give the same numbers; "" where it does."""
+        with self._before.kept(), _others():
+            outputs, again = self._again(gradients is not None)
+        if self._same(outputs, again, gradients):
+            return ""
+        with self._before.kept(), self._before.restored():
+            third, once_more = self._again(gradients is not None)
+        if self._same(third, once_more, gradients):
+            return (
+                "draws random numbers from Python's or NumPy's global generator, and so gives other numbers at each call; "
+                "draw them from a generator that the framework seeds, or hand them in as an input"
+            )
+        apart = difference(self._evaluation.outputs, outputs)
+        what = f"outputs that differ by up to {apart:.1e} (relative)" if apart else "another gradient"
+        return (
+            f"gives {what} when it is called again at the same params and inputs: it keeps something between calls "
+            f"(a counter, a memo, statistics) or draws random numbers of its own; make it a function of its inputs"
+        )
+
+    def _again(self, pulls: bool) -> tuple[Sequence[Array], Sequence[Array] | None]:
+        evaluation = self._quiet.evaluate_at(self._values, self._wrt)
+        return evaluation.outputs, self._pulled(evaluation) if pulls else None
+
+    def _same(
+        self, outputs: Sequence[Array], again: Sequence[Array] | None, gradients: Sequence[Array] | None
+    ) -> bool:
+        if not agree(self._evaluation.outputs, outputs, self._tolerance):
+            return False
+        return gradients is None or again is None or agree(gradients, again, self._tolerance)
+
+    def _remembers(self) -> str:
+        """What tells a used model from one that was never called, at other arguments; "" where nothing does."""
+        fresh = self._adapter.fresh()
+        if fresh is None or (self._call.settings.mode == "train" and self._adapter.stochastic):
+            return ""
+        moved = [_moved(v, i) for i, v in enumerate(self._values)]
+        try:
+            used, new = [self._quiet.by(a).evaluate_at(moved, ()).outputs for a in (self._adapter, fresh)]
+        except GradbridgeError:
+            return ""  # such arguments are not for it: there is nothing to compare
+        if agree(used, new, self._tolerance):
+            return ""
+        return (
+            f"gives outputs that depend on earlier calls: at other params and inputs a copy that was never called "
+            f"differs by up to {difference(used, new):.1e} (relative), so it keeps something that it computed from "
+            f"them (a cache, statistics of its first batch); compute it anew in each call"
+        )
+
+    def _note_precision(self) -> None:
+        if self._call.dtype != np.float64 or not self._call.settings.follows:
+            return
+        dtypes = [d for d in self._evaluation.guest_dtypes if d.kind in INEXACT]
+        coarse = [d for d in dtypes if d.itemsize < (16 if d.kind == "c" else 8)]
+        if coarse:
+            told = f"returns {coarse[0].name}"
+        else:
+            steps = coarse_steps(self._quiet, self._values, self._evaluation.outputs, self._wrt)
+            if steps is None:
+                return
+            told = f"moves in steps of about {steps:.0e} of its outputs, as numbers of a coarser dtype do"
+        self._notes["precision"] = f"asked for float64, and {told}"
+        warnings.warn(
+            f"{self._adapter.label} was asked to compute in float64, the precision of the params, and {told}: something "
+            f"in it has a dtype of its own (a cast, a constant, a layer fixed to float32). Values and gradients "
+            f"have that precision; dtype='model' asks for the model's own and is silent",
+            GradbridgeWarning,
+            stacklevel=7,
+        )
+
+    def _pulled(self, evaluation: Any) -> Sequence[Array]:
+        gradients: Sequence[Array] = replace(evaluation, call=self._quiet).pull(self._cotangents, self._wrt)
+        return gradients
+
+
+def _moved(value: Any, index: int) -> Any:
+    """Another argument of the same kind: rows in reverse; what is floating a hundredth away, no sign changed."""
+    if not isinstance(value, np.ndarray) or not value.size:
+        return value
+    other = value[::-1] if value.ndim and len(value) > 1 and index else value
+    if not is_inexact(value):
+        return np.ascontiguousarray(other)
+    factors = 1 + 0.01 * np.random.default_rng(index).uniform(0.5, 1.0, size=value.shape)
+    return (other * factors).astype(value.dtype)
+
+
+class _Surroundings:
+    """The random states of the process, which are neither trusted nor changed."""
+
+    def __init__(self) -> None:
+        self._python, self._numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Put back in the end what they are now."""
+        now = _Surroundings()
+        try:
+            yield
+        finally:
+            now._put()
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """As they were then."""
+        self._put()
+        yield
+
+    def _put(self) -> None:
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    random.seed(0x5EED)
+    np.random.seed(0x5EED)  # noqa: NPY002, what user code may draw from
+    yield
