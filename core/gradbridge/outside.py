@@ -273,10 +273,10 @@ def _content(array: np.ndarray[Any, Any]) -> bytes:
     return array.flat[:: -(-array.size // _SAMPLE)].tobytes()
 
 
-def differing(before: Look, after: Look) -> set[str]:
-    """Places that are not the same in two looks."""
-    places = before.marks.keys() | after.marks.keys()
-    return {p for p in places if before.marks.get(p, _MISSING) != after.marks.get(p, _MISSING)}
+def differing(before: dict[str, Hashable], after: dict[str, Hashable]) -> set[str]:
+    """Places whose marks are not the same."""
+    places = before.keys() | after.keys()
+    return {p for p in places if before.get(p, _MISSING) != after.get(p, _MISSING)}
 
 
 def _named(place: str, name: str) -> str:
