@@ -100,8 +100,10 @@ class Stage:
 
     @property
     def variables(self) -> Sequence[tf.Variable]:
-        """Variables that it reads when it runs."""
-        return self._whole.graph.variables  # type: ignore[no-any-return]
+        """Variables that it reads when it runs; a graph lists those, too, that stood for tensors."""
+        graph = self._whole.graph
+        captured = {id(outer) for outer, _ in graph.captures}
+        return [v for v in graph.variables if id(v.handle) in captured]
 
     def record(
         self, depth: int, residuals: Sequence[Any], cotangents: Sequence[Any]
