@@ -75,6 +75,11 @@ class Look:
         """Of all that is there."""
         return tuple(self.marks.items())
 
+    @property
+    def can_change(self) -> bool:
+        """Whether there is anything that is not for good."""
+        return bool(self._bindings or self._items or self._arrays)
+
     def holds(self) -> bool:
         """Whether nothing changed since."""
         try:
@@ -133,8 +138,9 @@ class Look:
         """A function or an object: what its code names, and its attributes of these names."""
         self._remember(place, value)
         if isinstance(value, functools.partial):
-            for name in ("func", "args", "keywords"):
-                self._at(_named(place, name), getattr(value, name))
+            self._at(_named(place, "func"), value.func)
+            for name, item in (*enumerate(value.args), *value.keywords.items()):
+                self._at(_named(place, f"argument {name}"), item)
         elif isinstance(value, types.MethodType):
             self._see_callable(place, value.__func__)
             self._at(_named(place, "self"), value.__self__)
