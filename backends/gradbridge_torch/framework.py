@@ -218,6 +218,9 @@ class TorchProgram(Program):
                 break
         return gradients
 
+    def operations(self, kept: Graph) -> frozenset[str]:
+        return kept.kinds()
+
     def pull_recorded(
         self, kept: Graph, cotangents: Sequence[Any], wanted: Sequence[int]
     ) -> tuple[Gradients, Graph]:

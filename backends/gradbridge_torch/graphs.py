@@ -77,6 +77,10 @@ class Graph(NamedTuple):
             self.known[:] = operations(self.outputs)
         return self.known
 
+    def kinds(self) -> frozenset[str]:
+        """Of its operations."""
+        return frozenset([node.name() for node in self.nodes()])
+
     def connected(self, cotangents: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Outputs that depend on something, with their cotangents."""
         return [(y, c) for y, c in zip(self.outputs, cotangents) if y is not None and y.requires_grad]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -153,6 +153,9 @@ class FunctionalAdapter(TransformingAdapter):
         if residuals is None:
             return ()
         return [self.source.stranger(native) for native in residuals.program.strangers(residuals.kept)]
+
+    def operations(self, residuals: Residuals | None) -> Hashable:
+        return None if residuals is None else residuals.program.operations(residuals.kept)
 
     def _refuse_no_output(self) -> None:
         raise NotDifferentiableError(
