@@ -29,13 +29,14 @@ from gradbridge_torch.graphs import (
     Gradients,
     Graph,
     differentiated,
+    foreign_leaves,
     refuse_cut_graph,
     run_backward,
 )
 from gradbridge_torch.replicas import EmptiedError
 from gradbridge_torch.shapes import shapes_of
 from gradbridge_torch.surroundings import dispatch_modes, function_modes, recording, set_aside, transform
-from gradbridge_torch.tensors import NUMPY_DTYPES, to_tensor, view_of
+from gradbridge_torch.tensors import NUMPY_DTYPES, floating_dtype, to_tensor, view_of
 from gradbridge_torch.vjps import RecordedVJPs, nesting
 
 
@@ -94,6 +95,11 @@ class TorchFramework(RecordedVJPs):
 
     def is_inexact(self, native: torch.Tensor) -> bool:
         return native.is_floating_point() or native.is_complex()
+
+    def floating_dtype(self, name: str) -> torch.dtype:
+        dtype = floating_dtype(name)
+        assert dtype is not None
+        return dtype
 
     def cast(self, native: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return native.to(like.dtype)
@@ -179,7 +185,9 @@ class TorchProgram(Program):
                 raise  # it is tried with gradients recorded first
             self.framework.tracks_inputs = True
             raise RunAgain from error
-        graph = Graph(floats, tracked, nesting.differentiated, threading.RLock(), [], self.framework.checked)
+        graph = Graph(
+            floats, tracked, nesting.differentiated, threading.RLock(), [], self.framework.checked, leaves
+        )
         outputs = [floats[0].detach()] if len(floats) == 1 else [y.detach() for y in floats]
         return outputs, others, form, after, graph
 
@@ -220,6 +228,9 @@ class TorchProgram(Program):
 
     def operations(self, kept: Graph) -> frozenset[str]:
         return kept.kinds()
+
+    def strangers(self, kept: Graph) -> Sequence[torch.Tensor]:
+        return foreign_leaves(kept.outputs, kept.given)
 
     def pull_recorded(
         self, kept: Graph, cotangents: Sequence[Any], wanted: Sequence[int]

@@ -33,6 +33,31 @@ _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _globals = threading.RLock()
 
 
+@contextmanager
+def seeded(noise: int, device: torch.device | None) -> Iterator[None]:
+    """Random numbers from a seed alone, on the CPU and a device; torch's random state is put back afterwards.
+
+    The state is the process's, so everybody who seeds it takes turns here.
+
+    Args:
+        noise: the seed.
+        device: where else numbers are drawn.
+    """
+    generators = [torch.default_generator]
+    if device is not None and device.type == "cuda":
+        index = device.index if device.index is not None else torch.cuda.current_device()
+        generators.append(torch.cuda.default_generators[index])
+    with _globals:
+        states = [generator.get_state() for generator in generators]
+        try:
+            for generator in generators:
+                generator.manual_seed(noise)
+            yield
+        finally:
+            for generator, state in zip(generators, states):
+                generator.set_state(state)
+
+
 def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
@@ -57,6 +82,8 @@ class TorchModel(Model):
         self._is_watched, self._is_probed = watched, False
         #: Whether it takes gradients itself, by its weights or inputs, so that a plain forward records, too.
         self.differentiates = False
+        #: Another default dtype, to be tried where dtypes do not fit: what a forward makes is to follow its weights.
+        self.other_default: torch.dtype | None = None
 
     def isolated(
         self, thunk: Callable[[], Any], inputs: Sequence[Any], noise: int | None, record: bool
@@ -75,7 +102,7 @@ class TorchModel(Model):
         ):
             with self._pinned():
                 return self.isolated(thunk, inputs, noise, record)
-        before = torch.is_grad_enabled()
+        before, default = torch.is_grad_enabled(), self._default_dtype
         # What torch.set_grad_enabled does, in a tenth of the time.
         torch._C._set_grad_enabled(record or self.differentiates)
         try:
@@ -87,7 +114,11 @@ class TorchModel(Model):
                 raise
         finally:
             torch._C._set_grad_enabled(before)
-        return self.isolated(thunk, inputs, noise, record)
+        try:
+            return self.isolated(thunk, inputs, noise, record)
+        except RuntimeError:
+            self._default_dtype = default  # was not it
+            raise
 
     def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> Exception:
         if steers(error):
@@ -96,14 +127,22 @@ class TorchModel(Model):
             return explain_backward(error, self.label, "gradient" in doing)
         return explain_forward(error, self.label, inputs)
 
-    def tracked(self, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The weights as a model that takes gradients itself needs them."""
-        return [w if w.requires_grad or w.is_inference() else w.detach().requires_grad_() for w in weights]
+    def tracked(self, weights: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """The weights, which are ours, as a model needs them that takes gradients itself, or asks who is trainable."""
+        for weight in weights:
+            if not weight.requires_grad and not weight.is_inference():
+                weight.requires_grad_()
+        return weights
 
     def _learns(self, error: RuntimeError, record: bool) -> bool:
         """Whether a forward that failed will not if it is tried again, now that it is known what it does."""
         if isinstance(error, EmptiedError):
             return self.keep_for_rerun()
+        if self.other_default not in (None, self._default_dtype) and (
+            "dtype" in str(error) or "scalar type" in str(error)
+        ):
+            self._default_dtype = self.other_default
+            return True
         if record or self.differentiates or "does not require grad" not in str(error):
             return False
         self.differentiates = True
@@ -141,19 +180,8 @@ class TorchModel(Model):
         return self._seeded(thunk, noise)
 
     def _seeded(self, thunk: Callable[[], Any], noise: int) -> Any:
-        generators = [torch.default_generator]
-        if self.device is not None and self.device.type == "cuda":
-            index = self.device.index if self.device.index is not None else torch.cuda.current_device()
-            generators.append(torch.cuda.default_generators[index])
-        with _globals:
-            states = [generator.get_state() for generator in generators]
-            try:
-                for generator in generators:
-                    generator.manual_seed(noise)
-                return thunk()
-            finally:
-                for generator, state in zip(generators, states):
-                    generator.set_state(state)
+        with seeded(noise, self.device):
+            return thunk()
 
     # -- modes --------------------------------------------------------------------------------
 
