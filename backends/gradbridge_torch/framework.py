@@ -24,12 +24,12 @@ from gradbridge.framework import (
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.protocol import ArraySpec, Traits
 from gradbridge_torch.beside import without_graph
+from gradbridge_torch.foreign import foreign_leaves
 from gradbridge_torch.forward_mode import pushed
 from gradbridge_torch.graphs import (
     Gradients,
     Graph,
     differentiated,
-    foreign_leaves,
     refuse_cut_graph,
     run_backward,
 )
