@@ -76,9 +76,9 @@ class Surroundings:
         Raises:
             GuestError: it is another one by now.
         """
-        known = self.now
         if self() != state:
-            changed = ", ".join(sorted(differing(known, self.now))) or "something"
+            known: Any = next((key for key, known in self._states.items() if known == state), ())
+            changed = ", ".join(sorted(differing(dict(known), self.now.marks))) or "something"
             raise GuestError(
                 f"{self._label} reads {changed} from outside, which changed after the call whose derivative was "
                 f"asked for; make it an argument, or change it after the derivative"
@@ -106,7 +106,7 @@ class Surroundings:
             return
         with self._lock:
             state = self._number(before)
-            self._ignored |= differing(before, self._looked())
+            self._ignored |= differing(before.marks, self._looked().marks)
             self.now = self._looked()
             self._state = self._states[self.now.key] = state
 
@@ -121,7 +121,7 @@ class Surroundings:
             self.now, self._state = now, state
         if count < _MANY == self._count:
             warnings.warn(
-                f"{self._label} reads {', '.join(sorted(differing(before, now)))} from outside, which has changed "
+                f"{self._label} reads {', '.join(sorted(differing(before.marks, now.marks)))} from outside, which has changed "
                 f"{count} times: each value is compiled anew; make it an argument",
                 GradbridgeWarning,
                 stacklevel=2,
