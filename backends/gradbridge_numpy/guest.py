@@ -101,7 +101,8 @@ class CallableAdapter(FormsAdapter):
             *makers: in the order of the arguments; for a function of parameters the first is theirs,
                 and returns a tree like the parameters or the flat vector. Without any, a decorator is
                 given back.
-            argnums: which arguments they are for; by default 0, 1, 2 …
+            argnums: which arguments they are for; by default 0, 1, 2 …, those of a method after ``self``.
+                They count as the function's signature does, where ``self`` is 0.
 
         Returns:
             The rule, a `VJPRule`, which is called as the maker and takes rules for higher orders by its

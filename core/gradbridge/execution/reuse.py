@@ -20,6 +20,7 @@ from gradbridge.call_spec import CallSpec
 from gradbridge.constants import constant_key
 from gradbridge.errors import DerivativeError, GuestError, OptionError
 from gradbridge.layout import Array
+from gradbridge.option_values import check_options
 from gradbridge.protocol import Adapter
 
 _SMALL = 1 << 15
@@ -59,8 +60,7 @@ class Memory:
         Raises:
             OptionError: no number of evaluations, or a model whose evaluations are not just their results.
         """
-        if isinstance(reuse, bool) or not isinstance(reuse, (int, np.integer)) or reuse < 0:
-            raise OptionError(f"reuse must be a number of evaluations to remember, 0 or more, got {reuse!r}")
+        check_options(reuse=reuse)
         if reuse and (mode == "train" or adapter.stochastic):
             raise OptionError(
                 f"reuse={reuse} was asked for, and {adapter.label} in mode {mode!r} may draw random numbers or move "
