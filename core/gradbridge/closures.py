@@ -65,7 +65,7 @@ class Surroundings:
     @property
     def is_watching(self) -> bool:
         """Whether there is anything that could change."""
-        return bool(self.now.marks)
+        return self.now.may_change
 
     def require(self, state: int) -> None:
         """Make sure that a call can be computed once more.

@@ -75,6 +75,11 @@ class Look:
         """Of all that is there."""
         return tuple(self.marks.items())
 
+    @property
+    def may_change(self) -> bool:
+        """Whether any of it can be another one at the next look."""
+        return bool(self._bindings or self._items or self._arrays)
+
     def holds(self) -> bool:
         """Whether nothing changed since."""
         try:
@@ -134,7 +139,8 @@ class Look:
         self._remember(place, value)
         if isinstance(value, functools.partial):
             for name in ("func", "args", "keywords"):
-                self._at(_named(place, name), getattr(value, name))
+                if getattr(value, name):
+                    self._at(_named(place, name), getattr(value, name))
         elif isinstance(value, types.MethodType):
             self._see_callable(place, value.__func__)
             self._at(_named(place, "self"), value.__self__)
