@@ -83,7 +83,7 @@ class CallableAdapter(FormsAdapter):
         arrays = [parameter_array(leaf, name, "fiu") for leaf, name in zip(leaves, self.layout.names)]
         # Law 5: the caller may change the arrays of the tree later.
         self._present = [np.array(array, dtype=np.float64) for array in arrays]
-        self._differences = Differences(numeric) if numeric is not None else None
+        self._differences = Differences(numeric, self.label) if numeric is not None else None
         self._rules = Rules.of(function, self.label)
         self._plain = PlainFunction(function, self.label, self.layout, self._rules)
         self._outputs = TriedOutputs(self.label)
