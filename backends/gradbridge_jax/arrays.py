@@ -9,19 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradbridge.arrays import aligned_copy
 from gradbridge.errors import InputError, OptionError
 from gradbridge.layout import dtype_name
-from gradbridge.protocol import Array
+from gradbridge.options import floating_name
+from gradbridge.wording import first_line
 
-FLOATING = ("float64", "float32", "float16", "bfloat16")
-_ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
 _64_BITS = ("float64", "complex128", "longdouble", "float128", "complex256", "clongdouble")
-
-#: XLA takes a NumPy buffer as it is from this alignment on, and copies it otherwise.
-_ALIGNMENT = 64
-
-#: Smaller arrays, in bytes, are copied a second time: that is quicker than to align them (1.5 µs).
-ALIGNED_FROM = 1 << 16
 
 _CPU = 1  # of DLPack's device types
 
@@ -49,12 +43,8 @@ def floating_dtype(name: str | None) -> np.dtype[Any] | None:
     Raises:
         OptionError: not a floating dtype.
     """
-    if name is None:
-        return None
-    known = _ALIASES.get(name, name)
-    if known not in FLOATING:
-        raise OptionError(f"dtype must be one of {', '.join(FLOATING)}, got {name!r}")
-    return np.dtype(jnp.dtype(known))
+    full = floating_name(name)
+    return None if full is None else np.dtype(jnp.dtype(full))
 
 
 def compute_device(device: Any) -> jax.Device | None:
@@ -71,8 +61,7 @@ def compute_device(device: Any) -> jax.Device | None:
     except (RuntimeError, ValueError, IndexError) as error:
         has = ", ".join(sorted({f"{d.platform}:{d.id}" for d in jax.devices()}))
         raise OptionError(
-            f"device {device!r} cannot be used here: {str(error).splitlines()[0]}; leave it out or use one "
-            f"of {has}"
+            f"device {device!r} cannot be used here: {first_line(error)}; leave it out or use one of {has}"
         ) from error
 
 
@@ -92,6 +81,11 @@ def is_array(leaf: Any) -> bool:
 def is_inexact(leaf: Any) -> bool:
     """Whether a leaf is an array of floating (or complex) numbers: what is trained."""
     return is_array(leaf) and bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is a typed key of ``jax.random``, or an array of them: what holds no numbers."""
+    return isinstance(leaf, jax.Array) and bool(jnp.issubdtype(leaf.dtype, jax.dtypes.extended))
 
 
 def cast_floating(leaf: Any, dtype: np.dtype[Any] | None) -> Any:
@@ -114,7 +108,7 @@ def has_64_bits(inputs: Sequence[Any]) -> bool:
 def to_native(array: Any, dtype: np.dtype[Any] | None, x64: bool, place: str) -> Any:
     """What JAX computes with: a jax.Array as it is, a copy of everything that could be changed in place.
 
-    The copy is NumPy's, in memory that XLA takes as it stands (JAX reads NumPy arrays where they are, later
+    The copy is NumPy's, aligned so that XLA takes it as it stands (JAX reads NumPy arrays where they are, later
     perhaps), and never made twice.
 
     Args:
@@ -127,7 +121,7 @@ def to_native(array: Any, dtype: np.dtype[Any] | None, x64: bool, place: str) ->
         InputError: JAX has no such dtype, or an integer that does not fit.
     """
     if type(array) is np.ndarray:
-        return _copy(array, native_dtype(array, dtype, x64, place))
+        return aligned_copy(array, native_dtype(array, dtype, x64, place))
     if isinstance(array, jax.Array):
         to = native_dtype(array, dtype, x64, place)
         return array if array.dtype == to else array.astype(to)
@@ -156,6 +150,8 @@ def native_dtype(array: Any, dtype: np.dtype[Any] | None, x64: bool, place: str)
     Raises:
         InputError: JAX has no such dtype, or an integer that does not fit.
     """
+    if is_key(array):
+        return array.dtype  # type: ignore[no-any-return]
     kind = array.dtype.kind
     if kind == "f":
         own = dtype if dtype is not None else array.dtype.newbyteorder("=")
@@ -179,17 +175,6 @@ def native_dtype(array: Any, dtype: np.dtype[Any] | None, x64: bool, place: str)
             f"computes in float32; bridge with dtype='float64'"
         )
     return narrow
-
-
-def _copy(array: Array, dtype: np.dtype[Any]) -> Array:
-    if array.nbytes < ALIGNED_FROM:
-        return np.array(array, dtype=dtype, order="C")
-    size = array.size * dtype.itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    copy = memory[start : start + size].view(dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 def _is_immutable(array: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from gradbridge import wording
 from gradbridge.errors import GradbridgeError, GuestError, InputError
 
 #: What a Python program may ask of an array that has no value while JAX traces it.
@@ -44,16 +45,19 @@ def explain_error(error: Exception, label: str, inputs: Sequence[Any]) -> Gradbr
         label: the model's name.
         inputs: the leaves that the model was given.
     """
-    given = ", ".join(
-        f"input {i} of shape {tuple(x.shape)} {x.dtype}" for i, x in enumerate(inputs) if hasattr(x, "shape")
-    )
-    given = given or "no array"
-    said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    given, said = wording.given(inputs), wording.in_short(error)
     if isinstance(error, NOT_TRACEABLE):
         return GuestError(
             f"{label} asks for the value of an array while JAX traces it, on {given}: {said}; write it with "
             f"jax.numpy alone (jnp.where, jax.lax.cond), or leave jit= out where only Python's if and while "
             f"depend on values"
+        )
+    if isinstance(error, jax.errors.UnexpectedTracerError):
+        return GuestError(
+            f"{label}, on {given}, uses an array of another trace than the one that it is in ({type(error).__name__}): "
+            f"a custom rule closes over an input that the derivative is by, or a global or an attribute keeps "
+            f"what an earlier call computed; hand the rule all that it needs as arguments (jax.closure_convert), "
+            f"and compute anew in each call what is kept"
         )
     layer, came = _refusing_layer(error.__traceback__)
     if layer is None:

@@ -64,7 +64,7 @@ def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
             f"backend 'jax' bridges functions and the modules of Flax and Equinox, got a {type(model).__name__}"
         )
     made = kind(model, options)
-    return FunctionalAdapter(JaxFramework(made.label, jit, made.device), made)
+    return FunctionalAdapter(JaxFramework(made.label, jit, made.device, made.owns), made)
 
 
 def _model_class(model: Any) -> Callable[[Any, GuestOptions], JaxModel] | None:

@@ -1,11 +1,9 @@
 """Compiled programs: traced once for each shape, with their pullbacks to every order.
 
-The forward returns its outputs and the arrays of JAX's own VJP (a pytree, so it can be taken apart); the pull is a
-second compiled function that puts the VJP together again.
-
-The derivative of a gradient goes by the same two. A pull is a function of those arrays and of the cotangents, so
-its VJP gives what goes on to the arrays; and the forward, as a function that returns them, carries that back to the
-leaves, together with what goes to its outputs, in one walk. Nothing is traced anew: both are the compiled functions
+A forward returns its outputs and the arrays that its pullback needs; the pullback is a second compiled function, of
+these arrays and of the cotangents. The derivative of a gradient goes by the same two: the VJP of a pullback gives what
+goes on to the arrays; and the forward, as a function that returns them, carries that back to the leaves, together
+with what goes to its outputs, in one walk. Nothing is traced anew: both are the compiled functions
 that are there already. Measured on a multilayer perceptron of 662 k parameters, one core: 1.4 to 1.5 × one jitted
 Hessian-vector product; 2.0 × where the two are walked apart; no better where the forward keeps the arrays of its
 second derivative, too, which would make it another program than that of a gradient.
@@ -13,7 +11,6 @@ second derivative, too, which would make it another program than that of a gradi
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +23,7 @@ from gradbridge.execution.programs import LRUCache
 from gradbridge.framework import Computation, Form, Program, filled
 from gradbridge_jax.explain import NOT_TRACEABLE
 from gradbridge_jax.scalars import fits_int32, keeps_integers
+from gradbridge_jax.traces import Forward, Run
 
 
 class Compiling:
@@ -37,117 +35,6 @@ class Compiling:
 
     def __init__(self, jit: bool | str) -> None:
         self.jit = jit
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Trace:
-    """Which trace of a program a result came from: static, so it leaves the trace in the result's structure.
-
-    A number, and not what it stands for: JAX keeps thousands of such structures in tables of its own, and
-    with them whatever they hold. A bridge that was dropped would leave 1.6 to 9 MB behind.
-    """
-
-    number: int
-
-
-class CompiledPullback:
-    """JAX's VJP of one trace, as a function of the arrays that this trace leaves for it.
-
-    With the VJP itself as a result of one compiled function and an argument of the other, its
-    structure is taken apart and compared in Python in every call: 80 of 140 µs for 11 parameters.
-
-    Args:
-        vjp: (arrays, cotangents) ↦ gradients of all leaves that the program is pulled back to.
-        jitted: whether it is compiled.
-    """
-
-    def __init__(self, vjp: Callable[[list[Any], list[Any]], Sequence[Any]], jitted: bool) -> None:
-        self._vjp, self._jitted = vjp, jitted
-        self._compiled: dict[Hashable, Callable[..., Any]] = {}
-        #: What `compiled` made for a key, or None: no call of ours.
-        self.find = self._compiled.get
-
-    def pull(self, wanted: tuple[int, ...], many: bool = False) -> Callable[..., Any]:
-        """(arrays of the VJP, cotangents) ↦ gradients of the leaves `wanted`; no others are computed.
-
-        Args:
-            wanted: places among the leaves that the program is pulled back to.
-            many: whether the cotangents have a leading axis, which the gradients get, too.
-        """
-        vjp = jax.vmap(self._vjp, (None, 0)) if many else self._vjp
-
-        def pull(arrays: list[Any], cotangents: list[Any]) -> list[Any]:
-            gradients = vjp(arrays, cotangents)
-            return [gradients[place] for place in wanted]
-
-        return self.compiled((wanted, many), lambda: pull)
-
-    def transposed(
-        self, arrays: list[Any], cotangents: list[Any], wanted: tuple[int, ...], tangents: list[Any]
-    ) -> tuple[list[Any], list[Any]]:
-        """The VJP of `pull`: → (gradients by its floating arrays, by its cotangents)."""
-
-        def pull(floating: list[Any], cotangents: list[Any]) -> Any:
-            return gradients(filled(arrays, places, floating), cotangents)
-
-        places, gradients = inexact_places(arrays), self.pull(wanted)
-        _, vjp = jax.vjp(pull, [arrays[i] for i in places], cotangents)
-        by_arrays, by_cotangents = vjp(tangents)
-        return by_arrays, by_cotangents
-
-    def compiled(self, key: Hashable, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-        """A function that belongs to this trace, made and compiled once; it may hold no arrays."""
-        known = self._compiled.get(key)
-        if known is None:
-            known = self._compiled[key] = jax.jit(make()) if self._jitted else make()
-        return known
-
-
-class Forward:
-    """A computation as a function that JAX runs, and what was found out while it was traced.
-
-    Args:
-        fn: the computation.
-        places: of the leaves that it is pulled back to.
-        jitted: whether it is compiled, or run step by step.
-    """
-
-    def __init__(self, fn: Computation, places: tuple[int, ...], jitted: bool) -> None:
-        self.places, self.jitted = places, jitted
-        #: By the number of the trace: how the outputs are together, and the pullback if there is one.
-        self.traces: dict[int, tuple[Form, CompiledPullback | None]] = {}
-        forward = _recording(fn, places, jitted, self.traces) if places else _plain(fn, self.traces)
-        #: leaves ↦ (floats, others, state after it, number of the trace, arrays that the pullback needs)
-        self.run: Callable[[list[Any]], Any] = jax.jit(forward) if jitted else forward
-
-    def pull(self, leaves: list[Any], cotangents: list[Any], by_arrays: list[Any]) -> list[Any]:
-        """Pull cotangents of the outputs, and of the pullback's floating arrays, back to the leaves."""
-
-        def of(values: list[Any]) -> tuple[list[Any], list[Any]]:
-            floats, *_, arrays = self.run(filled(leaves, self.places, values))
-            return floats, [arrays[i] for i in inexact_places(arrays)]
-
-        _, vjp = jax.vjp(of, [leaves[i] for i in self.places])
-        gradients: list[Any] = vjp((cotangents, by_arrays))[0]
-        return gradients
-
-
-@dataclass(slots=True)
-class Run:
-    """What a forward keeps.
-
-    Attributes:
-        forward: that was run.
-        leaves: at which it was run.
-        pullback: of its trace.
-        arrays: that the pullback needs.
-    """
-
-    forward: Forward
-    leaves: list[Any]
-    pullback: CompiledPullback
-    arrays: list[Any]
 
 
 @dataclass(slots=True)
@@ -167,14 +54,21 @@ class JaxProgram(Program):
         fn: the computation.
         places: of the leaves that it is pulled back to.
         reusable: whether compiling pays.
+        owns: whether an array is a parameter of the user's own model.
     """
 
     records = True
     merges_from = 0
 
     def __init__(
-        self, compiling: Compiling, fn: Computation, places: tuple[int, ...], reusable: bool
+        self,
+        compiling: Compiling,
+        fn: Computation,
+        places: tuple[int, ...],
+        reusable: bool,
+        owns: Callable[[Any], bool] = lambda native: False,
     ) -> None:
+        self._owns = owns
         self._compiling, self._fn, self._places = compiling, fn, places
         self._reusable = reusable
         self._forward = Forward(fn, places, True)
@@ -215,6 +109,9 @@ class JaxProgram(Program):
             gradient.block_until_ready()
         return gradients
 
+    def strangers(self, kept: Run) -> Sequence[Any]:
+        return [array for array in kept.forward.constants(kept) if self._owns(array)]
+
     def pull_recorded(
         self, kept: Run | RecordedPull, cotangents: Sequence[Any], wanted: Sequence[int]
     ) -> tuple[Sequence[Any], RecordedPull]:
@@ -222,6 +119,11 @@ class JaxProgram(Program):
             raise Unsupported("its program records the gradient, not the derivative of that")
         if not kept.forward.jitted:
             raise Unsupported("it runs step by step")
+        pullback = kept.pullback
+        if pullback.is_recorded is None:
+            pullback.is_recorded = kept.forward.may_leave_its_trace(kept, list(cotangents))
+        if not pullback.is_recorded:
+            raise Unsupported("a custom rule of it closes over arrays of its trace")
         gradients = self.pull(kept, cotangents, wanted)
         return gradients, RecordedPull(kept, list(cotangents), tuple(wanted))
 
@@ -305,67 +207,3 @@ def _pull_recorded_pull(
     )
     gradients: list[Any] = compiled(run.leaves, run.arrays, recorded.cotangents, tangents)
     return jax.block_until_ready(gradients)
-
-
-def inexact_places(arrays: Sequence[Any]) -> list[int]:
-    """Which of some arrays are floating or complex."""
-    return [i for i, array in enumerate(arrays) if jnp.issubdtype(array.dtype, jnp.inexact)]
-
-
-def _plain(fn: Computation, traces: dict[int, Any]) -> Callable[[list[Any]], Any]:
-    numbers = itertools.count()
-
-    def forward(leaves: list[Any]) -> Any:
-        floats, others, form, after = fn(leaves)
-        trace = Trace(next(numbers))
-        traces[trace.number] = (form, None)
-        return floats, others, after, trace, []
-
-    return forward
-
-
-def _recording(
-    fn: Computation, places: tuple[int, ...], jitted: bool, traces: dict[int, Any]
-) -> Callable[[list[Any]], Any]:
-    numbers = itertools.count()
-
-    def forward(leaves: list[Any]) -> Any:
-        form: Any = None
-
-        def of(values: list[Any]) -> Any:
-            nonlocal form
-            floats, others, form, after = fn(filled(leaves, places, values))
-            return floats, (others, after)
-
-        floats, vjp, (others, after) = jax.vjp(of, [leaves[i] for i in places], has_aux=True)
-        pull, arrays = _staged(vjp, floats) if jitted else _flattened(vjp)
-        trace = Trace(next(numbers))
-        traces[trace.number] = (form, CompiledPullback(pull, jitted))
-        return floats, others, after, trace, arrays
-
-    return forward
-
-
-def _staged(vjp: Callable[[list[Any]], Any], floats: list[Any]) -> tuple[Callable[..., Any], list[Any]]:
-    """A VJP within a trace → (arrays, cotangents) ↦ gradients, and its arrays, which leave the trace.
-
-    All of them are found by tracing it: what the VJP has as a pytree leaves out what a custom rule closes
-    over, which implicit layers do. What is constant in the trace stays a constant of the pull.
-    """
-    closed = jax.make_jaxpr(lambda cotangents: vjp(cotangents)[0])(floats)
-    jaxpr, constants = closed.jaxpr, list(closed.consts)
-    places = [i for i, constant in enumerate(constants) if isinstance(constant, jax.core.Tracer)]
-    arrays = [constants[i] for i in places]
-    for i in places:
-        constants[i] = None  # a trace must not outlive itself
-
-    def pull(arrays: list[Any], cotangents: list[Any]) -> list[Any]:
-        return jax.core.eval_jaxpr(jaxpr, filled(constants, places, arrays), *cotangents)
-
-    return pull, arrays
-
-
-def _flattened(vjp: Callable[[list[Any]], Any]) -> tuple[Callable[..., Any], list[Any]]:
-    """The same of a VJP outside of any trace, where it holds nothing but numbers."""
-    arrays, structure = jax.tree.flatten(vjp)
-    return lambda arrays, cotangents: jax.tree.unflatten(structure, arrays)(cotangents)[0], arrays

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from gradbridge_torch.replicas import EmptiedError
 
 Gradients = Sequence[torch.Tensor | None]
 
+#: An operation, "into" or "out of" it in the backward, and which gradient; None is a leaf.
+Place = tuple[Node | None, str, int]
+
 #: What ``torch.autograd.grad`` calls, without its checks, which cost as much as the backward of a small
 #: model (28 of 110 µs for 10 parameters) and the first time import 484 modules (340 ms). Our border has
 #: checked. None where torch has it no longer.
@@ -26,15 +30,25 @@ def differentiated(
     outputs: Sequence[Any],
     leaves: Sequence[torch.Tensor],
     cotangents: Sequence[torch.Tensor],
-    create_graph: bool,
+    create_graph: bool = False,
+    many: bool = False,
 ) -> Gradients:
     """Gradients for one cotangent per output, None where there is no influence; the graph is kept."""
-    if run_backward is None or any(type(y) is not torch.Tensor for y in outputs):
-        return torch.autograd.grad(
-            outputs, leaves, cotangents, retain_graph=True, create_graph=create_graph, allow_unused=True
+    is_plain = run_backward is not None and not many
+    for output in outputs:
+        is_plain = is_plain and type(output) is torch.Tensor
+    if is_plain:
+        return run_backward(  # type: ignore[no-any-return, misc]
+            tuple(outputs), tuple(cotangents), True, create_graph, tuple(leaves), True, accumulate_grad=False
         )
-    return run_backward(  # type: ignore[no-any-return]
-        tuple(outputs), tuple(cotangents), True, create_graph, tuple(leaves), True, accumulate_grad=False
+    return torch.autograd.grad(
+        outputs,
+        leaves,
+        cotangents,
+        retain_graph=True,
+        create_graph=create_graph,
+        allow_unused=True,
+        is_grads_batched=many,
     )
 
 
@@ -47,6 +61,8 @@ class Graph(NamedTuple):
         is_gradient: whether the outputs are gradients themselves.
         lock: of the recording, whose nodes may be shared by several of these; hooks on them stop every walk.
         known: its operations, once they were asked for.
+        checked: kinds of operations of the model's graphs whose backward was seen to be recorded.
+        given: everything that the computation was given, and may have for a leaf.
     """
 
     outputs: Gradients
@@ -54,6 +70,8 @@ class Graph(NamedTuple):
     is_gradient: bool
     lock: Any
     known: list[Node]
+    checked: set[frozenset[str]]
+    given: Sequence[Any] = ()
 
     def nodes(self) -> list[Node]:
         """All operations of the graph."""
@@ -69,15 +87,17 @@ class Graph(NamedTuple):
         self, cotangents: Sequence[torch.Tensor], wanted: Sequence[int], label: str
     ) -> tuple[Gradients, Graph]:
         """Gradients, and the graph of their computation, which goes on into this one."""
-        fused = fused_beyond_its_order(self.nodes())
+        nodes = self.nodes()
+        fused = fused_beyond_its_order(nodes)
         if fused is not None:
             raise Unsupported(f"the recorded gradient of {fused} has a wrong derivative in torch")
         own = [c.detach().requires_grad_() for c in cotangents]
         with torch.enable_grad(), self.lock:
-            pairs = [(y, _conj(c)) for y, c in self.connected(own)]
-            gradients = recorded_gradients(pairs, [self.leaves[i] for i in wanted], label)
-            conjugated = [None if g is None else _conj(g) for g in gradients]
-        graph = Graph(conjugated, [*self.leaves, *own], True, self.lock, [])
+            pairs = [(y, c.conj()) for y, c in self.connected(own)]
+            wrt = [self.leaves[i] for i in wanted]
+            gradients = recorded_gradients(pairs, wrt, label, nodes, self.checked)
+            conjugated = [None if g is None else g.conj() for g in gradients]
+        graph = Graph(conjugated, [*self.leaves, *own], True, self.lock, [], self.checked)
         return [None if g is None else g.detach() for g in conjugated], graph
 
     def to_boundary(self, outer: Graph, cotangents: Sequence[torch.Tensor]) -> tuple[Gradients, Left | None]:
@@ -105,7 +125,7 @@ class Graph(NamedTuple):
             hooks = [stopping(node) for node in outer.nodes()]
             try:
                 outputs, pulled = zip(*pairs)
-                gradients = differentiated(outputs, self.leaves, pulled, False)
+                gradients = differentiated(outputs, self.leaves, pulled)
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -131,7 +151,7 @@ class Graph(NamedTuple):
                 for node, arrived in left.aside.items()
             ]
             try:
-                gradients = differentiated(outputs, leaves, pulled, False)
+                gradients = differentiated(outputs, leaves, pulled)
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -167,53 +187,126 @@ def operations(outputs: Iterable[torch.Tensor | None]) -> list[Node]:
     return nodes
 
 
+def foreign_leaves(outputs: Iterable[torch.Tensor | None], given: Iterable[Any]) -> list[torch.Tensor]:
+    """Leaves with a gradient that outputs come from, and that the computation was not given."""
+    seen: set[Any] = {None}
+    stack, leaves = [], []
+    for output in outputs:
+        if output is not None and output.grad_fn is not None:
+            stack.append(output.grad_fn)
+        elif output is not None and output.requires_grad:
+            leaves.append(output)
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is None:
+            for parent, _ in node.next_functions:
+                if parent not in seen:
+                    stack.append(parent)
+        else:
+            leaves.append(variable)
+    own = set(map(id, given))
+    return list({id(leaf): leaf for leaf in leaves if id(leaf) not in own}.values())
+
+
 def recorded_gradients(
-    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], leaves: Sequence[torch.Tensor], label: str
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    leaves: Sequence[torch.Tensor],
+    label: str,
+    nodes: Sequence[Node],
+    checked: set[frozenset[str]],
 ) -> Gradients:
     """Gradients with a graph of their own, dense; None where there is no influence.
 
     Args:
-        pairs: outputs and their cotangents.
+        pairs: outputs and their cotangents, which are tracked.
         leaves: of the graph of the outputs.
         label: of the model.
+        nodes: all operations of that graph.
+        checked: kinds of operations that were seen to be recorded together; these are added.
 
     Raises:
-        HigherOrderError: torch cannot.
+        HigherOrderError: torch cannot, or does not record it all.
     """
     if not pairs or not leaves:
         return [None] * len(leaves)
     outputs, cotangents = zip(*pairs)
+    kinds = frozenset([node.name() for node in nodes])
+    lost: set[Place] = set()
     try:
-        gradients = differentiated(outputs, leaves, cotangents, create_graph=True)
+        with _passing([] if kinds in checked else nodes, lost, _is_untracked):
+            gradients = differentiated(outputs, leaves, cotangents, create_graph=True)
     except RuntimeError as error:
         if isinstance(error, (EmptiedError, GradbridgeError)):
             raise
         raise explain_backward(error, label, of_gradient=True) from error
-    if any(g is not None and not g.requires_grad for g in gradients):
-        _refuse_unrecorded(outputs, leaves, gradients, label)
+    lost |= {(None, "into", i) for i, g in enumerate(gradients) if g is not None and _is_untracked(g)}
+    if lost:
+        _refuse_unrecorded(outputs, leaves, nodes, lost, label)
+    checked.add(kinds)
     # An embedding may have a sparse gradient, which few operations take.
     return [g if g is None or g.layout is torch.strided else g.to_dense() for g in gradients]
 
 
+def _is_untracked(gradient: torch.Tensor) -> bool:
+    return not gradient.requires_grad and (gradient.is_floating_point() or gradient.is_complex())
+
+
+def _is_not_zero(gradient: torch.Tensor) -> bool:
+    return bool((gradient if gradient.layout is torch.strided else gradient.to_dense()).any())
+
+
+@contextmanager
+def _passing(nodes: Iterable[Node], those: set[Place], are: Callable[[torch.Tensor], bool]) -> Iterator[None]:
+    """Collect where gradients of some kind pass in a walk: as an operation was given them, after the hooks
+    of its tensor, and as it returned them, before they are added to others."""
+
+    def watching(node: Node) -> Any:
+        def watch(returned: Gradients, given: Gradients) -> None:
+            for way, gradients in (("into", given), ("out of", returned)):
+                those.update((node, way, i) for i, g in enumerate(gradients) if g is not None and are(g))
+
+        return node.register_hook(watch)  # type: ignore[arg-type]
+
+    hooks = [watching(node) for node in nodes]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _refuse_unrecorded(
-    outputs: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor], gradients: Gradients, label: str
+    outputs: Sequence[torch.Tensor],
+    leaves: Sequence[torch.Tensor],
+    nodes: Iterable[Node],
+    lost: set[Place],
+    label: str,
 ) -> None:
-    """Raise where a gradient has no graph, though it is not zero for all cotangents, as that of a rounding is.
+    """Raise where a gradient on the way has no graph, though it is not zero for all cotangents, as a rounding's is.
 
     Gradients are linear in cotangents, which are tracked; those at hand may be zeros.
     """
     some = [
         torch.arange(1.0, y.numel() + 1, device=y.device).sin().to(y.dtype).view(y.shape) for y in outputs
     ]
-    for gradient, other in zip(gradients, differentiated(outputs, leaves, some, create_graph=False)):
-        if gradient is not None and not gradient.requires_grad and other is not None and other.any():
-            raise explain_backward(
-                RuntimeError(
-                    "a backward in it is not recorded (written under no_grad, in NumPy or with .detach())"
-                ),
-                label,
-                of_gradient=True,
-            )
+    moved: set[Place] = set()
+    with _passing(nodes, moved, _is_not_zero):
+        gradients = differentiated(outputs, leaves, some)
+    moved |= {(None, "into", i) for i, g in enumerate(gradients) if g is not None and _is_not_zero(g)}
+    if lost & moved:
+        met = sorted(f" {way} {node.name()}" for node, way, _ in lost & moved if node is not None)
+        raise explain_backward(
+            RuntimeError(
+                f"a backward in it is not recorded (a function or a hook under no_grad, in NumPy or with .detach()); "
+                f"a gradient without a graph goes{met[0] if met else ' to an argument'}"
+            ),
+            label,
+            of_gradient=True,
+        )
 
 
 def refuse_cut_graph(nodes: Iterable[Node], label: str) -> None:
@@ -244,7 +337,3 @@ def refuse_fused(outputs: Iterable[torch.Tensor], label: str) -> None:
             f"can: its result would be wrong (third derivatives of LayerNorm and BatchNorm, second ones of weight "
             f"norm and of sparse embeddings, are); write the layer with elementary operations, or use lower orders only"
         )
-
-
-def _conj(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.conj() if tensor.is_complex() else tensor

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge import trees
 from gradbridge.admission import as_array as as_array
 from gradbridge.admission import plain_array
 from gradbridge.errors import (
@@ -28,7 +29,7 @@ from gradbridge.errors import (
     ParamsDtypeError,
     ParamsShapeError,
 )
-from gradbridge.layout import Array, ParameterLayout
+from gradbridge.layout import Array, Float64Vector, ParameterLayout
 
 #: Kinds of dtypes that have derivatives: floating and complex numbers.
 INEXACT = ("f", "c")
@@ -103,6 +104,25 @@ def check_params(params: Any, layout: ParameterLayout, label: str) -> np.dtype[A
     return _check_unusual(np.dtype(dtype), tuple(shape), layout, label)
 
 
+def params_vector(params: Any, layout: ParameterLayout, label: str) -> Float64Vector:
+    """Params as a vector or as a tree, checked alike, as a new vector.
+
+    Args:
+        params: (P,) real, or what `ParameterLayout.ravel` takes.
+        layout: that they are to fit.
+        label: of the model.
+
+    Raises:
+        ParamsDtypeError, ParamsShapeError, LayoutError, InputError
+    """
+    is_list = isinstance(params, (list, tuple)) and not any(hasattr(x, "shape") for x in params)
+    if trees.is_container(params) and not is_list:
+        return layout.ravel(params)
+    vector = as_array(params, f"params of {label}")
+    check_params(vector, layout, label)
+    return np.array(vector, np.float64)
+
+
 _FLOAT64 = type(np.dtype(np.float64))
 
 
@@ -160,7 +180,12 @@ def admit(leaf: Any, index: int, label: str, takes_complex: bool) -> Any:
     elif isinstance(leaf, (float, complex, np.generic)):
         array = np.asarray(leaf)
     elif hasattr(leaf, "__array__") and not isinstance(leaf, type):
-        array = as_array(leaf, f"input {index} of {label}")
+        try:
+            array = as_array(leaf, f"input {index} of {label}")
+        except InputError:
+            if _has_numbers(leaf):
+                raise
+            return leaf
     else:
         return leaf
     if array.dtype.kind == "c" and not takes_complex:
@@ -169,6 +194,15 @@ def admit(leaf: Any, index: int, label: str, takes_complex: bool) -> Any:
             f"takes no complex numbers; pass the real and imaginary parts as two inputs"
         )
     return array
+
+
+def _has_numbers(leaf: Any) -> bool:
+    """Whether an array has numbers that others read: not so of a typed key of JAX, which means something to JAX alone."""
+    try:
+        np.dtype(getattr(leaf, "dtype", None))
+    except TypeError:
+        return hasattr(leaf, "__dlpack__")
+    return True
 
 
 def admit_differentiated(values: Sequence[Any], wrt: tuple[int, ...], call: Any) -> Sequence[Any]:
@@ -211,8 +245,7 @@ def admit_differentiated(values: Sequence[Any], wrt: tuple[int, ...], call: Any)
 
 def is_inexact(leaf: Any) -> bool:
     """Whether a leaf is an array of floating or complex numbers: what can have a gradient."""
-    dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and np.dtype(dtype).kind in INEXACT
+    return getattr(getattr(leaf, "dtype", None), "kind", "") in INEXACT
 
 
 def real_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

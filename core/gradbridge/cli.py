@@ -10,8 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 import gradbridge
-from gradbridge.errors import GradbridgeError
-from gradbridge.registry import default_registry
+from gradbridge.errors import GradbridgeError, PluginError
+from gradbridge.foreign import foreign_code
+from gradbridge.registry import Registry, default_registry
 
 
 class _Commands(click.Group):
@@ -43,26 +44,35 @@ def backends() -> None:
         table.add_column(heading, overflow="fold")
     for name, info in gradbridge.backends().items():
         works = "[green]yes[/]" if info.available else f"[red]no[/]: {escape(str(info.reason))}"
-        version = info.version or ("needs none" if info.installed else "not installed")
-        table.add_row(name, info.package, " and ".join(info.roles), version, works)
+        if info.note:
+            works += f", but {escape(info.note)}"
+        version = info.version or ("needs none" if info.installed else "not installed" if info.roles else "")
+        table.add_row(escape(name), escape(info.package), " and ".join(info.roles), version, works)
     console.print(table)
+
+
+_only = click.option(
+    "--only", metavar="CHECK", multiple=True, help="Name of a check to run, and no other; may be given again."
+)
 
 
 @cli.command()
 @click.argument("backend")
-def check(backend: str) -> None:
+@_only
+def check(backend: str, only: tuple[str, ...]) -> None:
     """Check BACKEND against the laws; exit code 1 if it breaks one."""
     from gradbridge.testing import check_command
 
-    sys.exit(check_command(backend))
+    sys.exit(check_command(backend, only=only))
 
 
 @cli.command()
-def matrix() -> None:
+@_only
+def matrix(only: tuple[str, ...]) -> None:
     """Check every backend that works here against every law, as one table."""
     from gradbridge.testing import matrix_command
 
-    sys.exit(matrix_command())
+    sys.exit(matrix_command(only=only))
 
 
 @cli.command("new-backend")
@@ -77,11 +87,35 @@ def new_backend(name: str, folder: str | None) -> None:
     click.echo(f"\nFill in framework.py, then: pip install -e … && gradbridge check {name}")
 
 
+_BUILT_IN = dict(cli.commands)
+
+
 def main() -> None:
     """Entry point of the console script: core's commands and every plugin's."""
-    registry = default_registry()
-    try:
-        registry.hook.gradbridge_commands(cli=cli)
-    except Exception as error:  # a plugin's command must not take the others away
-        Console(stderr=True).print(f"[yellow]a plugin could not add its commands: {escape(str(error))}[/]")
+    cli.commands = {**_plugin_commands(default_registry()), **_BUILT_IN}
     cli(prog_name="gradbridge")
+
+
+def _plugin_commands(registry: Registry) -> dict[str, click.Command]:
+    """What plugins add; a plugin that cannot, or takes the name of another command, is named."""
+    commands: dict[str, click.Command] = {}
+    for plugin, add in registry.implementations("gradbridge_commands"):
+        group, faults = click.Group(), []
+        try:
+            with foreign_code(PluginError, f"{plugin.said} could not add its commands"):
+                add(cli=group)
+        except PluginError as error:
+            faults.append(str(error))
+        for name, command in group.commands.items():
+            if not isinstance(name, str) or not isinstance(command, click.Command):
+                faults.append(f"{plugin.said} adds {name!r}, which is no command with a name")
+            elif name in _BUILT_IN or name in commands:
+                faults.append(
+                    f"{plugin.said} adds a command {name!r}, which there is already; it is left out"
+                )
+            else:
+                commands[name] = command
+        for fault in faults:
+            registry.complain(plugin, fault)
+            Console(stderr=True).print(f"[yellow]{escape(fault)}[/]", highlight=False, soft_wrap=True)
+    return commands

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from gradbridge.protocol import PROTOCOL_VERSION
 
@@ -42,12 +44,50 @@ class Backend:
         return tuple(role for role in ("guest", "host") if getattr(self, role) is not None)
 
 
+_TARGET = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
+
+
+def fault_of(backend: Backend) -> str:
+    """What is wrong with the fields of a declaration, in words; empty where nothing is."""
+
+    def is_text(value: Any) -> bool:
+        return isinstance(value, str) and bool(value.strip())
+
+    framework, models = backend.framework, backend.models
+    if not is_text(backend.name):
+        return f"name is no text that users could write in backend=, but {backend.name!r}"
+    is_pair = isinstance(framework, tuple) and len(framework) == 2 and all(map(is_text, framework))
+    if framework is not None and not is_pair:
+        return f"framework is not the names of a module and of its distribution, but {framework!r}"
+    if not isinstance(backend.install, str):
+        return f"install is no text, but {backend.install!r}"
+    for role in ("guest", "host", "builder"):
+        target = getattr(backend, role)
+        if target is not None and not (isinstance(target, str) and _TARGET.fullmatch(target)):
+            return f"{role} is not written 'module:name', but {target!r}"
+    if not isinstance(models, (tuple, list)) or not all(map(is_text, models)):
+        return f"models is no tuple of qualified names of classes, but {models!r}"
+    for model in models:  # everything is a builtins.object, and typing.Generic is a base of many
+        if model.partition(".")[0] in sys.stdlib_module_names:
+            return f"models has {model}, which is Python's own and no class of a framework"
+    return ""
+
+
 @dataclass(frozen=True)
 class BackendInfo:
     """What `gradbridge.backends()` tells of one backend.
 
     `installed` and `version` look at what is installed and import nothing. `reason` and
     `available` are the truth and cost an import of the framework, the first time they are read.
+
+    Attributes:
+        name: of the backend; of a plugin that could not be taken in.
+        roles: what it can be; of such a plugin none.
+        package: the distribution that it is from.
+        install: the command that installs its framework.
+        installed: whether its framework is there; true where it needs none.
+        version: of the framework; None where there is none.
+        note: what else is to be known: it claims what is another's.
     """
 
     name: str
@@ -57,6 +97,7 @@ class BackendInfo:
     installed: bool
     version: str | None
     _load: Callable[[], str | None] = field(repr=False, compare=False)
+    note: str = ""
 
     @functools.cached_property
     def reason(self) -> str | None:

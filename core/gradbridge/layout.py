@@ -14,7 +14,7 @@ import optree
 
 from gradbridge import trees
 from gradbridge.admission import as_array
-from gradbridge.errors import LayoutError
+from gradbridge.errors import LayoutError, ParamsDtypeError
 
 Array = npt.NDArray[Any]
 Float64Vector = npt.NDArray[np.float64]
@@ -90,16 +90,31 @@ class ParameterLayout:
 
         Raises:
             LayoutError: a name is missing or unknown, or a shape is not the layout's.
+            ParamsDtypeError: an array is not of real numbers.
             InputError: NumPy cannot read an array of it, or it is more than its numbers, as a masked one.
         """
-        arrays = self.arrays(tree)
-        flat = np.empty(self.size)
-        for name, shape, where, array in zip(self.names, self.shapes, self.slices, arrays):
-            value = as_array(array, f"parameter {name!r}")
-            if value.shape != shape:
-                raise LayoutError(f"expected shape {shape} for parameter {name!r}, got {value.shape}")
-            flat[where] = value.reshape(-1)
-        return flat
+        arrays = [_as_array(name, array) for name, array in zip(self.names, self.arrays(tree))]
+        self.check(arrays)
+        return self.join(arrays)
+
+    def check(self, arrays: Sequence[Any], of: str = "") -> None:
+        """Refuse arrays that are not the parameters of this layout; reads only their shapes and dtypes.
+
+        Args:
+            arrays: one for each parameter, in order.
+            of: whose they are, as in ``" of Net"``.
+
+        Raises:
+            LayoutError: a shape is not the layout's.
+            ParamsDtypeError: an array is not of real numbers.
+        """
+        for name, shape, array in zip(self.names, self.shapes, arrays):
+            if array.shape != shape:
+                raise LayoutError(f"expected shape {shape} for parameter {name!r}, got {array.shape}")
+            if array.dtype.kind not in "fiu":
+                raise ParamsDtypeError(
+                    f"expected real params{of}, got dtype {array.dtype} for parameter {name!r}"
+                )
 
     def unravel(self, params: Any) -> dict[str, Any]:
         """Cut a flat vector into the named arrays.
@@ -197,6 +212,13 @@ class ParameterLayout:
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
         return "\n".join([*lines, f"{self.size} numbers"])
+
+
+def _as_array(name: str, value: Any) -> Array:
+    array = as_array(value, f"parameter {name!r}")
+    if array.dtype.kind == "V" and array.dtype.name.startswith(("bfloat", "float")):
+        return array.astype(np.float64)  # real numbers all the same, which NumPy itself does not know
+    return array
 
 
 def leaf_names(structure: optree.PyTreeSpec) -> tuple[str, ...]:

@@ -11,27 +11,28 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
-import threading
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import pluggy
-
-from gradbridge import hookspecs
-from gradbridge.declarations import Backend, BackendInfo, Step
-from gradbridge.errors import BackendUnavailableError, PluginError, UnknownBackendError, UnknownModelError
+from gradbridge.declarations import Backend, BackendInfo
+from gradbridge.errors import (
+    BackendUnavailableError,
+    GradbridgeError,
+    GradbridgeWarning,
+    UnknownBackendError,
+    UnknownModelError,
+)
+from gradbridge.foreign import foreign_code
+from gradbridge.halves import GuestHalf, checked_half
 from gradbridge.host import Host
-from gradbridge.protocol import PROTOCOL_VERSION, Adapter, GuestOptions
+from gradbridge.plugins import Plugin, Plugins
 from gradbridge.wording import suggestion
 
-BY_HAND = "(registered by hand)"
 
-GuestHalf = Callable[[Any, GuestOptions], Adapter]
-
-
-class Registry:
-    """The plugins of one process, or of one test.
+class Registry(Plugins):
+    """The backends and plugins of one process, or of one test.
 
     Args:
         entry_points: the plugins to know, as ``importlib.metadata.EntryPoint``; by default
@@ -39,126 +40,54 @@ class Registry:
     """
 
     def __init__(self, entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> None:
-        self._manager = pluggy.PluginManager(hookspecs.GROUP)
-        self._manager.add_hookspecs(hookspecs)
-        self._entry_points = entry_points
-        self._backends: dict[str, tuple[Backend, str]] = {}
-        self._declared_by: dict[int, str] = {}
-        self._problems: dict[str, str] = {}
+        super().__init__(entry_points)
         self._halves: dict[tuple[str, str], Any] = {}
-        self._lock = threading.RLock()
-        self._loaded = False
-        #: Whether anybody observes the protocol steps. Read on every call, so kept as a plain bool.
-        self.observed = False
 
-    # -- plugins ------------------------------------------------------------------------------
+    # A registry belongs to its process: a copy is the same one, and a pickled one is the default of the
+    # process that reads it.
 
-    def register(self, plugin: Any, name: str | None = None) -> None:
-        """Add a plugin by hand: an object or module with hookimpls.
+    def __copy__(self) -> Registry:
+        return self
 
-        Raises:
-            PluginError: it breaks the hook contract.
-        """
-        with self._lock:
-            self._add(plugin, name or str(getattr(plugin, "__name__", type(plugin).__name__)), BY_HAND)
-            self._look_for_observers()
+    def __deepcopy__(self, memo: dict[int, Any]) -> Registry:
+        return self
 
-    def unregister(self, plugin: Any) -> None:
-        """Take a plugin out again; its backends are forgotten."""
-        with self._lock:
-            self._manager.unregister(plugin)
-            name = self._declared_by.pop(id(plugin), None)
-            if name is not None:
-                del self._backends[name]
-                for role in ("guest", "host", "builder"):
-                    self._halves.pop((name, role), None)
-            self._look_for_observers()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return default_registry, ()
+
+    # -- backends -----------------------------------------------------------------------------
 
     @property
     def problems(self) -> dict[str, str]:
-        """{plugin: what is wrong with it}, for plugins that could not be taken in."""
-        self._load_plugins()
-        return dict(self._problems)
+        """{plugin: what is wrong with it}: it could not be taken in, or claims what is another's."""
+        told: dict[str, str] = {}
+        for (name, package), text in self._all_problems().items():
+            told[f"{name} ({package})" if name in told else name] = text
+        return told
 
-    @property
-    def hook(self) -> Any:
-        """pluggy's hook relay, for core to call plugins with."""
+    def _all_problems(self) -> dict[tuple[str, str], str]:
+        """{(plugin, package): what is wrong with it}"""
         self._load_plugins()
-        return self._manager.hook
+        texts = {key: list(some) for key, some in self._problems.items()}
+        for plugin, text in self._contested():
+            texts.setdefault((plugin.name, plugin.package), []).append(text)
+        return {key: "; ".join(some) for key, some in texts.items()}
 
-    def _load_plugins(self) -> None:
-        if self._loaded:
-            return
-        with self._lock:
-            if self._loaded:
-                return
-            points = self._entry_points
-            if points is None:
-                points = importlib.metadata.entry_points(group=hookspecs.GROUP)
-            for point in points:
-                package = point.dist.name if point.dist is not None else point.value
-                try:
-                    self._add(point.load(), point.name, package)
-                except PluginError as error:
-                    self._problems[point.name] = str(error)
-                except BaseException as error:  # a broken plugin must not stop the others, whatever it raises
-                    if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                        raise
-                    self._problems[point.name] = (
-                        f"plugin {point.name!r} of package {package!r} failed on import of {point.value}: "
-                        f"{type(error).__name__}: {error}"
+    def _contested(self) -> Iterator[tuple[Plugin, str]]:
+        """(plugin, what is to be said of it) for classes that two backends claim."""
+        claimed: dict[str, tuple[str, Plugin]] = {}
+        for name, (backend, plugin) in self._backends.items():
+            for model in backend.models:
+                other, owner = claimed.setdefault(model, (name, plugin))
+                if owner.is_own and owner is not plugin:
+                    yield plugin, _stays(plugin, name, model, owner, other)
+                elif owner is not plugin:
+                    text = (
+                        f"{plugin.said} claims {model} for its backend {name!r}, and {owner.said} for its backend "
+                        f"{other!r}; such models go to neither: say which with backend="
                     )
-            self._loaded = True
-            self._look_for_observers()
-
-    def _add(self, plugin: Any, name: str, package: str) -> None:
-        said = f"plugin {name!r} of package {package!r}"
-        try:
-            self._manager.register(plugin, name)
-            self._check_hook_names(plugin, said)
-            declare = getattr(plugin, "gradbridge_backend", None)
-            if declare is not None:
-                self._declared_by[id(plugin)] = self._declare(declare(), said, package)
-        except PluginError:
-            if self._manager.is_registered(plugin):
-                self._manager.unregister(plugin)
-            raise
-        except Exception as error:
-            if self._manager.is_registered(plugin):
-                self._manager.unregister(plugin)
-            raise PluginError(f"{said}: {type(error).__name__}: {error}") from error
-
-    def _check_hook_names(self, plugin: Any, said: str) -> None:
-        known = {name for name in vars(hookspecs) if name.startswith("gradbridge_")}
-        marked = [
-            n for n in dir(plugin) if getattr(getattr(plugin, n, None), f"{hookspecs.GROUP}_impl", None)
-        ]
-        for name in marked:
-            if name not in known:
-                hint = suggestion(name, known).replace("'", "") or f"known hooks: {', '.join(sorted(known))}"
-                raise PluginError(f"{said} implements a hook {name!r} that does not exist; {hint.rstrip()}")
-
-    def _declare(self, backend: Any, said: str, package: str) -> str:
-        if not isinstance(backend, Backend):
-            raise PluginError(
-                f"{said}: gradbridge_backend() must return a gradbridge.registry.Backend, "
-                f"got {type(backend).__name__}"
-            )
-        if backend.protocol != PROTOCOL_VERSION:
-            raise PluginError(
-                f"{said} was written for adapter protocol {backend.protocol}, this gradbridge speaks "
-                f"{PROTOCOL_VERSION}; install a matching version of one of them"
-            )
-        if backend.name in self._backends:
-            _, other = self._backends[backend.name]
-            raise PluginError(
-                f"{said} claims the backend name {backend.name!r}, which package {other!r} has already; "
-                f"it stays with {other!r}"
-            )
-        self._backends[backend.name] = (backend, package)
-        return backend.name
-
-    # -- backends -----------------------------------------------------------------------------
+                    yield plugin, text
+                    yield owner, text
 
     def names(self) -> list[str]:
         """Names of the declared backends, sorted; imports no framework."""
@@ -173,10 +102,11 @@ class Registry:
                 that name that failed is named with its reason.
         """
         self._load_plugins()
-        if name in self._backends:
+        if isinstance(name, str) and name in self._backends:
             return self._backends[name][0]
-        if name in self._problems:
-            raise UnknownBackendError(f"backend {name!r} could not be taken in: {self._problems[name]}")
+        problems = self.problems
+        if isinstance(name, str) and name in problems:
+            raise UnknownBackendError(f"backend {name!r} could not be taken in: {problems[name]}")
         hint = suggestion(name, self._backends, 0.5)
         raise UnknownBackendError(
             f"there is no backend {name!r}; {hint}installed: {', '.join(self.names()) or 'none'}"
@@ -216,11 +146,13 @@ class Registry:
             UnknownModelError: none recognises it.
         """
         self._load_plugins()
-        mro = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__]
-        for qualified in mro:  # the most derived class that anybody knows decides
-            for name, (backend, _) in self._backends.items():
-                if qualified in backend.models:
-                    return name
+        claims: list[tuple[type, list[str]]] = []  # (class, who claims it), the most derived first
+        for cls in type(model).__mro__:
+            names = [name for name, (b, _) in self._backends.items() if _qualified(cls) in b.models]
+            if names:
+                claims.append((cls, names))
+        if claims:
+            return self._chosen(claims)
         guests = ", ".join(n for n, (b, _) in sorted(self._backends.items()) if b.guest)
         raise UnknownModelError(
             f"no backend recognises a {type(model).__module__}.{type(model).__qualname__}; say which one "
@@ -228,95 +160,141 @@ class Registry:
             + ("; for a function also give params=…, or use gradbridge.primitive" if callable(model) else "")
         )
 
+    def _chosen(self, claims: list[tuple[type, list[str]]]) -> str:
+        """The backend of a model by its classes that are claimed: the most derived of them decides.
+
+        But our own backends keep the models of their frameworks. A library on top of one, whose classes are
+        its own and derive from the framework's, may have a backend for them; who claims a class of the
+        framework itself, or one that stands beside it, is warned of.
+        """
+        cls, names = claims[0]
+        own = next(((c, n) for c, some in claims for n in some if self._backends[n][1].is_own), None)
+        if own is not None:
+            on_top = own[0] in cls.__mro__[1:] and _package(cls) != _package(own[0])
+            if not on_top or own[1] in names:
+                for name in names:
+                    self._warn_of_claim(name, cls, own[1])
+                return own[1]
+        if len(names) > 1:
+            said = " and ".join(f"{name!r} of package {self._backends[name][1].package!r}" for name in names)
+            raise UnknownModelError(
+                f"backends {said} both claim {_qualified(cls)}; say which one with backend=…, one of {', '.join(names)}"
+            )
+        return names[0]
+
+    def _warn_of_claim(self, name: str, cls: type, own: str) -> None:
+        plugin, owner = self._backends[name][1], self._backends[own][1]
+        if (
+            not plugin.is_own and _qualified(cls) not in self._backends[own][0].models
+        ):  # else it is listed anyway
+            text = _stays(plugin, name, _qualified(cls), owner, own)
+            if self.complain(plugin, text):
+                warnings.warn(text, GradbridgeWarning, stacklevel=5)
+
     def infos(self) -> dict[str, BackendInfo]:
         """{name: BackendInfo} of all backends, and of plugins that failed."""
-        self._load_plugins()
-        found = {name: self._info(*self._backends[name]) for name in self.names()}
-        for name, problem in self._problems.items():
-            if name not in found:
-                found[name] = BackendInfo(name, (), name, "", False, None, functools.partial(str, problem))
-        return found
+        problems = self._all_problems()
+        found = {}
+        for name in self.names():
+            backend, plugin = self._backends[name]
+            found[name] = self._info(backend, plugin, problems.pop((plugin.name, plugin.package), ""))
+        for (name, package), problem in problems.items():
+            key = f"{name} ({package})" if name in found else name
+            found[key] = BackendInfo(name, (), package, "", False, None, functools.partial(str, problem))
+        return dict(sorted(found.items()))
 
-    def _info(self, backend: Backend, package: str) -> BackendInfo:
+    def _info(self, backend: Backend, plugin: Plugin, note: str) -> BackendInfo:
         installed, version = True, None
         if backend.framework is not None:
             module, distribution = backend.framework
             installed = has_module(module)
-            try:
-                version = importlib.metadata.version(distribution)
-            except importlib.metadata.PackageNotFoundError:
-                version = None
+            version = _version(module, distribution) if installed else None
 
         def load() -> str | None:
             try:
                 for role in backend.roles:
                     self._half(backend.name, role)
-            except BackendUnavailableError as error:
+            except GradbridgeError as error:
                 return str(error)
             return None
 
-        return BackendInfo(backend.name, backend.roles, package, backend.install, installed, version, load)
+        return BackendInfo(
+            backend.name, backend.roles, plugin.package, backend.install, installed, version, load, note
+        )
 
     def _half(self, name: str, role: str) -> Any:
+        backend = self.backend(name)
         known = self._halves.get((name, role))
         if known is not None:
             return known
-        backend = self.backend(name)
         target = getattr(backend, role)
         if target is None:
             others = ", ".join(n for n, (b, _) in sorted(self._backends.items()) if getattr(b, role))
             raise UnknownBackendError(f"backend {name!r} is no {role}; these are: {others or 'none'}")
         self._import_framework(backend)
+        said = (
+            f"the {role} half of backend {name!r} of package {self._backends[name][1].package!r}, {target},"
+        )
         module_name, _, attribute = target.partition(":")
-        try:
+        with foreign_code(BackendUnavailableError, f"{said} does not import"):
             half = getattr(importlib.import_module(module_name), attribute)
-        except Exception as error:
-            raise BackendUnavailableError(
-                f"the {role} half of backend {name!r}, {target}, does not import: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        made = checked_half(role, half, said)
         with self._lock:
-            return self._halves.setdefault((name, role), half() if role == "host" else half)
+            return self._halves.setdefault((name, role), made)
+
+    def _forget_backend(self, name: str) -> None:
+        for role in ("guest", "host", "builder"):
+            self._halves.pop((name, role), None)
 
     def _import_framework(self, backend: Backend) -> None:
         if backend.framework is None:
             return
         module, _ = backend.framework
+        line = f"; install it with: {backend.install}" if backend.install else ""
+        needs = f"backend {backend.name!r} needs {module}, which"
+        if not has_module(module):
+            raise BackendUnavailableError(f"{needs} is not installed{line}")
         try:
-            importlib.import_module(module)
-        except Exception as error:
-            missing = isinstance(error, ModuleNotFoundError) and error.name == module
-            what = "is not installed" if missing else f"does not import: {type(error).__name__}: {error}"
-            line = f"; install it with: {backend.install}" if backend.install else ""
-            raise BackendUnavailableError(
-                f"backend {backend.name!r} needs {module}, which {what}{line}"
-            ) from error
+            with foreign_code(BackendUnavailableError, f"{needs} does not import"):
+                importlib.import_module(module)
+        except BackendUnavailableError as error:
+            raise BackendUnavailableError(f"{error}{line}") from error.__cause__
 
-    # -- observers ----------------------------------------------------------------------------
 
-    def notify(self, step: Step) -> None:
-        """Hand the record of a step to everyone who observes it."""
-        getattr(self._manager.hook, f"gradbridge_{step.name}")(step=step)
+def _qualified(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
-    @contextmanager
-    def observing(self, plugin: Any) -> Iterator[None]:
-        """Register an observer for the duration of a block."""
-        self.register(plugin, f"{type(plugin).__name__}-{id(plugin)}")
-        try:
-            yield
-        finally:
-            self.unregister(plugin)
 
-    def _look_for_observers(self) -> None:
-        hooks = (getattr(self._manager.hook, name) for name in hookspecs.step_hooks())
-        self.observed = any(hook.get_hookimpls() for hook in hooks)
+def _package(cls: type) -> str:
+    return str(cls.__module__).partition(".")[0]
+
+
+def _stays(plugin: Plugin, name: str, model: str, owner: Plugin, other: str) -> str:
+    return (
+        f"{plugin.said} claims {model} for its backend {name!r}, and such models belong to backend {other!r} of "
+        f"package {owner.package!r}; they stay there: say backend={name!r} where {name!r} is meant"
+    )
+
+
+def _version(module: str, distribution: str) -> str:
+    """Of a framework that is installed, whichever distribution brings it (``tensorflow-cpu``, a nightly build)."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    for name in importlib.metadata.packages_distributions().get(module.partition(".")[0], ()):
+        return importlib.metadata.version(name)
+    return "unknown"
 
 
 def has_module(name: str) -> bool:
-    """Whether a module can be imported, without importing it."""
+    """Whether a module can be found, without importing it: of a submodule its parents are."""
+    if name in sys.modules:
+        return sys.modules[name] is not None
     try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
+        with foreign_code(BackendUnavailableError, name):
+            return importlib.util.find_spec(name) is not None
+    except BackendUnavailableError:
         return False
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import pathlib
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -39,13 +41,15 @@ def demo(out: pathlib.Path, only: str | None, backend: str | None, quick: bool) 
     registry = gradbridge.default_registry()
     name = backend or default_backend(registry)
     registry.builder(name)
+    told_stories = (only,) if only else STORIES
+    _try_folder(out, told_stories)
     build = functools.partial(gradbridge.build, backend=name)
     version = gradbridge.backends()[name].version or ""
     console.print(
         f"[bold]gradbridge {gradbridge.__version__}[/]: models in {name} {version}, the Seldonian Engine in autograd\n"
     )
     good = True
-    for story in (only,) if only else STORIES:
+    for story in told_stories:
         if story == "digits" and name == "numpy":
             console.print("[bold]digits[/] is left out: the numpy backend builds no convolutions.\n")
             continue
@@ -59,6 +63,22 @@ def demo(out: pathlib.Path, only: str | None, backend: str | None, quick: bool) 
     if not good:
         console.print("[bold red]The demonstration did not reach what it should; see above.[/]")
         sys.exit(1)
+
+
+def _try_folder(out: pathlib.Path, told_stories: Iterable[str]) -> None:
+    """Refuse a folder that the pictures cannot go to, before anything is trained for them."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+        for story in told_stories:
+            for picture in out.glob(f"{story}_*.png"):
+                if not picture.is_file():
+                    raise FileExistsError(errno.EEXIST, "no file that could be replaced", str(picture))
+                with picture.open("r+b"):
+                    pass
+    except OSError as error:
+        raise click.BadParameter(f"the pictures cannot go there: {error}", param_hint="--out") from error
 
 
 def _with_progress(console: Console, label: str, tell: Callable[..., Any]) -> tuple[Any, float]:

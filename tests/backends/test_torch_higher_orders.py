@@ -6,7 +6,7 @@ import warnings
 import autograd.numpy as np
 import numpy as onp
 import pytest
-from autograd import grad, hessian, hessian_vector_product, make_jvp, make_vjp
+from autograd import grad, hessian, hessian_vector_product, make_vjp
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -308,30 +308,6 @@ def test_the_notice_of_an_unused_output_comes_once_for_all_ways_to_call():
     with warnings.catch_warnings():
         warnings.simplefilter("error", GradbridgeWarning)
         grad(lambda x: np.sum(f(onp.empty(0), x, X)))(X)
-
-
-@pytest.mark.parametrize("operator", ["product", "JVP"])
-def test_a_backward_that_is_not_recorded_is_refused_rather_than_taken_for_a_constant(operator):
-    class Cube(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x**3
-
-        @staticmethod
-        def backward(ctx, g):
-            (x,) = ctx.saved_tensors
-            with torch.no_grad():
-                return 3 * x**2 * g
-
-    f = gb.primitive(backend="torch")(lambda x: Cube.apply(x))
-    x = onp.array([1.0, 2.0])
-    onp.testing.assert_allclose(grad(lambda x: np.sum(f(x)))(x), 3 * x**2)
-    with pytest.raises(gb.errors.HigherOrderError, match="a backward in it is not recorded"):
-        if operator == "product":
-            hessian_vector_product(lambda x: np.sum(f(x) ** 2))(x, x)
-        else:
-            make_jvp(f)(x)(x)
 
 
 def test_what_has_a_zero_derivative_without_a_graph_has_one_still():

@@ -74,3 +74,15 @@ def test_without_the_engine_the_word_is_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "seldonian.models", None)
     with pytest.raises(BackendUnavailableError, match="--no-deps seldonian-engine==0.8.11"):
         __import__("gradbridge_seldonian.engine")
+
+
+@pytest.mark.parametrize("out", ["taken", "taken/inner", "/proc/nowhere", "folder"])
+def test_a_folder_that_takes_no_pictures_is_refused_before_anything_is_trained(tmp_path, monkeypatch, out):
+    (tmp_path / "taken").write_text("mine")
+    (tmp_path / "folder" / "regression_candidate_selection.png").mkdir(parents=True)
+    monkeypatch.setattr("gradbridge_seldonian.command._with_progress", pytest.fail)
+    result = CliRunner().invoke(demo, ["--only", "regression", "--out", str(tmp_path / out)])
+    assert result.exit_code == 2
+    assert "--out" in result.output
+    assert "the pictures cannot go there" in result.output
+    assert (tmp_path / "taken").read_text() == "mine"

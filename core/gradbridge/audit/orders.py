@@ -3,7 +3,7 @@
 A backward that is not recorded (NumPy inside, `no_grad`, an adjoint solver), a rule that is right in
 first order alone, an operation whose second derivative a framework has wrong: all give zeros, or some of
 the terms, in silence. A Hessian is symmetric, so its product with v must be how the gradient moves along
-v, in every number of it; and by the cotangents the derivative must be how the outputs move.
+v, in every number of it; and its derivative by the cotangents must be the transposed of the gradient.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from gradbridge.borders import INEXACT
-from gradbridge.errors import DerivativeError, GradbridgeError, HigherOrderError
+from gradbridge.errors import GradbridgeError, HigherOrderError
+from gradbridge.execution import derivation, steps
 from gradbridge.layout import Array
 
 _NAMES = {0: "second", 1: "third", 2: "fourth"}
@@ -34,7 +35,7 @@ def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> None
     """
     call, audit = evaluation.call, evaluation.call.settings.audit
     step = "derivative", call.spec.packed, wrt
-    if audit is None or not audit.awaits(call.order, step):
+    if audit is None or not call.adapter.traits.is_gradient_cheap or not audit.awaits(call.order, step):
         if audit is not None and audit.is_wrong(call.order, "derivative"):
             raise HigherOrderError(_told(call, "what it gives differs from how its gradient moves"))
         return
@@ -57,82 +58,115 @@ def _told(call: Any, apart: str) -> str:
 
 def _difference(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> str:
     """What is wrong with the derivative of a gradient, in words; "" where nothing is, or nothing can be told."""
-    call = evaluation.call
-    settings = call.settings.quiet
-    root = call.root.arguments
-    moving = tuple(i for i in wrt if i < len(root.vectors) and np.size(evaluation.values[i]))
-    if not moving:
-        return ""
-    draw = np.random.default_rng(2)
-    cotangents = [draw.normal(size=y.shape) * (y.dtype.kind in INEXACT) for y in evaluation.outputs]
-    directions = {
-        i: draw.normal(size=np.shape(evaluation.values[i]))
-        * max(float(np.abs(evaluation.values[i]).mean()), 1e-3)
-        for i in moving
-    }
+    moving = tuple(
+        i for i in wrt if i < len(evaluation.call.root.arguments.vectors) and np.size(evaluation.values[i])
+    )
     try:
-        quiet = replace(derivative, settings=settings)
-        first = len(evaluation.values)
-        behind = tuple(first + i for i, y in enumerate(evaluation.outputs) if y.dtype.kind in INEXACT)
-        inner = quiet.evaluate_at([*evaluation.values, *cotangents], (*moving, *behind))
-        pulled = [directions[i] if i in directions else np.zeros(np.shape(evaluation.values[i])) for i in wrt]
-        products = inner.pull(pulled, (*moving, *behind))
-        anywhere = replace(call.anywhere(), settings=settings, spec=call.spec.replayed())
-        coarse = max(
-            (float(np.finfo(d).eps) for d in evaluation.guest_dtypes if d.kind in INEXACT),
-            default=2.0**-52,
+        return _Probe(evaluation, derivative, wrt, moving).difference() if moving else ""
+    except GradbridgeError:
+        return ""  # the guest says itself that it cannot, where the host asks
+
+
+class _Probe:
+    """A derivative of a gradient along one direction, by the guest and by differences.
+
+    Args:
+        evaluation, derivative, wrt: as for `refuse_wrong`.
+        moving: arguments of the model among `wrt`.
+    """
+
+    def __init__(
+        self, evaluation: Any, derivative: Any, wrt: tuple[int, ...], moving: tuple[int, ...]
+    ) -> None:
+        call, values, draw = evaluation.call, evaluation.values, np.random.default_rng(2)
+        settings = call.settings.quiet
+        self._call, self._moving, self._wrt = call, moving, wrt
+        self._evaluation = replace(evaluation, call=replace(call, settings=settings))
+        self._derivative = replace(derivative, settings=settings)
+        self._anywhere = replace(derivation.anywhere(call), settings=settings, spec=call.spec.replayed())
+        inexact = [y.dtype.kind in INEXACT for y in evaluation.outputs]
+        self._behind = tuple(len(values) + i for i, yes in enumerate(inexact) if yes)
+        self._cotangents, self._probes = (
+            [draw.normal(size=y.shape) * yes for y, yes in zip(evaluation.outputs, inexact)] for _ in range(2)
+        )
+        self._directions = {
+            i: draw.normal(size=np.shape(values[i])) * max(float(np.abs(values[i]).mean()), 1e-3)
+            for i in moving
+        }
+        self._coarse = max(
+            (float(np.finfo(d).eps) for d in evaluation.guest_dtypes if d.kind in INEXACT), default=2.0**-52
         )
 
-        def moves(step: float) -> list[Array]:
-            ends = []
-            for sign in (1.0, -1.0):
-                values = list(evaluation.values)
-                for i, direction in directions.items():
-                    values[i] = (values[i] + sign * step * direction).astype(values[i].dtype)
-                end = anywhere.evaluate_at(values, moving)
-                floating = [y for y in end.outputs if y.dtype.kind in INEXACT]
-                ends.append([*end.pull(cotangents, moving), *floating])
-            return [(a - b) / (2 * step) for a, b in zip(*ends)]
-
-        step = coarse ** (1 / 3)
-        tolerance = 30 * coarse ** (1 / 2)
-        apart = _apart(products, moves(step), tolerance, call, moving)
-        if not apart:
+    def difference(self) -> str:
+        """What is wrong, in words."""
+        evaluation, moving = self._evaluation, self._moving
+        inner = self._derivative.evaluate_at(
+            [*evaluation.values, *self._cotangents], (*moving, *self._behind)
+        )
+        directions = [self._directions.get(i, np.zeros(np.shape(evaluation.values[i]))) for i in self._wrt]
+        pulled = inner.pull(directions, (*moving, *self._behind))
+        products = [pulled[: len(moving)]]
+        apart = self._transposed(pulled[len(moving) :])
+        if apart:
+            return apart
+        if evaluation.merges:
+            _, left = steps.pulled_to_boundary(inner, directions)
+            products.append(evaluation.pull(evaluation.zero_cotangents(), moving, (left,)))
+        step = self._coarse ** (1 / 3)
+        if not self._apart(products, self._moves(step)):
             return ""
         # A kink, or steepness: then another step gives another difference, and nothing can be told.
-        wide, narrow = moves(step * 4), moves(step / 4)
-        if any(_far(a, b, 10 * tolerance) for a, b in zip(wide, narrow)):
+        wide, narrow = self._moves(step * 4), self._moves(step / 4)
+        if any(_far(a, b, 10 * self._tolerance) for a, b in zip(wide, narrow)):
             return ""
-        return _apart(products, moves(step / 2), tolerance, call, moving)
-    except DerivativeError:
-        return ""  # it says itself that it cannot, where the host asks
-    except GradbridgeError:
+        return self._apart(products, self._moves(step / 2))
+
+    @property
+    def _tolerance(self) -> float:
+        return float(30 * self._coarse**0.5)
+
+    def _transposed(self, transposed: Sequence[Array]) -> str:
+        """Whether by the cotangents, in which a gradient is linear, it is differentiated to its own transposed."""
+        first = len(self._evaluation.values)
+        gradients = self._evaluation.pull(self._probes, self._moving)
+        ahead = [np.real(self._probes[i - first] * t) for i, t in zip(self._behind, transposed)]
+        back = [np.real(g * self._directions[i]) for i, g in zip(self._moving, gradients)]
+        a, b = (sum(float(np.sum(term)) for term in terms) for terms in (ahead, back))
+        size = sum(float(np.sum(np.abs(term))) for term in (*ahead, *back))
+        if np.isfinite(size) and abs(a - b) > self._coarse**0.7 * size:
+            return (
+                f"its product with a cotangent and a tangent is {a:.4g}, that of the gradient itself {b:.4g}"
+            )
         return ""
 
+    def _moves(self, step: float) -> list[Array]:
+        """How the gradient moves along the direction, by a central difference."""
+        ends = []
+        for sign in (1.0, -1.0):
+            values = list(self._evaluation.values)
+            for i, direction in self._directions.items():
+                values[i] = (values[i] + sign * step * direction).astype(values[i].dtype)
+            ends.append(self._anywhere.evaluate_at(values, self._moving).pull(self._cotangents, self._moving))
+        return [(a - b) / (2 * step) for a, b in zip(*ends)]
 
-def _apart(
-    products: Sequence[Array], moves: Sequence[Array], tolerance: float, call: Any, moving: tuple[int, ...]
-) -> str:
-    layout, vectors = call.root.adapter.layout, call.root.arguments.vectors
-    whole = max(
-        float(np.max(np.abs(x), initial=0.0)) for x in (*products[: len(moving)], *moves[: len(moving)])
-    )
-    for index, (product, move) in enumerate(zip(products, moves)):
-        if index >= len(moving):
-            whole, parts = 0.0, [(f"the cotangent of output {index - len(moving)}", product, move)]
-        elif vectors[moving[index]]:
-            parts = list(zip(layout.names, layout.cut(product), layout.cut(move)))
-        else:
-            parts = [(f"argument {moving[index]}", product, move)]
-        for name, ours, theirs in parts:
-            if not np.isfinite(ours).all() or not np.isfinite(theirs).all():
-                continue
-            if _far(ours, theirs, tolerance, whole):
-                return (
-                    f"by {name} its product with a vector is {_norm(ours):.4g} (norm), and the gradient moves "
-                    f"by {_norm(theirs):.4g}, {_norm(ours - theirs):.2g} apart"
+    def _apart(self, every: Sequence[Sequence[Array]], moves: Sequence[Array]) -> str:
+        root = self._call.root
+        layout, vectors = root.adapter.layout, root.arguments.vectors
+        for products in every:
+            whole = max(float(np.max(np.abs(x), initial=0.0)) for x in (*products, *moves))
+            for i, product, move in zip(self._moving, products, moves):
+                parts = (
+                    list(zip(layout.names, layout.cut(product), layout.cut(move)))
+                    if vectors[i]
+                    else [(f"argument {i}", product, move)]
                 )
-    return ""
+                for name, ours, theirs in parts:
+                    if _far(ours, theirs, self._tolerance, whole):
+                        return (
+                            f"by {name} its product with a vector is {_norm(ours):.4g} (norm), and the gradient moves "
+                            f"by {_norm(theirs):.4g}, {_norm(ours - theirs):.2g} apart"
+                        )
+        return ""
 
 
 def _far(ours: Array, theirs: Array, tolerance: float, whole: float = 0.0) -> bool:

@@ -31,8 +31,6 @@ from gradbridge.errors import DerivativeError, GradbridgeError, GuestError, Opti
 from gradbridge.execution import batched
 from gradbridge.layout import Array
 
-STRATEGIES = ("auto", "rows", "vjp", "jvp", "loop")
-
 #: The strategies in words.
 NAMES = {"rows": "per-example", "vjp": "batched VJP", "jvp": "JVPs", "loop": "one backward per output"}
 
@@ -195,5 +193,4 @@ class Solver:
 _WHY_NOT = {
     "rows": "its rows are not independent of each other, or its backend cannot compute them apart",
     "vjp": "its backend cannot pull back several cotangents at once through it",
-    "jvp": "its backend cannot push several tangents at once through it",
 }

@@ -13,7 +13,7 @@ from gradbridge import borders, trees
 from gradbridge.call_spec import CallSpec
 from gradbridge.derivatives.jacobians import Derivatives
 from gradbridge.derivatives.points import EvaluationPoint
-from gradbridge.errors import LayoutError, NotDifferentiableError, ParamsDtypeError, Unsupported
+from gradbridge.errors import NotDifferentiableError, Unsupported
 from gradbridge.execution.arguments import Arguments
 from gradbridge.execution.batched import evaluate_and_push
 from gradbridge.execution.constant_arguments import ConstantArguments
@@ -174,14 +174,7 @@ class Calling(Derivatives):
 
     def _check_weights(self, values: Sequence[Any], count: int) -> np.dtype[Any]:
         """Refuse weights that do not fit the layout. Returns the host's dtype."""
-        layout, label = self._adapter.layout, self._adapter.label
-        for name, shape, value in zip(layout.names, layout.shapes, values[:count]):
-            if value.shape != shape:
-                raise LayoutError(f"expected shape {shape} for parameter {name!r}, got {value.shape}")
-            if value.dtype.kind not in "fiu":
-                raise ParamsDtypeError(
-                    f"the bridge over {label} expects real params, got dtype {value.dtype} for parameter {name!r}"
-                )
+        self._adapter.layout.check(values[:count], f" of {self._adapter.label}")
         of = values[:count] if count else values
         inexact = [borders.real_dtype(v.dtype) for v in of if borders.is_inexact(v)]
         if count:

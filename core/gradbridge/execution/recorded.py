@@ -10,8 +10,8 @@ import numpy as np
 
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeError, Unsupported
-from gradbridge.execution.isolated import run_isolated
-from gradbridge.framework import Framework, Model, Program, RunAgain
+from gradbridge.execution.transforms import TransformingAdapter
+from gradbridge.framework import Framework, Program
 from gradbridge.protocol import Adapter
 
 T = TypeVar("T")
@@ -32,29 +32,29 @@ class RecordedPullback(Adapter):
 
     Args:
         again: the pullback that computes anew.
-        framework, source: of the adapter whose call it was.
+        framework: of the adapter whose call it was.
         wrt: the arguments whose gradients it returns; all of them recorded.
         residuals: of the call.
-        renew: makes the call again, where a program asks for that.
+        isolated: of that adapter, runs a step.
         root: residuals of the call that all this is a derivative of; None where that is the same.
     """
 
     step = "backward"
+    results_are_typed = True
 
     def __init__(
         self,
-        again: Adapter,
+        again: TransformingAdapter,
         framework: Framework,
-        source: Model,
         wrt: tuple[int, ...],
         residuals: Any,
-        renew: Callable[[Any, RunAgain], None],
+        isolated: Callable[..., Any],
         root: Any = None,
     ) -> None:
         self.label, self.layout, self.traits = again.label, again.layout, again.traits
         self.border = again.border
-        self._again, self._framework, self._source = again, framework, source
-        self._wrt, self._residuals, self._renew = wrt, residuals, renew
+        self._again, self._framework, self._run = again, framework, isolated
+        self._wrt, self._residuals = wrt, residuals
         self._root = residuals if root is None else root
 
     @property
@@ -78,18 +78,16 @@ class RecordedPullback(Adapter):
     def forward(
         self, loaded: Callable[[], Any], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        residuals, framework = self._residuals, self._framework
+        residuals = self._residuals
         weights = 1 if spec.packed else len(self.layout)
         count = len(residuals.floating)
         first = weights + len(inputs) - count
         try:
             if any(p < first and p not in residuals.wrt for p in wrt):
                 raise Unsupported("not all of what it is pulled back to was recorded")
-            gradients, kept, cotangents = self._isolated(partial(self._pulled_again, inputs[-count:]))
+            outputs, kept, cotangents = self._isolated(partial(self._pulled_again, inputs[-count:]))
         except Unsupported:
             return self._anew(inputs, spec, wrt)
-        indices = [residuals.wrt.index(p) for p in self._wrt]
-        outputs = tuple(residuals.or_zeros(framework, g, i) for g, i in zip(gradients, indices))
         if not wrt:
             return outputs, None
         leaves = [*residuals.leaves, *cotangents]
@@ -109,7 +107,7 @@ class RecordedPullback(Adapter):
 
     def _anew(self, inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]) -> tuple[Any, Any]:
         """The derivative computed anew, at the arrays of the call: the caller may have changed its own since."""
-        root, surroundings = self._root, self._source.surroundings
+        root, surroundings = self._root, self._again.source.surroundings
         if surroundings is not None:
             surroundings.require(root.program.state)
         leaves = iter(root.leaves)
@@ -151,21 +149,21 @@ class RecordedPullback(Adapter):
             raise Unsupported("it was computed anew")
         framework, outer = self._framework, self._residuals
 
-        def run() -> tuple[Sequence[Any], Any]:
+        def run() -> tuple[dict[int, Any], Any]:
             lent = [framework.lend(c, d) for c, d in zip(cotangents, residuals.dtypes)]
             if residuals.is_complex:
                 lent = [framework.conj(c) for c in lent]
             program: Program = residuals.program
-            return program.pull_to_boundary(outer.kept, residuals.kept, lent)
+            gradients, left = program.pull_to_boundary(outer.kept, residuals.kept, lent)
+            if residuals.is_complex:
+                gradients = [None if g is None else framework.conj(g) for g in gradients]
+            count = len(outer.wrt)
+            return {
+                p: residuals.or_zeros(framework, g, count + i)
+                for i, (p, g) in enumerate(zip(residuals.wrt[count:], gradients))
+            }, left
 
-        gradients, left = self._isolated(run)
-        count = len(outer.wrt)
-        return {
-            p: residuals.or_zeros(
-                framework, framework.conj(g) if residuals.is_complex and g is not None else g, count + i
-            )
-            for i, (p, g) in enumerate(zip(residuals.wrt[count:], gradients))
-        }, left
+        return self._isolated(run)
 
     def pushforward(
         self,
@@ -205,7 +203,8 @@ class RecordedPullback(Adapter):
         again = self._again.pullback(spec, wrt)
         if residuals is None or not set(wrt) <= set(residuals.wrt):
             return again
-        return RecordedPullback(again, self._framework, self._source, wrt, residuals, self._renew, self._root)
+        assert isinstance(again, TransformingAdapter)
+        return RecordedPullback(again, self._framework, wrt, residuals, self._run, self._root)
 
     def output_spec(self, inputs: Sequence[Any], spec: CallSpec) -> Any:
         return self._again.output_spec(inputs, spec)
@@ -213,16 +212,16 @@ class RecordedPullback(Adapter):
     def refusal(self, operation: str) -> str:
         return self._again.refusal(operation)
 
-    def _pulled_again(self, cotangents: Sequence[Any]) -> tuple[Sequence[Any], Any, list[Any]]:
+    def _pulled_again(self, cotangents: Sequence[Any]) -> tuple[tuple[Any, ...], Any, list[Any]]:
         residuals, framework = self._residuals, self._framework
         floating = [c for c, yes in zip(cotangents, residuals.floating) if yes]
         pulled = [framework.asarray(c, dtype) for c, dtype in zip(floating, residuals.dtypes)]
         wanted = [residuals.wrt.index(p) for p in self._wrt]
         gradients, kept = residuals.program.pull_recorded(residuals.kept, pulled, wanted)
-        return gradients, kept, pulled
+        return tuple(residuals.or_zeros(framework, g, i) for g, i in zip(gradients, wanted)), kept, pulled
 
     def _isolated(self, step: Callable[[], T]) -> T:
         residuals = self._residuals
-        renew = partial(self._renew, residuals)
         doing = "the derivative of the gradient of"
-        return run_isolated(self._source, step, residuals.inputs, None, True, doing, renew)
+        result: T = self._run(step, residuals.inputs, None, True, doing, residuals)
+        return result
