@@ -22,6 +22,7 @@ from gradbridge_numpy.estimators import EstimatorAdapter, is_estimator
 from gradbridge_numpy.numeric import Differences, NumericGradient, NumericJet, numeric_refusal
 from gradbridge_numpy.outputs import TriedOutputs
 from gradbridge_numpy.rules import Rules
+from gradbridge_numpy.traced import system_of
 from gradbridge_numpy.written import WrittenJet
 
 OPTIONS = ("gradient", "vjp", "jvp", "step", "order")
@@ -219,6 +220,8 @@ class CallableAdapter(FormsAdapter):
         count = len(names) if names is not None else max([*self._rules.vjps, *self._rules.jvps, 0]) + 1
         if self.traits.has_forward_mode and has_second_order(self._rules, count):
             return ""
+        if any(rule is not None and system_of(rule) for rule in self._rules.vjps.values()):
+            return ""  # by the system in whose functions a rule is written
         return (
             f"a derivative of the written-down gradient of {self.label} was asked for, and NumPy code cannot be "
             f"differentiated; use first-order derivatives only, write the derivative of Q_vjp, the rule that "
