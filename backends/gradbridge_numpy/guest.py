@@ -22,6 +22,7 @@ from gradbridge_numpy.estimators import EstimatorAdapter, is_estimator
 from gradbridge_numpy.numeric import Differences, NumericGradient, NumericJet, numeric_refusal
 from gradbridge_numpy.outputs import TriedOutputs
 from gradbridge_numpy.rules import Rules
+from gradbridge_numpy.traced import system_of
 from gradbridge_numpy.written import WrittenJet
 
 OPTIONS = ("gradient", "vjp", "jvp", "step", "order")
@@ -83,7 +84,7 @@ class CallableAdapter(FormsAdapter):
         arrays = [parameter_array(leaf, name, "fiu") for leaf, name in zip(leaves, self.layout.names)]
         # Law 5: the caller may change the arrays of the tree later.
         self._present = [np.array(array, dtype=np.float64) for array in arrays]
-        self._differences = Differences(numeric) if numeric is not None else None
+        self._differences = Differences(numeric, self.label) if numeric is not None else None
         self._rules = Rules.of(function, self.label)
         self._plain = PlainFunction(function, self.label, self.layout, self._rules)
         self._outputs = TriedOutputs(self.label)
@@ -219,6 +220,8 @@ class CallableAdapter(FormsAdapter):
         count = len(names) if names is not None else max([*self._rules.vjps, *self._rules.jvps, 0]) + 1
         if self.traits.has_forward_mode and has_second_order(self._rules, count):
             return ""
+        if any(rule is not None and system_of(rule) for rule in self._rules.vjps.values()):
+            return ""  # by the system in whose functions a rule is written
         return (
             f"a derivative of the written-down gradient of {self.label} was asked for, and NumPy code cannot be "
             f"differentiated; use first-order derivatives only, write the derivative of Q_vjp, the rule that "
