@@ -131,11 +131,11 @@ class ParameterLayout:
         Raises:
             LayoutError: the vector is not of shape (size,).
         """
-        shape = tuple(params.shape) if hasattr(params, "shape") else np.shape(params)
+        if not hasattr(params, "reshape"):
+            params = as_array(params, "params")
+        shape = tuple(params.shape)
         if shape != (self.size,):
             raise LayoutError(f"expected params of shape {(self.size,)}, got {shape}")
-        if not hasattr(params, "reshape"):
-            params = np.asarray(params)
         return {
             name: params[where].reshape(shape)
             for name, shape, where in zip(self.names, self.shapes, self.slices)
