@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
 
 import keras
 
-from gradbridge.call_spec import argument_names
-from gradbridge.errors import OptionError, UnknownModelError
+from gradbridge.call_spec import CallSpec, argument_names
+from gradbridge.errors import GradbridgeError, OptionError, UnknownModelError
+from gradbridge.inspection import Stranger
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions
-from gradbridge_keras.copies import copied
-from gradbridge_keras.variables import Roles, called, unique
+from gradbridge_keras.copies import value_of
+from gradbridge_keras.snapshots import Snapshot
+from gradbridge_keras.variables import unique
 
 
 class StatelessModel:
@@ -22,9 +25,13 @@ class StatelessModel:
 
     Its trainable variables are the weights, the others stay as they were.
 
+    Args:
+        model: of Keras, or a snapshot of one.
+        options: of the bridge.
+
     Raises:
         UnknownModelError: Keras runs on another backend, or the model is not built.
-        OptionError: mode="train", or a dtype that is not the model's.
+        OptionError: mode="train".
     """
 
     #: Keras' name of the backend that it must run on, and what people call the framework.
@@ -33,11 +40,7 @@ class StatelessModel:
 
     layout: ParameterLayout
     label: str
-
-    @staticmethod
-    @abstractmethod
-    def read(variable: Any) -> Array:
-        """A variable's value, a new array."""
+    dtype: Any
 
     def __init__(self, model: Any, options: GuestOptions) -> None:
         running = keras.backend.backend()
@@ -53,38 +56,86 @@ class StatelessModel:
                 f"{model.name} runs on Keras' {self.running} backend, whose noise a bridge cannot seed; use mode='eval', or "
                 f"KERAS_BACKEND=tensorflow for mode='train'"
             )
-        if options.dtype not in (None, model.compute_dtype):
-            raise OptionError(
-                f"{model.name} computes in {model.compute_dtype}, and Keras casts to it in every layer; build it in "
-                f"{options.dtype} (keras.config.set_dtype_policy) to compute in that"
-            )
-        if not model.built:
-            raise UnknownModelError(
-                f"{model.name} is not built, so it has no parameters yet; call it once first"
-            )
-        self._keras, self._roles = model, Roles(model)
-        values, count = [self.read(v) for v in self._roles.of(model)], self._roles.trained
-        self._fixed = values[count:]
+        snapshot = model if isinstance(model, Snapshot) else Snapshot(model)
+        self._snapshot = snapshot = snapshot.in_dtype(options.dtype)
+        self._options = options
         super().__init__(  # type: ignore[call-arg]
-            self._stateless, dataclasses.replace(options, params=values[:count], dtype=None)
+            self._stateless, dataclasses.replace(options, params=self.weights())
         )
-        names = unique([v.path for v in model.trainable_variables])
-        self.layout = dataclasses.replace(self.layout, names=names)
-        self.label = model.name
-        self.argument_names = argument_names(model.call)
+        own = snapshot.variables[: snapshot.roles.trained]
+        self.layout = dataclasses.replace(self.layout, names=unique([v.path for v in own]))
+        self.label = snapshot.name
+        self.argument_names = argument_names(snapshot.twin().call)
+        self._is_checked = snapshot.dtype is None
+        self._latest: CallSpec | None = None
 
     def weights(self) -> list[Array]:
         """Read from the user's model as it is now."""
-        return [self.read(v) for v in self._roles.of(self._keras)[: self._roles.trained]]
+        return [read(v) for v in self._snapshot.variables[: self._snapshot.roles.trained]]
 
     def native(self, weights: Sequence[Array]) -> Any:
         """A copy of the user's model that holds these weights."""
-        twin = copied(self._keras, None)
-        for v, value in zip(self._roles.of(twin), (*weights, *self._fixed), strict=True):
-            v.assign(value)
+        return self._snapshot.native([*weights, *self._snapshot.fixed])
+
+    def in_dtype(self, name: str) -> Self:
+        if self._snapshot.in_dtype(name) is self._snapshot:
+            return self
+        return type(self)(self._snapshot, dataclasses.replace(self._options, dtype=name))
+
+    def strangers(self, residuals: Any) -> Sequence[Stranger]:
+        return self._snapshot.strangers()
+
+    def call(
+        self, weights: Sequence[Any], inputs: list[Any], spec: CallSpec, extras: Sequence[Any]
+    ) -> tuple[Any, Sequence[Any]]:
+        self._latest = spec
+        return super().call(weights, inputs, spec, extras)  # type: ignore[misc]
+
+    def isolated(
+        self, thunk: Callable[[], Any], inputs: Sequence[Any], noise: int | None, record: bool
+    ) -> Any:
+        run = thunk if self._is_checked or noise is None else lambda: self._checked(thunk, inputs)
+        return super().isolated(run, inputs, noise, record)  # type: ignore[misc]
+
+    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
+        return super().explain(_without_heading(error), inputs, doing)  # type: ignore[misc,no-any-return]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Nothing in it is written to, and Keras copies models by their configs.
+        memo[id(self)] = twin = copy.copy(self)
         return twin
 
+    def twin(self) -> Any:
+        """The copy that a call is computed with."""
+        return self._snapshot.twin()
+
+    # -- private ------------------------------------------------------------------------------
+
     def _stateless(self, trainable: list[Any], *args: Any, **kwargs: Any) -> Any:
-        values = (*trainable, *map(keras.ops.convert_to_tensor, self._fixed))
-        mapping = zip(self._roles.of(self._keras), values, strict=True)
-        return called(self._keras, mapping, args, kwargs, training=False)[0]
+        values = (*trainable, *map(keras.ops.convert_to_tensor, self._snapshot.fixed))
+        return self._snapshot.call(self.twin(), values, args, kwargs)[0]
+
+    def _checked(self, thunk: Callable[[], Any], inputs: Sequence[Any]) -> Any:
+        result = thunk()
+        spec = self._latest
+        if spec is not None and spec.count == len(inputs):  # else another thread's call came between
+            self._snapshot.compare(spec, inputs, keras.ops.convert_to_tensor)
+            self._is_checked = True
+        return result
+
+
+def read(variable: Any) -> Array:
+    """A variable's value, a new array; bfloat16, which NumPy lacks, widens."""
+    value = value_of(variable)
+    return value.astype("float32" if value.dtype.name == "bfloat16" else value.dtype)
+
+
+def _without_heading(error: Exception) -> Exception:
+    """What a layer raised, without what Keras puts around its message, where that can be told."""
+    found = re.search(r"\x1b\[1m(.*?)\x1b\[0m", str(error), re.DOTALL)
+    if found is None or not found[1].strip():
+        return error
+    try:
+        return type(error)(found[1].strip())
+    except TypeError:  # its class takes more than a message
+        return error

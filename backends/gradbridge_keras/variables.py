@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
+from keras.src.backend.common import global_state
 
 from gradbridge.errors import GuestError
 
@@ -14,7 +15,7 @@ class Roles:
     """Which variables of a model are trained, which keep state, and which seed its random generators.
 
     As it was when bridged, by their places: a layer that is frozen later keeps its variables where
-    they are, and so do copies and pickles of the model.
+    they are, and so do copies of the model.
     """
 
     def __init__(self, model: Any) -> None:
@@ -24,51 +25,94 @@ class Roles:
         self.trained, self.seeds = roles.count(0), roles.count(2)
 
     def of(self, model: Any) -> list[Any]:
-        """The variables of the model or of a copy: the trained ones, state, seeds.
-
-        Raises:
-            GuestError: there are others than when it was bridged.
-        """
+        """The variables of the model or of a copy: the trained ones, state, seeds."""
         variables = list(model.variables)
-        if len(variables) != len(self._places):
-            raise GuestError(
-                f"{model.name} has {len(variables)} variables, and had {len(self._places)} when it was bridged; "
-                f"bridge it again when its layers are as they shall be"
-            )
         return [variables[place] for place in self._places]
+
+
+class Scope(keras.StatelessScope):
+    """A call of a model in which tensors stand for its variables.
+
+    Args:
+        mapping: (variable, tensor) for all of them.
+        aliases: {id of another variable: tensor that stands for it, too}.
+
+    Attributes:
+        foreign: the variables that were read and are none of these.
+        moved: those that were assigned.
+    """
+
+    def __init__(self, mapping: Iterable[tuple[Any, Any]], aliases: Mapping[int, Any]) -> None:
+        super().__init__(mapping, collect_losses=True, initialize_variables=False)
+        self.state_mapping.update(aliases)
+        self._known = set(self.state_mapping)
+        self.foreign: dict[int, Any] = {}
+        self.moved: list[Any] = []
+
+    def add_update(self, update: tuple[Any, Any]) -> None:
+        if id(update[0]) not in self._known:
+            self.moved.append(update[0])
+        super().add_update(update)
+
+    def get_current_value(self, variable: Any) -> Any:
+        value = super().get_current_value(variable)
+        if value is None and variable._value is not None:
+            self.foreign[id(variable)] = variable
+            if keras.backend.standardize_dtype(variable._value.dtype) != variable._dtype:
+                # A copy in another dtype shares the value.
+                return keras.ops.cast(variable._value, variable._dtype)
+        return value
 
 
 def called(
     model: Any,
-    mapping: Iterable[tuple[Any, Any]],
+    scope: Scope,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     training: bool,
     call: Callable[..., Any] = lambda model, args, kwargs: model(*args, **kwargs),
-) -> tuple[Any, keras.StatelessScope]:
-    """Call a model, which stays as it is, as its user does.
+) -> Any:
+    """Call a model as its user does, with tensors for its variables.
 
     Args:
         model: of Keras.
-        mapping: (variable, tensor) for all its variables.
+        scope: which tensors; tells their values after the call.
         args: positional inputs.
         kwargs: the others.
         training: whether in train mode.
         call: (model, args, kwargs) ↦ outputs.
 
-    Returns:
-        Outputs, and the scope, which tells the values of variables after the call.
+    Raises:
+        GuestError: it makes variables, or moves some that Keras does not track.
     """
     if len(args) > 1 and isinstance(getattr(model, "_inputs_struct", None), (list, tuple)):
         args = (list(args),)  # f(params, a, b) of a functional model with the inputs [a, b]
-    # A call clears the losses that its layers hold, and ones that ask for their losses need them collected.
-    held = [(layer, layer._losses[:], set(layer._loss_ids)) for layer in model._flatten_layers()]
+    unmade: list[Any] = global_state.get_global_attribute("uninitialized_variables", [], set_to_default=True)
+    count = len(unmade)
     try:
-        with keras.StatelessScope(mapping, collect_losses=True, initialize_variables=False) as scope:
-            return call(model, args, {"training": training, **kwargs}), scope
+        with scope:
+            output = call(model, args, {"training": training, **kwargs})
+        if len(unmade) > count:
+            raise GuestError(
+                f"{model.name} makes the variable {unmade[count].path!r} in this call, so it was none of the params; "
+                f"call the model once on such an input before bridging it, or make its variables in build()"
+            )
     finally:
-        for layer, losses, ids in held:
-            layer._losses[:], layer._loss_ids = losses, ids
+        del unmade[count:]  # Keras would make them when the next scope ends
+    metrics = {id(v) for v in model.metrics_variables} if scope.moved else ()
+    for v in scope.moved:
+        if _is_seed(v):
+            raise GuestError(
+                f"{model.name} draws random numbers from Keras' global generator; give the layer a generator, "
+                f"self.seed_generator = keras.random.SeedGenerator(seed), and pass it as seed="
+            )
+        if training and id(v) not in metrics:
+            raise GuestError(
+                f"{model.name} changes {v.path!r} in train mode, a variable that Keras does not track, and so cannot "
+                f"be carried from call to call; make it an attribute of the layer, or use mode='eval', where each "
+                f"call starts from its value as it was when bridged"
+            )
+    return output
 
 
 def unique(paths: Sequence[str]) -> tuple[str, ...]:

@@ -62,6 +62,7 @@ class Graph(NamedTuple):
         lock: of the recording, whose nodes may be shared by several of these; hooks on them stop every walk.
         known: its operations, once they were asked for.
         checked: kinds of operations of the model's graphs whose backward was seen to be recorded.
+        given: everything that the computation was given, and may have for a leaf.
     """
 
     outputs: Gradients
@@ -70,6 +71,7 @@ class Graph(NamedTuple):
     lock: Any
     known: list[Node]
     checked: set[frozenset[str]]
+    given: Sequence[Any] = ()
 
     def nodes(self) -> list[Node]:
         """All operations of the graph."""
@@ -183,6 +185,31 @@ def operations(outputs: Iterable[torch.Tensor | None]) -> list[Node]:
             nodes.append(node)
             stack += [parent for parent, _ in node.next_functions]
     return nodes
+
+
+def foreign_leaves(outputs: Iterable[torch.Tensor | None], given: Iterable[Any]) -> list[torch.Tensor]:
+    """Leaves with a gradient that outputs come from, and that the computation was not given."""
+    seen: set[Any] = {None}
+    stack, leaves = [], []
+    for output in outputs:
+        if output is not None and output.grad_fn is not None:
+            stack.append(output.grad_fn)
+        elif output is not None and output.requires_grad:
+            leaves.append(output)
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is None:
+            for parent, _ in node.next_functions:
+                if parent not in seen:
+                    stack.append(parent)
+        else:
+            leaves.append(variable)
+    own = set(map(id, given))
+    return list({id(leaf): leaf for leaf in leaves if id(leaf) not in own}.values())
 
 
 def recorded_gradients(

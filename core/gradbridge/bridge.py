@@ -23,6 +23,7 @@ from gradbridge.execution.precision import Precisions
 from gradbridge.execution.reuse import Memory
 from gradbridge.execution.settings import BridgeSettings
 from gradbridge.execution.shapes import output_spec, refuse_no_shapes
+from gradbridge.execution.steps import check_results
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.option_values import check_options
 from gradbridge.protocol import Adapter, ArraySpec, GuestOptions
@@ -111,10 +112,15 @@ class Bridge(Calling):
 
     @property
     def params(self) -> Array:
-        """The model's present parameters, (P,) float64, a new array."""
-        return self.layout.join(
-            [np.asarray(borders.Border.view(self._adapter.border, w)) for w in self._adapter.weights()]
-        )
+        """The model's present parameters, (P,) float64, a new array.
+
+        Raises:
+            GradientMismatchError: its backend returns other weights than its layout says.
+        """
+        adapter, layout = self._adapter, self.layout
+        weights = [borders.Border.view(adapter.border, w) for w in adapter.weights()]
+        check_results(adapter, weights, range(len(layout)), layout.shapes, "weight", "parameter")
+        return layout.join(weights)
 
     @property
     def memory(self) -> Memory | None:

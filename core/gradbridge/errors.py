@@ -15,6 +15,7 @@
     │   ├── LayoutError                  (ValueError)    a tree that does not fit the layout
     │   ├── InputError                   (TypeError, ValueError)
     │   └── OutputError                  (TypeError)     the model returned something not an array
+    │       └── GradientMismatchError    a backend returned other gradients than it was asked for
     ├── GuestError                       (RuntimeError)  the model itself failed
     ├── AuditError                       (RuntimeError)  the model is no function of its arguments
     ├── OptionError                      (TypeError, ValueError) an option that the backend has not
@@ -24,7 +25,7 @@
         │   └── HigherOrderError         a derivative of its derivative
         ├── MissingVJPError              (NotImplementedError)
         ├── VJPSignatureError            (TypeError)     a written VJP of the wrong arity
-        ├── GradientShapeError           (ValueError)    a backend or a written VJP returned a wrong shape
+        ├── GradientShapeError           (ValueError)    a written VJP returned a wrong shape
         └── CotangentMismatchError       (ValueError)
 
 The built-in class in parentheses is a second base, so that code which already
@@ -91,6 +92,10 @@ class OutputError(BorderError, TypeError):
     """The model returned something that is not an array or a container of arrays."""
 
 
+class GradientMismatchError(OutputError):
+    """A backend returned other gradients or tangents than it was asked for: too few, of another shape or dtype."""
+
+
 class GuestError(GradbridgeError, RuntimeError):
     """The model itself raised; the original error is the cause."""
 
@@ -128,7 +133,7 @@ class VJPSignatureError(DerivativeError, TypeError):
 
 
 class GradientShapeError(DerivativeError, ValueError):
-    """A backend, or a written VJP, returned a gradient whose shape is not its argument's, or too few of them."""
+    """A written VJP returned a gradient whose shape is not its argument's."""
 
 
 class CotangentMismatchError(DerivativeError, ValueError):

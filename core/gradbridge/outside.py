@@ -144,6 +144,8 @@ class Look:
                 self.marks[place] = value.__code__ if is_ours else Same(value)
             if is_ours:
                 self._see_code(value)
+            elif isinstance(inner := vars(value).get("__wrapped__"), types.FunctionType):
+                self._at(_named(place, "__wrapped__"), inner)  # decorated by a package
         elif isinstance(value, types.ModuleType):
             if not _is_installed(getattr(value, "__file__", None)):
                 self._see_attributes(place, vars(value))

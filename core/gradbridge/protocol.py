@@ -82,6 +82,9 @@ class Adapter(Inspectable, ABC):
     #: Whether `mode="train"` makes this model random or moves state of its own.
     stochastic: bool = False
 
+    #: Whether what it returns is of the right dtypes by its making.
+    results_are_typed: bool = False
+
     #: {optional operation: why it was refused}, for models that showed it when it was tried.
     refusals_met: Mapping[str, str] = MappingProxyType({})
 

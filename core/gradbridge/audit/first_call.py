@@ -39,7 +39,7 @@ def evaluated(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> Any:
     Args:
         call: prepared.
         values: its arguments, likewise.
-        wrt: which of them may be pulled back to; where there are none, the call is repeated and no more.
+        wrt: which of them may be pulled back to; where there are none, no gradient is looked at.
 
     Returns:
         The evaluation.
@@ -119,7 +119,9 @@ class FirstCall:
 
     def _gradients(self) -> Sequence[Array] | None:
         try:
-            return self._pulled(self._evaluation) if self._wrt else None
+            # Where it is numeric a gradient costs as many evaluations as there are numbers.
+            pulls = self._wrt and self._adapter.traits.is_gradient_cheap
+            return self._pulled(self._evaluation) if pulls else None
         except DerivativeError:
             return None  # the host's own pull tells of it, if it comes to that
 
@@ -183,7 +185,7 @@ class FirstCall:
 
     def _remembers(self) -> str:
         """What tells a used model from one that was never called, at other arguments; "" where nothing does."""
-        fresh = self._adapter.fresh() if self._wrt else None
+        fresh = self._adapter.fresh()
         if fresh is None or (self._call.settings.mode == "train" and self._adapter.stochastic):
             return ""
         moved = [_moved(v, i) for i, v in enumerate(self._values)]
@@ -207,7 +209,7 @@ class FirstCall:
         if coarse:
             told = f"returns {coarse[0].name}"
         else:
-            steps = coarse_steps(self._quiet, self._values, self._evaluation.outputs)
+            steps = coarse_steps(self._quiet, self._values, self._evaluation.outputs, self._wrt)
             if steps is None:
                 return
             told = f"moves in steps of about {steps:.0e} of its outputs, as numbers of a coarser dtype do"

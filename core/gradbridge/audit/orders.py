@@ -16,7 +16,7 @@ import numpy as np
 
 from gradbridge.borders import INEXACT
 from gradbridge.errors import GradbridgeError, HigherOrderError
-from gradbridge.execution import steps
+from gradbridge.execution import derivation, steps
 from gradbridge.layout import Array
 
 _NAMES = {0: "second", 1: "third", 2: "fourth"}
@@ -35,7 +35,7 @@ def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> None
     """
     call, audit = evaluation.call, evaluation.call.settings.audit
     step = "derivative", call.spec.packed, wrt
-    if audit is None or not audit.awaits(call.order, step):
+    if audit is None or not call.adapter.traits.is_gradient_cheap or not audit.awaits(call.order, step):
         if audit is not None and audit.is_wrong(call.order, "derivative"):
             raise HigherOrderError(_told(call, "what it gives differs from how its gradient moves"))
         return
@@ -83,7 +83,7 @@ class _Probe:
         self._call, self._moving, self._wrt = call, moving, wrt
         self._evaluation = replace(evaluation, call=replace(call, settings=settings))
         self._derivative = replace(derivative, settings=settings)
-        self._anywhere = replace(call.anywhere(), settings=settings, spec=call.spec.replayed())
+        self._anywhere = replace(derivation.anywhere(call), settings=settings, spec=call.spec.replayed())
         inexact = [y.dtype.kind in INEXACT for y in evaluation.outputs]
         self._behind = tuple(len(values) + i for i, yes in enumerate(inexact) if yes)
         self._cotangents, self._probes = (

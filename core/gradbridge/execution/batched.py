@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from gradbridge.errors import GradientMismatchError
 from gradbridge.execution import steps
 from gradbridge.execution.cotangents import cotangents_to_guest, tangents_to_guest
 from gradbridge.execution.evaluation import Call, Evaluation
@@ -92,6 +95,21 @@ def row_jacobians(
     """
     jacobians = steps.row_jacobians(evaluation, values, wrt, has_rows)
     border = evaluation.adapter.border
+    leaves = evaluation.call.arguments.leaves(wrt)
+    shapes = evaluation.call.leaf_shapes(evaluation.values, wrt)
+    rows = next(len(x) for x, yes in zip(values[evaluation.call.first_input :], has_rows) if yes)
+    if not isinstance(jacobians, (list, tuple)):
+        raise GradientMismatchError(
+            f"{evaluation.adapter.label} returned a {type(jacobians).__name__} as per-example Jacobians; its backend must "
+            f"return a list for each floating output"
+        )
+    for natives in jacobians:
+        # The axes in between are those of an output's row.
+        lead = [
+            (rows, *np.shape(n)[1 : max(1, np.ndim(n) - len(s))], *s) if hasattr(n, "shape") else (rows, *s)
+            for n, s in zip(natives if isinstance(natives, (list, tuple)) else (), shapes)
+        ]
+        steps.check_results(evaluation.adapter, natives, leaves, lead, "per-example Jacobian")
     return [
         [
             border.view(a)
@@ -114,7 +132,19 @@ def pull_to_boundary(evaluation: Evaluation, cotangents: Sequence[Any]) -> tuple
     """
     arrays = cotangents_to_guest(cotangents, evaluation.outputs, evaluation.call.adapter.label)
     gradients, left = steps.pulled_to_boundary(evaluation, arrays)
-    arguments = evaluation.call.arguments
+    arguments, values = evaluation.call.arguments, evaluation.values
+    shapes = {
+        leaf: shape
+        for i in range(len(values))
+        for leaf, shape in zip(arguments.leaves((i,)), evaluation.call.leaf_shapes(values, (i,)))
+    }
+    steps.check_results(
+        evaluation.adapter,
+        list(gradients.values()),
+        list(gradients),
+        [shapes[leaf] for leaf in gradients],
+        kinds=["fc"] * len(gradients),
+    )
     return {
         i: evaluation.adapter.border.copy(gradients[leaf], evaluation.dtype)
         for i in range(len(evaluation.values))
@@ -135,7 +165,8 @@ def _tangents_to_host(
         else call.leaf_shapes(evaluation.values, call.wrt)
     )
     expected = [(*lead, *shape) for shape in shapes]
-    steps.check_results(call.adapter, natives, range(len(shapes)), expected, "tangent", "output")
+    kinds = ["fc"] * len(shapes)
+    steps.check_results(call.adapter, natives, range(len(shapes)), expected, "tangent", "output", kinds)
     if results is not None:
         natives = results.join(natives, range(len(results.vectors)), border, lead)
     return [border.copy(t, evaluation.dtype) for t in natives]

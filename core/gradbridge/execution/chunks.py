@@ -17,6 +17,7 @@ from gradbridge import trees
 from gradbridge.call_spec import CallSpec
 from gradbridge.derivatives.independence import seem_independent
 from gradbridge.errors import OptionError, OutputError
+from gradbridge.execution.steps import check_results
 from gradbridge.layout import Array
 from gradbridge.option_values import check_options
 from gradbridge.protocol import Adapter
@@ -73,6 +74,11 @@ class ChunkedAdapter(Adapter):
 
     def isolate_calls(self) -> bool:
         return self._inner.isolate_calls()
+
+    @property
+    def results_are_typed(self) -> bool:  # type: ignore[override]
+        """As the inner one."""
+        return self._inner.results_are_typed
 
     def refusal(self, operation: str) -> str:
         if operation in ("backward_many", "pushforward_many"):
@@ -135,6 +141,8 @@ class ChunkedAdapter(Adapter):
             inputs = _cut(residuals.inputs, has_rows, chunk)
             _, inner = self._inner.forward(residuals.loaded, inputs, residuals.spec, wrt)
             parts = self._inner.pull(inner, _cut(cotangents, outputs_have_rows, chunk), wrt)
+            shapes = [*self.layout.shapes, *map(np.shape, inputs)]
+            check_results(self._inner, parts, wrt, [shapes[i] for i in wrt], kinds=["fc"] * len(wrt))
             for argument, part in zip(wrt, map(self.border.view, parts)):
                 if of_argument[argument]:
                     if argument not in gradients:
@@ -181,6 +189,9 @@ class ChunkedAdapter(Adapter):
             some, moved = _cut(inputs, has_rows, chunk), _cut(tangents, moving_rows, chunk)
             outputs, parts = self._inner.pushforward(loaded, some, spec, wrt, moved)
             leaves, structure = trees.flatten(outputs)
+            shapes = [tuple(y.shape) for y in leaves]
+            kinds = ["fc"] * len(leaves)
+            check_results(self._inner, parts, range(len(leaves)), shapes, "tangent", "output", kinds)
             values.append([self.border.view(leaf) for leaf in leaves])
             pushed.append([self.border.view(part) for part in parts])
         assert structure is not None

@@ -18,7 +18,7 @@ from gradbridge import borders, trees
 from gradbridge.audit import first_call, orders
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import NotDifferentiableError
-from gradbridge.execution import steps
+from gradbridge.execution import derivation, steps
 from gradbridge.execution.arguments import Arguments
 from gradbridge.execution.cotangents import cotangents_to_guest
 from gradbridge.execution.settings import BridgeSettings
@@ -52,37 +52,10 @@ class Call:
     order: int = 0
     parent: Call | None = None
 
-    def derivative(self, evaluation: Evaluation, wrt: tuple[int, ...]) -> Call:
-        """The pullback of an evaluation of this call: see `Evaluation.differentiated`."""
-        spec, arguments = self.spec.replayed(), self.arguments
-        adapter = self.adapter.pullback(spec, arguments.leaves(wrt), evaluation.residuals)
-        of_outputs = self.results.vectors if self.results is not None else (False,) * len(evaluation.outputs)
-        inner = Arguments.of((*arguments.vectors, *of_outputs), arguments.width)
-        count = inner.count - (arguments.width if spec.packed else len(self.adapter.layout))
-        return Call(
-            adapter,
-            replace(CallSpec.of_arrays(count, spec.noise), packed=spec.packed),
-            inner,
-            self.dtype,
-            self.settings,
-            Arguments.of(tuple(arguments.vectors[i] for i in wrt), arguments.width),
-            wrt,
-            self.order + 1,
-            self,
-        )
-
     @property
     def root(self) -> Call:
         """The call of the model that this is a derivative of; itself where it is none."""
         return self if self.parent is None else self.parent.root
-
-    def anywhere(self) -> Call:
-        """The same, to be evaluated at other arguments than those that a recorded derivative belongs to."""
-        if self.parent is None:
-            return self
-        parent = self.parent.anywhere()
-        adapter = parent.adapter.pullback(parent.spec.replayed(), parent.arguments.leaves(self.wrt))
-        return replace(self, adapter=adapter, parent=parent)
 
     def by(self, adapter: Adapter) -> Call:
         """The same call of another adapter of the model."""
@@ -175,7 +148,7 @@ class Call:
         adapter, results = self.adapter, self.results
         if results is not None:
             shapes = self.leaf_shapes(values, self.wrt)
-            steps.check_results(adapter, outputs, range(len(shapes)), shapes)
+            steps.check_results(adapter, outputs, range(len(shapes)), shapes, kinds=["fc"] * len(shapes))
             gradients = results.to_host(outputs, range(len(results.vectors)), adapter.border, self.dtype)
             guest_dtypes = tuple([g.dtype for g in gradients])
             return Evaluation(self, wrt, tuple(gradients), None, residuals, values, guest_dtypes)
@@ -282,6 +255,7 @@ class Evaluation:
                 and one.size
                 and (one.item(0) or one.any())
                 and type(adapter).zero is Adapter.zero
+                and adapter.results_are_typed
             ):  # nearly every pull
                 natives = adapter.backward(self.residuals, cotangents, arguments.known[wrt])
                 shapes = (self.values[0].shape,) if call.spec.packed else adapter.layout.shapes
@@ -317,7 +291,7 @@ class Evaluation:
             HigherOrderError: the guest cannot differentiate its derivative.
         """
         self.require_inexact_output()
-        derivative = self.call.derivative(self, wrt)
+        derivative: Call = derivation.derivative(self, wrt)
         orders.refuse_wrong(self, derivative, wrt)
         return derivative
 
@@ -346,7 +320,11 @@ class Evaluation:
         arguments = call.arguments
         shapes = call.leaf_shapes(self.values, wrt)
         expected = [(*lead, *shape) for shape in shapes] if lead else shapes
-        steps.check_results(call.adapter, natives, arguments.leaves(wrt), expected)
+        kinds: list[str] = []
+        for i in () if call.adapter.results_are_typed else wrt:
+            is_complex = np.asarray(self.values[i]).dtype.kind == "c"
+            kinds += ["fc" if is_complex else "f"] * len(arguments.leaves((i,)))
+        steps.check_results(call.adapter, natives, arguments.leaves(wrt), expected, kinds=kinds)
         return arguments.to_host(natives, wrt, call.adapter.border, call.dtype, lead)
 
     def with_own_outputs(self) -> Evaluation:

@@ -33,6 +33,8 @@ class FunctionalAdapter(TransformingAdapter):
         model: how the native model is called.
     """
 
+    results_are_typed = True
+
     def __init__(self, framework: Framework, model: Model) -> None:
         self.framework, self.source = framework, model
         self.label, self.layout = model.label, model.layout

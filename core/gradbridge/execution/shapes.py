@@ -9,7 +9,7 @@ import numpy as np
 
 from gradbridge import trees
 from gradbridge.call_spec import CallSpec
-from gradbridge.errors import OptionError
+from gradbridge.errors import OptionError, OutputError
 from gradbridge.protocol import Adapter, ArraySpec
 
 
@@ -27,7 +27,13 @@ def output_spec(adapter: Adapter, declared: Any, inputs: Sequence[Any], spec: Ca
         OptionError: what was declared names no shapes.
     """
     if declared is None:
-        return adapter.output_spec(inputs, spec)
+        told = adapter.output_spec(inputs, spec)
+        if not all(isinstance(leaf, ArraySpec) for leaf in trees.flatten(told)[0] or (None,)):
+            raise OutputError(
+                f"the output_spec of {adapter.label} returned {told!r}; its backend must return the output tree with an "
+                f"ArraySpec in place of each array, or raise Unsupported"
+            )
+        return told
     args, kwargs = spec.bind(inputs)
     return _specs(declared(*args, **kwargs) if callable(declared) else declared, adapter.label)
 

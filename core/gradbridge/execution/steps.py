@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge import trees
 from gradbridge.audit.forward_mode import passes_adjoint_test
 from gradbridge.declarations import Step
-from gradbridge.errors import GradientShapeError, Unsupported
+from gradbridge.errors import GradientMismatchError, OutputError, Unsupported
 from gradbridge.protocol import Adapter
 
 
@@ -25,15 +26,15 @@ def evaluated(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> tuple[A
     weights, flat, inputs = _arguments(call, values)
     adapter = call.adapter
     if not call.settings.observers.observed:
-        outputs: tuple[Any, Any] = adapter.evaluate(weights, inputs, call.spec, wrt, flat)
-        return outputs
+        return _pair(adapter, adapter.evaluate(weights, inputs, call.spec, wrt, flat))
     if adapter.step == "backward":  # a derivative from a recorded forward loads nothing, and is no forward
         loaded = adapter.update_flat(weights, call.spec.packed) if flat else adapter.update(weights)
-        outputs = _observe(call, "backward", _shapes(inputs), adapter.forward, loaded, inputs, call.spec, wrt)
-        return outputs
-    loaded = _load(call, weights, flat)
-    outputs = _observe(call, "forward", _shapes(inputs), adapter.forward, loaded, inputs, call.spec, wrt)
-    return outputs
+        step = "backward"
+    else:
+        loaded, step = _load(call, weights, flat), "forward"
+    return _pair(
+        adapter, _observe(call, step, _shapes(inputs), adapter.forward, loaded, inputs, call.spec, wrt)
+    )
 
 
 def pulled(
@@ -135,6 +136,7 @@ def check_results(
     shapes: Sequence[tuple[int, ...]],
     what: str = "gradient",
     of: str = "argument",
+    kinds: Sequence[str] = (),
 ) -> None:
     """Refuse what is no gradient for each argument, or no tangent for each output: nobody is to use it.
 
@@ -144,32 +146,47 @@ def check_results(
         indices: the leaves that it was asked for.
         shapes: that they are to have.
         what, of: words for errors.
+        kinds: of the dtypes that each may have, ``"f"`` or ``"fc"``; real floating ones where none are given.
 
     Raises:
-        GradientShapeError
+        GradientMismatchError
     """
     if not isinstance(natives, (list, tuple)):
-        raise GradientShapeError(
+        raise GradientMismatchError(
             f"{adapter.label} returned a {type(natives).__name__} as its {what}s; its backend must return a list "
             f"with an array for each {of} that was asked for"
         )
     if len(natives) != len(indices):
-        raise GradientShapeError(
+        raise GradientMismatchError(
             f"{adapter.label} returned {len(natives)} {what}s for {len(indices)} {of}s; its backend must return "
             f"one for each that was asked for"
         )
-    for native, shape, index in zip(natives, shapes, indices):
+    for place, (native, shape, index) in enumerate(zip(natives, shapes, indices)):
         came = getattr(native, "shape", None)
         if came is None:
-            raise GradientShapeError(
+            raise GradientMismatchError(
                 f"{adapter.label} returned a {type(native).__name__} as the {what} of {of} {index}; its "
                 f"backend must return an array, zeros where there is no influence"
             )
         if tuple(came) != shape:
-            raise GradientShapeError(
+            raise GradientMismatchError(
                 f"{adapter.label} returned a {what} of shape {tuple(came)} for {of} {index}, "
                 f"which has shape {shape}; its backend must return one of the {of}'s shape"
             )
+        if not adapter.results_are_typed:
+            array = adapter.border.view(native)
+            if isinstance(array, np.ma.MaskedArray) or array.dtype.kind not in (
+                kinds[place] if kinds else "f"
+            ):
+                kind = (
+                    "masked array"
+                    if isinstance(array, np.ma.MaskedArray)
+                    else f"{what} of dtype {array.dtype}"
+                )
+                raise GradientMismatchError(
+                    f"{adapter.label} returned a {kind} for {of} {index}; its backend must return floating numbers, "
+                    f"complex ones for what is complex"
+                )
 
 
 def _pushed(
@@ -205,6 +222,8 @@ def _pushed(
         natives,
         how=f", {'batched JVP' if many else 'JVP'}",
     )
+    if not many:
+        _check_tangents(adapter, pushed)
     step = "pushforward", many, call.spec.packed, leaves
     if audit is None or not adapter.traits.checks_jvp or not audit.awaits(call.order, step):
         return pushed
@@ -231,6 +250,13 @@ def _pushed(
     return pushed
 
 
+def _check_tangents(adapter: Adapter, pushed: Any) -> None:
+    """Before anything is compared with them."""
+    outputs, tangents = _pair(adapter, pushed)
+    shapes = [tuple(getattr(y, "shape", ())) for y in trees.flatten(outputs)[0]]
+    check_results(adapter, tangents, range(len(shapes)), shapes, "tangent", "output", ["fc"] * len(shapes))
+
+
 def _arguments(call: Any, values: Sequence[Any]) -> tuple[Any, bool, Sequence[Any]]:
     """The host's arguments → (weights or their vector, whether it is that, input leaves)."""
     arguments = call.arguments
@@ -254,6 +280,15 @@ def _cotangents(call: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         return cotangents
     split: Sequence[Any] = results.split(cotangents, _uncut if call.spec.packed else call.adapter.layout.cut)
     return split
+
+
+def _pair(adapter: Adapter, result: Any) -> tuple[Any, Any]:
+    if type(result) is not tuple or len(result) != 2:
+        raise OutputError(
+            f"the forward of {adapter.label} returned a {type(result).__name__}; its backend must return a tuple of the "
+            f"outputs and what their pullback needs"
+        )
+    return result
 
 
 def _uncut(vector: Any) -> tuple[Any]:
