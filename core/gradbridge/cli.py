@@ -51,21 +51,28 @@ def backends() -> None:
     console.print(table)
 
 
+_only = click.option(
+    "--only", metavar="CHECK", multiple=True, help="Name of a check to run, and no other; may be given again."
+)
+
+
 @cli.command()
 @click.argument("backend")
-def check(backend: str) -> None:
+@_only
+def check(backend: str, only: tuple[str, ...]) -> None:
     """Check BACKEND against the laws; exit code 1 if it breaks one."""
     from gradbridge.testing import check_command
 
-    sys.exit(check_command(backend))
+    sys.exit(check_command(backend, only=only))
 
 
 @cli.command()
-def matrix() -> None:
+@_only
+def matrix(only: tuple[str, ...]) -> None:
     """Check every backend that works here against every law, as one table."""
     from gradbridge.testing import matrix_command
 
-    sys.exit(matrix_command())
+    sys.exit(matrix_command(only=only))
 
 
 @cli.command("new-backend")
