@@ -43,7 +43,7 @@ def save_params(path: str | os.PathLike[str], params: Any, layout: ParameterLayo
     """
     from safetensors.numpy import save
 
-    vector = borders.params_vector(params, layout, "the model")
+    vector, _ = borders.params_vector(params, layout, "the model")
     for name in layout.names:
         if name == "__metadata__" or name.encode(errors="replace").decode() != name:
             raise ParamsFileError(
