@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -193,7 +194,7 @@ class Plugins:
                 name = distribution.name
                 points = list(distribution.entry_points.select(group=GROUP))
             except Exception as error:
-                path = str(getattr(distribution, "_path", distribution))
+                path = os.path.realpath(str(getattr(distribution, "_path", distribution)))
                 self.complain(
                     Plugin(path, path, False), f"the entry points of {path} cannot be read: {in_short(error)}"
                 )
