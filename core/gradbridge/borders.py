@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge import trees
 from gradbridge.admission import as_array as as_array
 from gradbridge.admission import plain_array
 from gradbridge.errors import (
@@ -28,7 +29,7 @@ from gradbridge.errors import (
     ParamsDtypeError,
     ParamsShapeError,
 )
-from gradbridge.layout import Array, ParameterLayout
+from gradbridge.layout import Array, Float64Vector, ParameterLayout
 
 #: Kinds of dtypes that have derivatives: floating and complex numbers.
 INEXACT = ("f", "c")
@@ -101,6 +102,25 @@ def check_params(params: Any, layout: ParameterLayout, label: str) -> np.dtype[A
     if shape == (layout.size,) and type(dtype) is _FLOAT64:
         return dtype  # by far the most calls
     return _check_unusual(np.dtype(dtype), tuple(shape), layout, label)
+
+
+def params_vector(params: Any, layout: ParameterLayout, label: str) -> Float64Vector:
+    """Params as a vector or as a tree, checked alike, as a new vector.
+
+    Args:
+        params: (P,) real, or what `ParameterLayout.ravel` takes.
+        layout: that they are to fit.
+        label: of the model.
+
+    Raises:
+        ParamsDtypeError, ParamsShapeError, LayoutError, InputError
+    """
+    is_list = isinstance(params, (list, tuple)) and not any(hasattr(x, "shape") for x in params)
+    if trees.is_container(params) and not is_list:
+        return layout.ravel(params)
+    vector = as_array(params, f"params of {label}")
+    check_params(vector, layout, label)
+    return np.array(vector, np.float64)
 
 
 _FLOAT64 = type(np.dtype(np.float64))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gradbridge import borders, trees
-from gradbridge.audit.findings import AUDITS, Audit
+from gradbridge.audit.findings import Audit
 from gradbridge.call_spec import CallSpec
 from gradbridge.capabilities import Capabilities, capabilities_of
 from gradbridge.choice import find_backend
@@ -23,15 +22,13 @@ from gradbridge.execution.noise import NoiseSource
 from gradbridge.execution.precision import Precisions
 from gradbridge.execution.reuse import Memory
 from gradbridge.execution.settings import BridgeSettings
-from gradbridge.execution.shapes import output_spec
+from gradbridge.execution.shapes import output_spec, refuse_no_shapes
 from gradbridge.execution.steps import check_results
 from gradbridge.layout import Array, ParameterLayout
+from gradbridge.option_values import check_options
 from gradbridge.protocol import Adapter, ArraySpec, GuestOptions
 from gradbridge.registry import Registry, default_registry
 from gradbridge.saving import load_params, save_params
-
-MODES = ("eval", "train")
-NOISES = ("frozen", "per_params", "per_call")
 
 
 class Bridge(Calling):
@@ -71,11 +68,9 @@ class Bridge(Calling):
         follows: bool = False,
         registry: Registry | None = None,
     ) -> None:
-        _one_of("mode", mode, MODES)
-        _one_of("noise", noise, NOISES)
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-            raise OptionError(f"seed must be an integer, got {seed!r}")
-        _one_of("audit", audit, AUDITS)
+        check_options(host=host, mode=mode, seed=seed, noise=noise, check_finite=check_finite, audit=audit)
+        check_options(registry=registry)
+        refuse_no_shapes(outputs, adapter.label)
         self._precisions, self._follows, self._outputs = Precisions(adapter, follows), follows, outputs
         self._host_name = host
         self._mode, self._seed, self._noise_kind = mode, int(seed) % 2**63, noise
@@ -83,7 +78,7 @@ class Bridge(Calling):
         self._memory = Memory.of(reuse, adapter, mode)
         self._audit = Audit(audit == "first")
         self._constants: ConstantArguments | None = None
-        if nondiff != ():
+        if not (isinstance(nondiff, tuple) and not nondiff):
             self._constants = ConstantArguments(nondiff, adapter.argument_names, first_input, adapter.label)
         self._source = NoiseSource(self._seed, "frozen" if mode == "eval" else noise)
         self._join(registry if registry is not None else default_registry())
@@ -207,13 +202,13 @@ class Bridge(Calling):
         return f"<Bridge over {self._adapter.label}: {self.layout.size} params, host {self._host_name}{mode}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        # The registry and the host half belong to the process; another one has its own.
-        theirs = ("_registry", "_host", "_settings", "_is_container_type")
+        # The host half belongs to the process; another one has its own.
+        theirs = ("_host", "_settings", "_is_container_type")
         return {k: v for k, v in self.__dict__.items() if k not in theirs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._join(default_registry())
+        self._join(self._registry)  # of a copy the same one, of a pickled bridge the default of this process
 
 
 def bridge(
@@ -287,7 +282,7 @@ def bridge(
         BackendUnavailableError: its framework is missing or broken; says how to install it.
         OptionError: an unknown option, or a value that it cannot take.
     """
-    _one_of("mode", mode, MODES)
+    check_options(backend=backend, host=host, registry=registry)
     registry = registry if registry is not None else default_registry()
     if isinstance(model, Adapter):
         if options or backend is not None or dtype is not None or device is not None or params is not None:
@@ -319,8 +314,3 @@ def bridge(
         follows=follows,
         registry=registry,
     )
-
-
-def _one_of(option: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise OptionError(f"{option} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

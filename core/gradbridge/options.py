@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import numpy as np
-
 from gradbridge.admission import as_array, refuse_more_than_numbers
 from gradbridge.errors import OptionError
 from gradbridge.layout import Array
+from gradbridge.option_values import check_options, dtype_name
 from gradbridge.wording import suggestion
 
 _ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
@@ -103,15 +102,7 @@ class GuestOptions:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_options(dtype=self.dtype, device=self.device, mode=self.mode)
         refuse_more_than_numbers(self.params, "params=")
-        if self.dtype is not None and not isinstance(self.dtype, str):
-            object.__setattr__(self, "dtype", _named_dtype(self.dtype))
-
-
-def _named_dtype(dtype: Any) -> str:
-    name = getattr(dtype, "name", None)
-    if isinstance(name, str):
-        return name
-    if isinstance(dtype, type) and issubclass(dtype, (np.generic, float)):
-        return np.dtype(dtype).name
-    return str(dtype).rsplit(".", 1)[-1]
+        if self.dtype is not None:
+            object.__setattr__(self, "dtype", dtype_name(self.dtype))

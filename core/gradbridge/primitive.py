@@ -15,6 +15,7 @@ from gradbridge.derivatives import jacobians
 from gradbridge.derivatives.jacobians import MAX_CHUNK
 from gradbridge.derivatives.points import EvaluationPoint
 from gradbridge.errors import OptionError
+from gradbridge.option_values import check_options
 from gradbridge.protocol import GuestOptions
 from gradbridge.registry import Registry, default_registry
 
@@ -226,6 +227,7 @@ def primitive(
     """
     if function is not None and not callable(function):
         raise OptionError(f"primitive takes a function, got {type(function).__name__}; options go by keyword")
+    check_options(backend=backend, host=host, registry=registry)
     if gradient is not None:
         options["gradient"] = gradient
 
@@ -233,7 +235,7 @@ def primitive(
         if not callable(body):
             raise OptionError(f"primitive takes a function, got {type(body).__name__}")
         known = registry if registry is not None else default_registry()
-        name = backend or PLAIN
+        name = backend if backend is not None else PLAIN
         own = None if isinstance(dtype, str) and dtype == "model" else dtype
         adapter = known.guest(name)(body, GuestOptions(dtype=own, device=device, extra=dict(options)))
         bridge = Bridge(

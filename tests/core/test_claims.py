@@ -12,6 +12,7 @@ import gradbridge as gb
 from gradbridge import cli
 from gradbridge.errors import (
     BackendUnavailableError,
+    GradbridgeWarning,
     PluginError,
     UnknownModelError,
 )
@@ -93,6 +94,16 @@ def test_a_library_on_top_of_a_framework_of_ours_may_have_its_own_backend(plugin
     base = subclass("layered.nn.Base", type(gb.build("linear", 2, backend="numpy")))
     assert known.match(object.__new__(subclass("users.Net", base))) == "layered"
     assert known.problems == {}
+
+
+def test_a_class_beside_that_of_a_framework_of_ours_takes_no_model_from_it(plugin):
+    mixed = plugin("mixed", f=declares(name="mixed", guest="a:b", models=("mixed.Base",)))
+    known = Registry([*OWN, mixed])
+    network, base = type(gb.build("linear", 2, backend="numpy")), subclass("mixed.Base", object)
+    assert known.match(base()) == "mixed"
+    with pytest.warns(GradbridgeWarning, match="plugin 'mixed'.*claims mixed.Base"):
+        assert known.match(object.__new__(subclass("users.Net", base, network))) == "numpy"
+    assert "claims mixed.Base" in known.problems["mixed"]
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -143,6 +143,7 @@ def test_a_hook_may_have_another_name(plugin):
         ({"models": "torch.nn.Module"}, "models is no tuple"),
         ({"models": (int,)}, "models is no tuple"),
         ({"models": ("builtins.object",)}, "no class of a framework"),
+        ({"models": ("typing.Generic",)}, "no class of a framework"),
     ],
 )
 def test_a_declaration_whose_fields_are_no_such_thing_is_named(plugin, fields, said):

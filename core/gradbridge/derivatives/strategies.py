@@ -31,8 +31,6 @@ from gradbridge.errors import DerivativeError, GradbridgeError, GuestError, Opti
 from gradbridge.execution import batched
 from gradbridge.layout import Array
 
-STRATEGIES = ("auto", "rows", "vjp", "jvp", "loop")
-
 #: The strategies in words.
 NAMES = {"rows": "per-example", "vjp": "batched VJP", "jvp": "JVPs", "loop": "one backward per output"}
 
