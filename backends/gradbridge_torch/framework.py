@@ -85,6 +85,7 @@ class TorchFramework(RecordedVJPs):
 
     #: torch's own, without a call of ours.
     is_complex = staticmethod(torch.is_complex)
+    floating_dtype = staticmethod(floating_dtype)
 
     def border(self, layout: ParameterLayout, dtypes: Sequence[Any]) -> TorchBorder:
         with set_aside():
@@ -95,11 +96,6 @@ class TorchFramework(RecordedVJPs):
 
     def is_inexact(self, native: torch.Tensor) -> bool:
         return native.is_floating_point() or native.is_complex()
-
-    def floating_dtype(self, name: str) -> torch.dtype:
-        dtype = floating_dtype(name)
-        assert dtype is not None
-        return dtype
 
     def cast(self, native: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return native.to(like.dtype)

@@ -34,25 +34,28 @@ def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> None
         HigherOrderError: what the guest gives is not the derivative of its gradient.
     """
     call, audit = evaluation.call, evaluation.call.settings.audit
-    if audit is None:
+    if audit is None or not audit.is_on:
         return
-    step = "derivative", call.spec.packed, wrt, call.adapter.operations(evaluation.residuals)
+    made_of = call.adapter.operations(evaluation.residuals)
+    step = "derivative", call.spec.packed, wrt, made_of
     if not call.adapter.traits.is_gradient_cheap or not audit.awaits(call.order, step):
         if audit.is_wrong(call.order, "derivative"):
-            raise HigherOrderError(_told(call, "what it gives differs from how its gradient moves"))
+            raise HigherOrderError(_told(call, "what it gives differs from how its gradient moves", made_of))
         return
     apart = _difference(evaluation, derivative, wrt)
     if apart is not None:
         audit.found(call.order, step, not apart)
     if apart:
-        raise HigherOrderError(_told(call, apart))
+        raise HigherOrderError(_told(call, apart, made_of))
 
 
-def _told(call: Any, apart: str) -> str:
+def _told(call: Any, apart: str, made_of: Any) -> str:
+    names = sorted(map(str, made_of)) if isinstance(made_of, frozenset) else []
+    made = f" ({', '.join(names[:12])}{', …' if len(names) > 12 else ''})" if names else ""
     name = _NAMES.get(call.order, "next")
     return (
         f"a {name} derivative of {call.root.adapter.label} was asked for, and what its framework gives is wrong: "
-        f"{apart}. Something in the model has a gradient that cannot be differentiated again (a backward that is not "
+        f"{apart}. Something in the model{made} has a gradient that cannot be differentiated again (a backward that is not "
         f"recorded, NumPy in it, a hook, an operation that the framework has wrong); write that part with a "
         f"differentiable backward, or use derivatives up to the {_NAMES.get(call.order - 1, 'first')}; "
         f"audit='off' takes it as it is"
