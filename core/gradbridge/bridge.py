@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
-
 from gradbridge import borders, trees
 from gradbridge.audit.findings import Audit
 from gradbridge.call_spec import CallSpec
@@ -131,18 +129,16 @@ class Bridge(Calling):
         """A native model of the guest's framework holding these parameters.
 
         Args:
-            params: (P,) real.
+            params: as for a call: (P,) real, or a tree of arrays.
 
         Returns:
             A new model; the one that was bridged is not touched.
 
         Raises:
-            ParamsShapeError, ParamsDtypeError
+            ParamsShapeError, ParamsDtypeError, LayoutError, InputError
         """
-        vector = borders.as_array(params, f"params of {self._adapter.label}")
-        dtype = borders.check_params(vector, self.layout, self._adapter.label)
-        adapter = self._precisions.of(dtype).adapter
-        return adapter.model(self.layout.cut(np.array(vector, dtype=np.float64)))
+        vector, dtype = borders.params_vector(params, self.layout, self._adapter.label)
+        return self._precisions.of(dtype).adapter.model(self.layout.cut(vector))
 
     @property
     def capabilities(self) -> Capabilities:
@@ -174,11 +170,14 @@ class Bridge(Calling):
         """Write parameters to a safetensors file, with their layout.
 
         Args:
-            path: the file.
-            params: (P,) real.
+            path: the file. It is written whole or not at all; where it is a link, what that leads to is
+                written, and a file that is there keeps its mode.
+            params: as for a call: (P,) real, or a tree of arrays.
 
         Raises:
-            ParamsShapeError: they do not fit the layout.
+            ParamsShapeError, ParamsDtypeError, LayoutError, InputError: they do not fit the layout.
+            ParamsFileError: what is there is no regular file.
+            OSError: it cannot be written there.
         """
         save_params(path, params, self.layout)
 

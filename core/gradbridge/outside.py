@@ -263,6 +263,11 @@ def _read(code: types.CodeType) -> _Read:
     return _Read(variables, modules, names, writes)
 
 
+def names_in(code: types.CodeType) -> frozenset[str]:
+    """All names of attributes and variables in code, and in the functions that are written within it."""
+    return _read(code).names
+
+
 def _all_of(container: Any) -> Any:
     """The items of a list or the like; of a dict its values, whose number and order tell enough of the keys."""
     return container.values() if isinstance(container, dict) else container
@@ -274,10 +279,10 @@ def _content(array: np.ndarray[Any, Any]) -> bytes:
     return array.flat[:: -(-array.size // _SAMPLE)].tobytes()
 
 
-def differing(before: Look, after: Look) -> set[str]:
-    """Places that are not the same in two looks."""
-    places = before.marks.keys() | after.marks.keys()
-    return {p for p in places if before.marks.get(p, _MISSING) != after.marks.get(p, _MISSING)}
+def differing(before: dict[str, Hashable], after: dict[str, Hashable]) -> set[str]:
+    """Places whose marks are not the same."""
+    places = before.keys() | after.keys()
+    return {p for p in places if before.get(p, _MISSING) != after.get(p, _MISSING)}
 
 
 def _named(place: str, name: str) -> str:

@@ -23,7 +23,7 @@ _NAMES = {0: "second", 1: "third", 2: "fourth"}
 
 
 def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> None:
-    """Compare once for each order of a bridge.
+    """Compare once for each order of a bridge, and again where the call was made of other operations.
 
     Args:
         evaluation: whose gradient is differentiated.
@@ -34,13 +34,16 @@ def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> None
         HigherOrderError: what the guest gives is not the derivative of its gradient.
     """
     call, audit = evaluation.call, evaluation.call.settings.audit
-    step = "derivative", call.spec.packed, wrt
-    if audit is None or not call.adapter.traits.is_gradient_cheap or not audit.awaits(call.order, step):
-        if audit is not None and audit.is_wrong(call.order, "derivative"):
+    if audit is None:
+        return
+    step = "derivative", call.spec.packed, wrt, call.adapter.operations(evaluation.residuals)
+    if not call.adapter.traits.is_gradient_cheap or not audit.awaits(call.order, step):
+        if audit.is_wrong(call.order, "derivative"):
             raise HigherOrderError(_told(call, "what it gives differs from how its gradient moves"))
         return
     apart = _difference(evaluation, derivative, wrt)
-    audit.found(call.order, step, not apart)
+    if apart is not None:
+        audit.found(call.order, step, not apart)
     if apart:
         raise HigherOrderError(_told(call, apart))
 
@@ -56,8 +59,8 @@ def _told(call: Any, apart: str) -> str:
     )
 
 
-def _difference(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> str:
-    """What is wrong with the derivative of a gradient, in words; "" where nothing is, or nothing can be told."""
+def _difference(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> str | None:
+    """What is wrong with the derivative of a gradient, in words; "" where nothing is, None where nobody can tell."""
     moving = tuple(
         i for i in wrt if i < len(evaluation.call.root.arguments.vectors) and np.size(evaluation.values[i])
     )
@@ -97,9 +100,12 @@ class _Probe:
             (float(np.finfo(d).eps) for d in evaluation.guest_dtypes if d.kind in INEXACT), default=2.0**-52
         )
 
-    def difference(self) -> str:
-        """What is wrong, in words."""
+    def difference(self) -> str | None:
+        """What is wrong, in words; None where a caller has changed the arrays of the call since."""
         evaluation, moving = self._evaluation, self._moving
+        now = self._anywhere.evaluate_at(evaluation.values, ())
+        if any(_far(a, b, self._tolerance) for a, b in zip(now.outputs, evaluation.outputs)):
+            return None
         inner = self._derivative.evaluate_at(
             [*evaluation.values, *self._cotangents], (*moving, *self._behind)
         )
