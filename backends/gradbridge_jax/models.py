@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Self
 
 import jax
@@ -64,7 +63,7 @@ class JaxModel(OnDevice, Model):
         self.draws = has_key or moves
         self._flags = usual_flags(has_key)
         readers = self.readers() if options.extra.get("jit", "auto") is not False else ()
-        self.surroundings = surroundings(partial(print, *readers)) if readers else None
+        self.surroundings = surroundings(*readers) if readers else None
         self._compute_in(dtypes, dtype)
 
     def readers(self) -> Sequence[Any]:

@@ -12,6 +12,7 @@ from gradbridge import trees
 from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import OptionError
 from gradbridge.layout import Array, ParameterLayout
+from gradbridge.option_values import ANYTHING, POSITIVE, Takes, whole
 from gradbridge.options import parameter_array
 from gradbridge.protocol import Adapter, GuestOptions, Traits, refuse_unknown_options
 from gradbridge_numpy.architectures import Network, NetworkAdapter
@@ -25,7 +26,13 @@ from gradbridge_numpy.rules import Rules
 from gradbridge_numpy.traced import system_of
 from gradbridge_numpy.written import WrittenJet
 
-OPTIONS = ("gradient", "vjp", "jvp", "step", "order")
+OPTIONS = {
+    "gradient": Takes("'numeric' or left out", lambda value: isinstance(value, str) and value == "numeric"),
+    "vjp": ANYTHING,
+    "jvp": ANYTHING,
+    "step": POSITIVE,
+    "order": whole("a positive whole number", 1),
+}
 
 
 def adapt(model: Callable[..., Any], options: GuestOptions) -> Adapter:
@@ -57,8 +64,6 @@ def adapt(model: Callable[..., Any], options: GuestOptions) -> Adapter:
             f"backend 'numpy' computes where NumPy does and has no device, got {options.device!r}"
         )
     gradient = options.extra.get("gradient")
-    if gradient not in (None, "numeric"):
-        raise OptionError(f"gradient must be 'numeric' or left out, got {gradient!r}")
     numeric = {k: options.extra[k] for k in ("step", "order") if options.extra.get(k) is not None}
     if numeric and gradient is None:
         raise OptionError(f"{', '.join(numeric)} belong to gradient='numeric', which was not asked for")
