@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from gradbridge.audit import first_call, orders
+from gradbridge.audit import first_call
 from gradbridge.audit.comparison import agree, difference, tolerance_of
+from gradbridge.audit.derivative_checks import DerivativeChecks
 from gradbridge.audit.findings import Audit
 from gradbridge.audit.precision import coarse_steps
 from gradbridge.audit.report import AuditReport, Finding
 from gradbridge.borders import INEXACT
 from gradbridge.derivatives.independence import seem_independent
-from gradbridge.derivatives.problem import JacobianProblem
-from gradbridge.derivatives.strategies import NAMES, Solver
-from gradbridge.errors import GradbridgeError
-from gradbridge.execution import derivation, steps
+from gradbridge.derivatives.strategies import NAMES
+from gradbridge.errors import GradbridgeError, GradbridgeWarning
+from gradbridge.execution import steps
 from gradbridge.layout import Array
 from gradbridge.wording import in_short
 
@@ -40,15 +42,31 @@ def audited(
         title: first line of the table.
         told: is handed each row when it is known.
     """
-    examination, findings = _Examination(point, fingerprint), []
-    for finding in examination.findings():
+    examination, findings = _Examination(point, fingerprint), list[Finding]()
+    for finding in _each(point, examination):
         findings.append(finding)
         if told is not None:
             told(finding)
     return AuditReport(title, findings)
 
 
-class _Examination:
+def _each(point: Any, examination: _Examination) -> Iterator[Finding]:
+    yield from _mended(point)
+    yield from examination.findings()
+
+
+def _mended(point: Any) -> Iterator[Finding]:
+    """What the first call of the bridge mends, if it was not made yet; what it refuses shows in the rows."""
+    audit = point.call.settings.audit
+    if audit is not None and audit.awaits_call(point.call.dtype.name):
+        with suppress(GradbridgeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", GradbridgeWarning)
+            point.call.evaluate(point.values, tuple(point.arguments(0)) if point.call.first_input else ())
+    if audit is not None and "state" in audit.notes:
+        yield Finding("mended", "note", "", audit.notes["state"])
+
+
+class _Examination(DerivativeChecks):
     """The checks at one point, each on calls that nobody observes and that move no state."""
 
     def __init__(self, point: Any, fingerprint: Callable[[], bytes]) -> None:
@@ -93,11 +111,11 @@ class _Examination:
             ("the same call again", self._repeats),
             ("after calls at other arguments", self._remembers),
             ("precision", self._precision),
-            ("gradient against differences", self._differences),
-            ("JVP against VJP", self._forward_mode),
-            ("second derivative", lambda: self._order(0)),
-            ("third derivative", lambda: self._order(1)),
-            *((f"Jacobian, {NAMES[s]}", lambda s=s: self._jacobian(s)) for s in ("rows", "vjp", "jvp")),
+            ("gradient against differences", self.differences),
+            ("JVP against VJP", self.forward_mode),
+            ("second derivative", lambda: self.order(0)),
+            ("third derivative", lambda: self.order(1)),
+            *((f"Jacobian, {NAMES[s]}", lambda s=s: self.jacobian(s)) for s in ("rows", "vjp", "jvp")),
             ("rows of the batch", self._rows),
             ("other batch sizes in between", self._sizes),
             ("float32 against float64", self._narrow),
@@ -173,92 +191,6 @@ class _Examination:
         return Finding(
             "", "right", ", ".join(dtypes) or "integers", "of the outputs as the model returned them"
         )
-
-    def _differences(self) -> Finding:
-        """⟨c, f(x + h t) - f(x - h t)⟩ / 2h against ⟨g, t⟩, in random directions."""
-        evaluation, worst = self._evaluation, 0.0
-        gradients = evaluation.pull(self._cotangents, self._wrt)
-        coarse = self._tolerance**2 or 2.0**-52
-        step = coarse ** (1 / 3)
-        for _ in range(3):
-            directions = {
-                i: self._draw.normal(size=np.shape(self._values[i]))
-                * max(float(np.abs(self._values[i]).mean()), 1e-3)
-                for i in self._wrt
-            }
-            ends = []
-            for sign in (1.0, -1.0):
-                values = list(self._values)
-                for i, direction in directions.items():
-                    values[i] = (values[i] + sign * step * direction).astype(values[i].dtype)
-                outputs = self._call.evaluate_at(values, ()).outputs
-                ends.append(outputs)
-            moved = [
-                float(np.sum(np.real(c * (a - b)))) / (2 * step) for c, a, b in zip(self._cotangents, *ends)
-            ]
-            pulled = [float(np.sum(np.real(g * directions[i]))) for i, g in zip(self._wrt, gradients)]
-            size = sum(map(abs, moved)) + sum(map(abs, pulled))
-            worst = max(worst, abs(sum(moved) - sum(pulled)) / size if size else 0.0)
-        figure = f"{worst:.1e}"
-        if not np.isfinite(worst):
-            return Finding("", "-", figure, "numbers are not finite here")
-        if worst > 100 * coarse**0.5:
-            return Finding(
-                "",
-                "note",
-                figure,
-                "the gradient is not how the outputs move: a rule of its own, a kink, or a fault",
-            )
-        return Finding("", "right", figure, "relative, in three random directions")
-
-    def _forward_mode(self) -> Finding:
-        tangents = [self._draw.normal(size=np.shape(self._values[i])) for i in self._wrt]
-        pushed = steps.pushed(self._call, self._values, self._wrt, tangents)[1]
-        view = self._adapter.border.view
-        gradients = self._evaluation.pull(self._cotangents, self._wrt)
-        ahead = [np.real(c * view(t)) for c, t in zip(self._cotangents, pushed)]
-        back = [np.real(g * t) for g, t in zip(gradients, tangents)]
-        a, b = (sum(float(np.sum(x)) for x in terms) for terms in (ahead, back))
-        size = sum(float(np.sum(np.abs(x))) for x in (*ahead, *back))
-        apart = abs(a - b) / size if size else 0.0
-        if apart > (self._tolerance**2) ** 0.7:
-            return Finding(
-                "", "WRONG", f"{apart:.1e}", "⟨v, Jt⟩ is not ⟨Jᵀv, t⟩: JVPs are made from the gradient"
-            )
-        return Finding("", "right", f"{apart:.1e}", "⟨v, Jt⟩ = ⟨Jᵀv, t⟩, relative")
-
-    def _order(self, order: int) -> Finding:
-        evaluation = self._evaluation
-        for _ in range(order):
-            call = derivation.derivative(evaluation, self._wrt)
-            cotangents = [self._draw.normal(size=y.shape) for y in evaluation.outputs]
-            first = len(evaluation.values)
-            behind = tuple(first + i for i, y in enumerate(evaluation.outputs) if y.dtype.kind in INEXACT)
-            evaluation = call.evaluate_at([*evaluation.values, *cotangents], (*self._wrt, *behind))
-        derivative = derivation.derivative(evaluation, self._wrt)
-        apart = orders.difference(evaluation, derivative, self._wrt)
-        if apart is None:
-            return Finding("", "-", "", "nothing can be told here: a kink, or numbers that are not finite")
-        if apart:
-            return Finding("", "WRONG", "", f"{apart}; a bridge refuses it")
-        return Finding("", "right", "", "it is how the derivative below it moves")
-
-    def _jacobian(self, strategy: str) -> Finding | None:
-        wrt = tuple(i for i in self._wrt if np.asarray(self._values[i]).dtype.kind == "f")
-        if any(y.dtype.kind == "c" for y in self._evaluation.outputs):
-            return None
-        problem = JacobianProblem(replace(self._point, strategies_used=[]), wrt, 1 << 24, checks_rows=True)
-        if problem.total * problem.arguments > _SMALL:
-            return Finding(
-                "", "-", "", "too large to try for nothing: the first one is compared when it is asked for"
-            )
-        solver = Solver(problem)
-        jacobians = solver.computed(strategy)
-        if problem.agrees_with_backward(jacobians):
-            return Finding(
-                "", "right", f"{problem.total}×{problem.arguments}", "vᵀJ is what one backward gives"
-            )
-        return Finding("", "WRONG", "", "vᵀJ is not what one backward gives; another way is taken")
 
     # -- batches, dtypes, threads -------------------------------------------------------------
 
