@@ -54,6 +54,9 @@ class TensorFlowProgram(Program):
         gradients = kept.stage.pull(kept, cotangents, many)
         return [gradients[i] for i in wanted]
 
+    def operations(self, kept: Kept) -> frozenset[str]:
+        return kept.stage.operations
+
     def strangers(self, kept: Kept) -> Sequence[Any]:
         return [v for v in kept.stage.variables if v.trainable]
 

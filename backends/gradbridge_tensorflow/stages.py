@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import tensorflow as tf
@@ -28,6 +29,37 @@ from gradbridge_tensorflow.repairs import repaired_derivatives
 
 #: For each order, which of the gradients can be differentiated again, by their place among all.
 Path = tuple[tuple[int, ...], ...]
+
+#: Operations that only arrange numbers, or sum them up.
+_PLAIN = frozenset(
+    [
+        *(
+            "Placeholder",
+            "Const",
+            "Identity",
+            "IdentityN",
+            "NoOp",
+            "Reshape",
+            "Shape",
+            "Cast",
+            "Pack",
+            "Unpack",
+        ),
+        *(
+            "StridedSlice",
+            "ExpandDims",
+            "Squeeze",
+            "Fill",
+            "ZerosLike",
+            "OnesLike",
+            "Range",
+            "Tile",
+            "Sum",
+            "Prod",
+        ),
+        *("BroadcastTo", "BroadcastGradientArgs", "Maximum", "FloorDiv", "AddN"),
+    ]
+)
 
 # What `tf.vectorized_map` raises where it cannot map an operation.
 _UNMAPPABLE = (ValueError, TypeError, NotImplementedError, LookupError, AssertionError, tf.errors.OpError)
@@ -104,6 +136,11 @@ class Stage:
         graph = self._whole.graph
         captured = {id(outer) for outer, _ in graph.captures}
         return [v for v in graph.variables if id(v.handle) in captured]
+
+    @cached_property
+    def operations(self) -> frozenset[str]:
+        """Kinds of operations of the computation and its derivatives that have a gradient worth a name."""
+        return frozenset(op.type for op in self._whole.graph.get_operations()) - _PLAIN
 
     def record(
         self, depth: int, residuals: Sequence[Any], cotangents: Sequence[Any]

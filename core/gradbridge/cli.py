@@ -75,6 +75,30 @@ def matrix(only: tuple[str, ...]) -> None:
     sys.exit(matrix_command(only=only))
 
 
+@cli.command()
+@click.argument("target", metavar="MODULE:NAME")
+@click.option(
+    "--input",
+    "inputs",
+    metavar="SPEC",
+    multiple=True,
+    help="An input: its shape, 8x3, of normal numbers; 8x3:100 of integers below 100; or MODULE:NAME of an array. "
+    "May be given again, in order.",
+)
+@click.option("--backend", help="The framework of a function.")
+@click.option(
+    "--dtype", help="The dtype to compute in; float64 if nothing is said, 'model' for the model's own."
+)
+@click.option("--params", metavar="MODULE:NAME", help="The tree of parameters of a function.")
+def audit(
+    target: str, inputs: tuple[str, ...], backend: str | None, dtype: str | None, params: str | None
+) -> None:
+    """Audit a model, or a bridge, that an import gives; exit code 1 if something is wrong."""
+    from gradbridge.audit.command import audit_command
+
+    sys.exit(audit_command(target, inputs, backend, dtype, params))
+
+
 @cli.command("new-backend")
 @click.argument("name")
 @click.option("--folder", type=click.Path(), help="Where to write it; gradbridge-NAME if nothing is said.")
@@ -92,7 +116,7 @@ _BUILT_IN = dict(cli.commands)
 
 def main() -> None:
     """Entry point of the console script: core's commands and every plugin's."""
-    cli.commands = {**_plugin_commands(default_registry()), **_BUILT_IN}
+    cli.commands = {**cli.commands, **_plugin_commands(default_registry()), **_BUILT_IN}
     cli(prog_name="gradbridge")
 
 

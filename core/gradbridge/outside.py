@@ -76,8 +76,8 @@ class Look:
         return tuple(self.marks.items())
 
     @property
-    def can_change(self) -> bool:
-        """Whether there is anything that is not for good."""
+    def may_change(self) -> bool:
+        """Whether any of it can be another one at the next look."""
         return bool(self._bindings or self._items or self._arrays)
 
     def holds(self) -> bool:
@@ -138,9 +138,9 @@ class Look:
         """A function or an object: what its code names, and its attributes of these names."""
         self._remember(place, value)
         if isinstance(value, functools.partial):
-            self._at(_named(place, "func"), value.func)
-            for name, item in (*enumerate(value.args), *value.keywords.items()):
-                self._at(_named(place, f"argument {name}"), item)
+            for name in ("func", "args", "keywords"):
+                if getattr(value, name):
+                    self._at(_named(place, name), getattr(value, name))
         elif isinstance(value, types.MethodType):
             self._see_callable(place, value.__func__)
             self._at(_named(place, "self"), value.__self__)
