@@ -117,8 +117,11 @@ class Stage:
         if True not in step.alive:
             return [None] * len(step.alive)
         heard = self.heard(depth, cotangents)
-        with self.naming_what_is_missing():
+        try:  # `naming_what_is_missing` in place, since every backward is here
             found = self._many(depth, step, residuals, heard) if many else step.pull(residuals, heard)
+        except tf.errors.NotFoundError as error:
+            refuse_missing_derivatives(error, self._whole.graph, self.label)
+            raise
         return spread(found, step.alive)
 
     @contextmanager
