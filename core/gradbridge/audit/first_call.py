@@ -191,7 +191,9 @@ class FirstCall:
             return ""
         moved = [_moved(v, i) for i, v in enumerate(self._values)]
         try:
-            used, new = [self._quiet.by(a).evaluate_at(moved, ()).outputs for a in (self._adapter, fresh)]
+            used, new = [
+                replace(self._quiet, adapter=a).evaluate_at(moved, ()).outputs for a in (self._adapter, fresh)
+            ]
         except GradbridgeError:
             return ""  # such arguments are not for it: there is nothing to compare
         if agree(used, new, self._tolerance):
