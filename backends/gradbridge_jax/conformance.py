@@ -20,7 +20,7 @@ class UnderTest(BackendUnderTest):
     """The scenarios in JAX."""
 
     backend: ClassVar[str] = "jax"
-    builds: ClassVar[bool] = True
+    builds = True
 
     def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> nnx.Module:
         """Two linear layers and a tanh."""

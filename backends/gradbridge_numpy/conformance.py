@@ -18,7 +18,7 @@ class UnderTest(BackendUnderTest):
     """The scenarios as plain functions with written rules."""
 
     backend: ClassVar[str] = "numpy"
-    builds: ClassVar[bool] = True
+    builds = True
     reasons: ClassVar[dict[str, str]] = {
         "dropout": "a plain function has no train mode",
         "batchnorm": "a plain function has no train mode",

@@ -15,7 +15,7 @@ from gradbridge.testing import BackendUnderTest
 
 class UnderTest(BackendUnderTest):
     backend: ClassVar[str] = "torch"
-    builds: ClassVar[bool] = True
+    builds = True
 
     def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> nn.Module:
         return nn.Sequential(_linear(weight1, bias1), nn.Tanh(), _linear(weight2, bias2))

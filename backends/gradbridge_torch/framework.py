@@ -24,12 +24,12 @@ from gradbridge.framework import (
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.protocol import ArraySpec, Traits
 from gradbridge_torch.beside import without_graph
+from gradbridge_torch.foreign import foreign_leaves
 from gradbridge_torch.forward_mode import pushed
 from gradbridge_torch.graphs import (
     Gradients,
     Graph,
     differentiated,
-    foreign_leaves,
     refuse_cut_graph,
     run_backward,
 )
@@ -221,6 +221,9 @@ class TorchProgram(Program):
                 self._doubt_unused(kept)
                 break
         return gradients
+
+    def operations(self, kept: Graph) -> frozenset[str]:
+        return kept.kinds()
 
     def strangers(self, kept: Graph) -> Sequence[torch.Tensor]:
         return foreign_leaves(kept.outputs, kept.given)

@@ -72,8 +72,9 @@ class BackendUnderTest:
     #: {factory: why the framework cannot do it}, for those that are left out.
     reasons: ClassVar[Mapping[str, str]] = {}
 
-    #: Whether the backend is a builder: then what `gradbridge.build` makes of it is checked as well.
-    builds: ClassVar[bool] = False
+    #: Whether what the backend's builder makes, by `gradbridge.build`, is checked as well; `find` says
+    #: so of every backend that has one.
+    builds: bool = False
 
     def __init__(self, registry: Registry | None = None) -> None:
         self.registry = registry if registry is not None else default_registry()

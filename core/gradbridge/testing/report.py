@@ -236,6 +236,8 @@ def find(name: str, registry: Registry | None = None) -> BackendUnderTest:
             f"module {module} ({error}); write one as gradbridge.testing.BackendUnderTest tells"
         ) from error
     under_test: BackendUnderTest = found(registry)
+    if declared.builder is not None:
+        under_test.builds = True
     return under_test
 
 
