@@ -77,7 +77,7 @@ def explain_error(error: Exception, label: str, inputs: Sequence[Any]) -> Gradbr
 
 def _said(error: Exception) -> str:
     """The error in a line; of one that a callback raised, which XLA hands on with its traceback, what it says."""
-    head, traced, told = str(error).partition("Traceback (most recent call last):")
+    _, traced, told = str(error).partition("Traceback (most recent call last):")
     lines = [line for line in told.splitlines() if line.strip() and not line.startswith((" ", "\t"))]
     return f"{type(error).__name__}: {lines[0]}" if traced and lines else wording.in_short(error)
 

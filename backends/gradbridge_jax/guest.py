@@ -47,7 +47,7 @@ def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
         options: besides the common ones:
             jit: ``"auto"`` compiles, and runs step by step from the first time that the model
                 asks for an array's value (Python's ``if`` on data). True never does that, False
-                always; False is also for a function that reads variables which change.
+                always; False is also for a function that reads what changes and has no name in its code.
             key: name of the keyword argument by which the model takes a PRNG key; each call is
                 given one made from the bridge's own seed. Equinox modules that have an argument
                 ``key`` need not say so; an NNX module gets ``nnx.Rngs``.

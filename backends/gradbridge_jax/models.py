@@ -57,7 +57,9 @@ class JaxModel(OnDevice, Model):
         moves: bool = False,
     ) -> None:
         self.label, self.layout = label, layout
-        self.device = compute_device(options.device) or own_device(arrays)
+        # Where JAX likes is where it liked when the bridge was made.
+        liked = jax.config.jax_default_device  # type: ignore[attr-defined]
+        self.device = compute_device(options.device) or own_device(arrays) or compute_device(liked)
         self.state: tuple[Any, ...] = tuple(state)
         self.has_key, self.moves = has_key, moves
         self.draws = has_key or moves

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from gradbridge import borders, trees
+from gradbridge.audit.examination import audited
 from gradbridge.audit.findings import Audit
+from gradbridge.audit.report import AuditReport, Finding
 from gradbridge.call_spec import CallSpec
 from gradbridge.capabilities import Capabilities, capabilities_of
 from gradbridge.choice import find_backend
@@ -145,6 +148,27 @@ class Bridge(Calling):
         """What works through this bridge, what does not and why, and what it costs; prints as a table."""
         title = f"{self._adapter.label}, differentiated by {self._host_name}"
         return capabilities_of(self._adapter, title, self._settings, self._latest, self._outputs is not None)
+
+    def audit(
+        self, params: Any, *inputs: Any, told: Callable[[Finding], None] | None = None, **kwargs: Any
+    ) -> AuditReport:
+        """Find out all that can be found out about the model at one point (law 10).
+
+        Whether it computes with the params and inputs alone and gives the same again; its precision; its
+        gradient against differences, its JVP, second and third derivatives and Jacobians against
+        independent ones; other batch sizes, dtypes and threads; and whether the user's model is as it was.
+        It makes some hundred evaluations, changes nothing, and refuses nothing.
+
+        Args:
+            params, *inputs, **kwargs: as for a call.
+            told: is handed each row as soon as it is known, for who shows progress.
+
+        Returns:
+            The rows; prints as a table, and is true where nothing is wrong. What a difference of values does not
+            confirm is a note: a model may have a gradient of its own (straight-through estimators).
+        """
+        title = f"audit of {self._adapter.label}, {self.layout.size} params"
+        return audited(self._point(params, inputs, kwargs), lambda: self.params.tobytes(), title, told)
 
     def output_spec(self, *inputs: Any, **kwargs: Any) -> Any:
         """Shapes and dtypes of the outputs, without computing them.

@@ -114,6 +114,13 @@ def test_a_dtype_is_followed_wherever_a_module_names_it(make):
     assert 1e-6 < np.abs(own(own.params, X) - np.tanh(X @ kernel + bias)).max() < 0.1
 
 
+def test_a_module_that_is_the_params_of_a_function_follows_too():
+    module, _, (kernel, bias) = rows()
+    f = gb.bridge(lambda m, x: jax.vmap(m)(x), params=module, backend="jax")
+    expected = np.tanh(X @ np.asarray(kernel, float) + np.asarray(bias, float))
+    np.testing.assert_allclose(f(f.params, X), expected, rtol=1e-13)
+
+
 def test_what_fixes_float32_within_its_code_says_what_precision_it_has():
     class Hard(nnx.Module):
         def __init__(self, rngs):

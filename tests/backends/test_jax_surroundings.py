@@ -83,6 +83,16 @@ def test_a_bridge_is_made_under_a_transfer_guard():
         assert np.isfinite(autograd.grad(lambda p: anp.sum(f(p, X)))(f.params)).all()
 
 
+def test_a_bridge_computes_where_jax_was_told_to_when_it_was_made():
+    device = jax.devices()[-1]
+    for told in (device, device.platform):
+        with jax.default_device(told):
+            f = gb.bridge(noisy, params=PARAMS, backend="jax")
+        assert next(iter(f.model(f.params)(X).devices())).platform == device.platform
+        assert f.adapter.source.device is not None
+        assert np.isfinite(f(f.params, X)).all()
+
+
 def test_a_nan_is_the_programs_to_judge_whatever_jax_was_told():
     f = gb.bridge(lambda p, x: jnp.log(p) * x, params=np.array([-1.0, 2.0]), backend="jax")
     with jax.debug_nans(True):

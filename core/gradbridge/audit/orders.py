@@ -42,7 +42,7 @@ def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> None
         if audit.is_wrong(call.order, "derivative"):
             raise HigherOrderError(_told(call, "what it gives differs from how its gradient moves", made_of))
         return
-    apart = _difference(evaluation, derivative, wrt)
+    apart = difference(evaluation, derivative, wrt)
     if apart is not None:
         audit.found(call.order, step, not apart)
     if apart:
@@ -62,7 +62,7 @@ def _told(call: Any, apart: str, made_of: Any) -> str:
     )
 
 
-def _difference(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> str | None:
+def difference(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> str | None:
     """What is wrong with the derivative of a gradient, in words; "" where nothing is, None where nobody can tell."""
     moving = tuple(
         i for i in wrt if i < len(evaluation.call.root.arguments.vectors) and np.size(evaluation.values[i])

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from gradbridge.call_spec import CallSpec
 from gradbridge.inspection import Stranger
 from gradbridge.layout import Array
 from gradbridge.testing.faulty.catalogue import breaks
@@ -51,14 +52,24 @@ class _FreshForgetsItsMode(ReferenceAdapter):
         return type(self)(self._model, replace(self._options, dtype="float32"))
 
 
-@breaks("fresh_has_kept_nothing", "batchnorm")
-class _CopyForFresh(ReferenceAdapter):
-    """fresh() is a copy, with the statistics that were moved."""
+@breaks("fresh_keeps_to_itself", "batchnorm")
+class _FreshMovesMine(ReferenceAdapter):
+    """fresh() moves the statistics of the adapter that it was made of as well."""
+
+    original: ReferenceAdapter | None = None
 
     def fresh(self) -> Self:
         new = super().fresh()
-        new.mean, new.variance = self.mean, self.variance
+        new.original = self
         return new
+
+    def forward(
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
+    ) -> tuple[Any, Any]:
+        result = super().forward(loaded, inputs, spec, wrt)
+        if self.original is not None:
+            self.original.mean, self.original.variance = self.mean, self.variance
+        return result
 
 
 @breaks("isolated_calls")
