@@ -72,6 +72,22 @@ class UnderTest(BackendUnderTest):
 
         return Native(wave, params={"scale": scale})
 
+    def broadcast(self, scale: Array) -> Native:
+        """A function of a vector, a matrix and a row."""
+        return Native(lambda p, t, x, m: anp.tanh(p * x + m) * t[:, None], params=scale)
+
+    def masked(self) -> Any:
+        """A function of booleans and integers."""
+        return lambda x, m, k: anp.where(m, k * x**2, x)
+
+    def root(self, scale: Array) -> Native:
+        """A function whose derivative may be infinite."""
+        return Native(lambda p, x: p * anp.sqrt(x), params=scale)
+
+    def switch(self) -> Any:
+        """A function of a string and a number."""
+        return lambda x, name, k: k * x**3 if name == "cube" else k * x**2
+
     def state(self, model: Any) -> Any:
         """autograd's counter of open traces, its only global state."""
         return trace_stack.top

@@ -20,6 +20,7 @@ class UnderTest(BackendUnderTest):
     """The scenarios in JAX."""
 
     backend: ClassVar[str] = "jax"
+    builds = True
 
     def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> nnx.Module:
         """Two linear layers and a tanh."""
@@ -77,6 +78,22 @@ class UnderTest(BackendUnderTest):
             return jax.lax.complex(params["scale"] * square, 0 * square) * phase * z, square
 
         return Native(wave, params={"scale": scale})
+
+    def broadcast(self, scale: Array) -> Native:
+        """A function of a vector, a matrix and a row."""
+        return Native(lambda p, t, x, m: jnp.tanh(p * x + m) * t[:, None], params=scale)
+
+    def masked(self) -> Any:
+        """A function of booleans and integers."""
+        return lambda x, m, k: jnp.where(m, k * x**2, x)
+
+    def root(self, scale: Array) -> Native:
+        """A function whose derivative may be infinite."""
+        return Native(lambda p, x: p * jnp.sqrt(x), params=scale)
+
+    def switch(self) -> Any:
+        """A function of a string and a number."""
+        return lambda x, name, k: k * x**3 if name == "cube" else k * x**2
 
     def state(self, model: Any) -> Any:
         """Every variable and attribute of a module, and JAX's flags."""

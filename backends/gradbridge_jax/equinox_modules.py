@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import types
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 
 from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import GradbridgeWarning, OptionError
+from gradbridge.options import refuse_params
 from gradbridge.protocol import Array, GuestOptions
 from gradbridge_jax.arrays import cast_floating, floating_dtype
+from gradbridge_jax.dtypes import InDtype
 from gradbridge_jax.functions import by_rows
 from gradbridge_jax.isolation import isolated
 from gradbridge_jax.models import JaxModel
@@ -30,8 +34,7 @@ class EquinoxModel(JaxModel):
 
     def __init__(self, module: eqx.Module, options: GuestOptions) -> None:
         label = type(module).__name__
-        if options.params is not None:
-            raise OptionError("params= belongs to functions; an Equinox module brings its own parameters")
+        refuse_params(options, "an Equinox module")
         if not callable(module):
             raise OptionError(
                 f"{label} has no __call__; bridge a function of it: "
@@ -44,9 +47,11 @@ class EquinoxModel(JaxModel):
         self._vmap = bool(options.extra.get("vmap"))
         self._key: str | None = options.extra.get("key") or _key_argument(module, is_train)
         with isolated(True):
-            self._tree = tree = ParameterTree(eqx.nn.inference_mode(module, value=not is_train), dtype, label)
-            state, self._state_def = jax.tree.flatten(options.extra.get("state"))
-            state = [cast_floating(leaf, dtype) for leaf in state]
+            called = InDtype(dtype)(eqx.nn.inference_mode(module, value=not is_train))
+            self._tree = tree = ParameterTree(called, dtype, label)
+            first, self._state_def = jax.tree.flatten(options.extra.get("state"))
+            self._first = [cast_floating(leaf, None) for leaf in first]  # its state as it was bridged
+            state = [cast_floating(leaf, dtype) for leaf in first]
         self._has_state = bool(state)
         super().__init__(
             label,
@@ -62,6 +67,18 @@ class EquinoxModel(JaxModel):
         self._fixed = len(tree.fixed)
         if not is_train:
             _notice_train_mode(module, label)
+
+    def _recast(self, dtype: np.dtype[Any]) -> None:
+        tree = self._tree
+        own = InDtype(dtype)(tree.fill(tree.arrays, tree.fixed))
+        self._tree = tree = ParameterTree(own, dtype, self.label)
+        self.state = (*tree.fixed, *(cast_floating(leaf, dtype) for leaf in self._first))
+
+    def readers(self) -> Sequence[Any]:
+        return [
+            self._module,
+            *(f for f in jax.tree.leaves(self._module) if isinstance(f, types.FunctionType)),
+        ]
 
     def weights(self) -> Sequence[Any]:
         return self._tree.arrays

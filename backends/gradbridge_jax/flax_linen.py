@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen
 
 from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import OptionError
 from gradbridge.protocol import Array, GuestOptions
 from gradbridge_jax.arrays import cast_floating, floating_dtype
+from gradbridge_jax.dtypes import InDtype
 from gradbridge_jax.isolation import isolated
 from gradbridge_jax.models import JaxModel, refuse_options
 from gradbridge_jax.parameters import ParameterTree
@@ -39,13 +42,14 @@ class LinenModel(JaxModel):
         if "params" not in variables:
             variables = {"params": variables}
         dtype = floating_dtype(options.dtype)
-        self._module = module if dtype is None else _with_dtype(module, dtype)
+        self._bridged, self._module = module, _in_dtype(module, dtype)
         self._train = options.mode == "train"
         self.argument_names = argument_names(module.__call__)
         self._collections = {name: tree for name, tree in variables.items() if name != "params"}
         with isolated(True):
             self._tree = tree = ParameterTree(variables["params"], dtype, f"the variables of {label}")
             rest, self._state_def = jax.tree.flatten(self._collections)
+            self._first = [cast_floating(leaf, None) for leaf in rest]  # its state as it was bridged
             state = [cast_floating(leaf, dtype) for leaf in rest]
         self._collections = dict.fromkeys(self._collections)
         super().__init__(
@@ -60,6 +64,13 @@ class LinenModel(JaxModel):
             moves=self._train and bool(state),
         )
         self._fixed = len(tree.fixed)
+
+    def _recast(self, dtype: np.dtype[Any]) -> None:
+        self._module = _in_dtype(self._bridged, dtype)
+        self.state = (*self._tree.fixed, *(cast_floating(leaf, dtype) for leaf in self._first))
+
+    def readers(self) -> Sequence[Any]:
+        return (self._bridged,)
 
     def weights(self) -> Sequence[Any]:
         return self._tree.arrays
@@ -90,6 +101,17 @@ class LinenModel(JaxModel):
         return {"params": self._tree.fill(weights, state[: self._fixed]), **rest}
 
 
-def _with_dtype(module: linen.Module, dtype: Any) -> linen.Module:
-    """Linen layers without a dtype follow their parameters; a module that was told one is told ours."""
-    return module.clone(dtype=dtype) if getattr(module, "dtype", None) is not None else module
+def _in_dtype(module: linen.Module, dtype: np.dtype[Any] | None) -> linen.Module:
+    """The module with what fixes a dtype among its fields, and theirs, told another one."""
+
+    def cloned(value: Any) -> Any:
+        if not isinstance(value, linen.Module):
+            return NotImplemented
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        new = {name: told(old) for name, old in fields.items() if name not in ("parent", "name")}
+        changes = {name: item for name, item in new.items() if item is not fields[name]}
+        return value.clone(**changes) if changes else value
+
+    told = InDtype(dtype, cloned)
+    own: linen.Module = told(module)
+    return own

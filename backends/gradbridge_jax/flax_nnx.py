@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +13,13 @@ import numpy as np
 from flax import nnx
 
 from gradbridge.call_spec import CallSpec, argument_names
-from gradbridge.errors import GradbridgeWarning, NotDifferentiableError, OptionError, UnknownModelError
+from gradbridge.errors import GradbridgeWarning, NotDifferentiableError, UnknownModelError
 from gradbridge.layout import ParameterLayout, dtype_name
+from gradbridge.options import refuse_params
 from gradbridge.protocol import Array, GuestOptions
 from gradbridge.wording import in_short
 from gradbridge_jax.arrays import cast_floating, floating_dtype
+from gradbridge_jax.dtypes import InDtype
 from gradbridge_jax.isolation import isolated, key_like
 from gradbridge_jax.models import JaxModel, refuse_options
 from gradbridge_jax.parameters import common_dtype
@@ -31,15 +34,14 @@ class NNXModel(JaxModel):
 
     def __init__(self, module: nnx.Module, options: GuestOptions) -> None:
         label = type(module).__name__
-        if options.params is not None:
-            raise OptionError("params= belongs to functions; an NNX module brings its own parameters")
+        refuse_params(options, "an NNX module")
         refuse_options(options, ("vmap",), "is for Equinox modules and functions; NNX modules take batches")
         refuse_options(options, ("state",), "belongs to Equinox modules; an NNX module holds its own")
         self._module = module  # the user's own: read, never written to
         self.argument_names = argument_names(module)
-        self._dtype_asked = floating_dtype(options.dtype)
+        dtype = floating_dtype(options.dtype)
         self._key: str | None = options.extra.get("key")
-        is_train = options.mode == "train"
+        self._train = is_train = options.mode == "train"
         with isolated(True):
             own = _split(module, label)
             layout = ParameterLayout(
@@ -53,15 +55,12 @@ class NNXModel(JaxModel):
                         f"parameter {name!r} of {label} is complex, and params are a real vector; keep the "
                         f"real and imaginary parts as two real parameters, and join them with jax.lax.complex"
                     )
-            twin = nnx.merge(own.graph, own.params_tree, own.state_tree)
-            _set_dtype(twin, self._dtype_asked)
-            twin.train() if is_train else twin.eval()
-            self._graph, *_ = nnx.split(twin, _is_trained, ...)
-            state = [cast_floating(leaf, self._dtype_asked) for leaf in own.state]
+            self._bridged = own
+            self._graph, state = self._in_dtype(dtype)
         self._params_def, self._state_def, self._state_paths = own.params_def, own.state_def, own.state_paths
         # Of random streams only the kind is kept: their values are made from each call's noise.
         self._random = {index: (state[index], is_key) for index, is_key in own.random.items()}
-        dtypes = [self._dtype_asked or np.dtype(leaf.dtype) for leaf in own.params]
+        dtypes = [dtype or np.dtype(leaf.dtype) for leaf in own.params]
         super().__init__(
             label,
             layout,
@@ -69,12 +68,34 @@ class NNXModel(JaxModel):
             common_dtype(dtypes),
             options,
             own.params,
-            [leaf for index, leaf in enumerate(state) if index not in self._random],
+            self._moving(state),
             has_key=self._key is not None or bool(self._random),
             moves=is_train and len(state) > len(self._random),
         )
         if not is_train:
             _notice_train_mode(module, label)
+
+    def _in_dtype(self, dtype: np.dtype[Any] | None) -> tuple[Any, list[Any]]:
+        """(structure, state) of the module as it was bridged, in another dtype and in the mode of the bridge."""
+        own, self._asked = self._bridged, dtype
+        twin = nnx.merge(own.graph, own.params_tree, own.state_tree)
+        _set_dtype(twin, dtype)
+        twin.train() if self._train else twin.eval()
+        graph, *_ = nnx.split(twin, _is_trained, ...)
+        return graph, [cast_floating(leaf, dtype) for leaf in own.state]
+
+    def _moving(self, state: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(leaf for index, leaf in enumerate(state) if index not in self._random)
+
+    def _recast(self, dtype: np.dtype[Any]) -> None:
+        self._graph, state = self._in_dtype(dtype)
+        self.state = self._moving(state)
+
+    def readers(self) -> Sequence[Any]:
+        own = self._bridged
+        parts = [part for _, part in nnx.iter_modules(nnx.merge(own.graph, own.params_tree, own.state_tree))]
+        functions = [f for part in parts for f in vars(part).values() if isinstance(f, types.FunctionType)]
+        return [*(part for part in parts if not type(part).__module__.startswith("flax.")), *functions]
 
     def weights(self) -> Sequence[Any]:
         with isolated(True):
@@ -89,7 +110,7 @@ class NNXModel(JaxModel):
             module: nnx.Module = nnx.merge(
                 own.graph, jax.tree.unflatten(self._params_def, own_weights), state
             )
-            _set_dtype(module, self._dtype_asked)
+            _set_dtype(module, self._asked)
         return module
 
     def call(
@@ -172,14 +193,14 @@ def _name(path: Any) -> str:
     return name.removesuffix("/value").removesuffix("/raw_value")
 
 
-def _set_dtype(module: nnx.Module, dtype: Any) -> None:
-    """Layers that were told a dtype to compute in are told ours instead."""
-    if dtype is None:
-        return
+def _set_dtype(module: nnx.Module, dtype: np.dtype[Any] | None) -> None:
+    """Tell all parts of a module that fix a dtype another one; in place, so no module of the user's."""
+    told = InDtype(
+        dtype, lambda value: value if isinstance(value, (nnx.Module, nnx.Variable)) else NotImplemented
+    )
     for _, part in nnx.iter_modules(module):
-        told = getattr(part, "dtype", None)
-        if told is not None and jnp.issubdtype(told, jnp.floating):
-            part.dtype = dtype  # type: ignore[attr-defined]
+        for name, value in told.attributes(part).items():
+            setattr(part, name, value)
 
 
 def _notice_train_mode(module: nnx.Module, label: str) -> None:

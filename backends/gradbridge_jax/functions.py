@@ -11,9 +11,11 @@ import numpy as np
 
 from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import OptionError
+from gradbridge.framework import filled
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions
 from gradbridge_jax.arrays import floating_dtype
+from gradbridge_jax.dtypes import InDtype
 from gradbridge_jax.isolation import isolated
 from gradbridge_jax.models import JaxModel, refuse_options
 from gradbridge_jax.parameters import ParameterTree
@@ -34,10 +36,24 @@ class FunctionModel(JaxModel):
         layout, dtypes, arrays, fixed = ParameterLayout.empty(), [], [], ()
         if options.params is not None:
             with isolated(True):
-                self._tree = tree = ParameterTree(options.params, dtype, f"params= of {label}")
+                own = InDtype(dtype)(options.params)
+                self._tree = tree = ParameterTree(own, dtype, f"params= of {label}")
             layout, dtypes, arrays, fixed = tree.layout, tree.dtypes, tree.arrays, tree.fixed
             dtype = tree.common_dtype()
         super().__init__(label, layout, dtypes, dtype, options, arrays, fixed, self._key is not None)
+
+    def _recast(self, dtype: np.dtype[Any]) -> None:
+        if (tree := self._tree) is not None:
+            own = InDtype(dtype)(tree.fill(tree.arrays, tree.fixed))
+            self._tree = ParameterTree(own, dtype, f"params= of {self.label}")
+
+    def readers(self) -> Sequence[Any]:
+        return (self._function,)
+
+    def owns(self, native: Any) -> bool:
+        return (
+            False  # it takes its parameters as an argument: others are constants, and meant (an anchor, say)
+        )
 
     def weights(self) -> Sequence[Any]:
         return self._tree.arrays if self._tree is not None else []
@@ -84,10 +100,7 @@ def by_rows(call: Callable[[list[Any], Any], Any], inputs: list[Any], key: Any, 
     keys = jax.random.split(key, rows) if key is not None else None
 
     def one(arrays: list[Any], key: Any) -> Any:
-        leaves = list(inputs)
-        for place, array in zip(places, arrays):
-            leaves[place] = array
-        return jax.tree.map(jnp.asarray, call(leaves, key))
+        return jax.tree.map(jnp.asarray, call(filled(inputs, places, arrays), key))
 
     mapped = jax.vmap(one, in_axes=(0, None if key is None else 0), **axes)
     return mapped([inputs[i] for i in places], keys)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 
+from gradbridge.closures import surroundings
 from gradbridge.errors import GradbridgeError, OptionError
 from gradbridge.framework import Framework, Model
+from gradbridge.inspection import Stranger
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions
-from gradbridge_jax.arrays import OnDevice, compute_device, has_64_bits, own_device
+from gradbridge_jax.arrays import OnDevice, compute_device, floating_dtype, has_64_bits, own_device
 from gradbridge_jax.explain import explain_error
 from gradbridge_jax.isolation import (
     enable_x64,
@@ -54,14 +56,52 @@ class JaxModel(OnDevice, Model):
         has_key: bool = False,
         moves: bool = False,
     ) -> None:
-        self.label, self.layout, self.dtypes, self.dtype = label, layout, tuple(dtypes), dtype
-        self.device = compute_device(options.device) or own_device(arrays)
+        self.label, self.layout = label, layout
+        # Where JAX likes is where it liked when the bridge was made.
+        liked = jax.config.jax_default_device  # type: ignore[attr-defined]
+        self.device = compute_device(options.device) or own_device(arrays) or compute_device(liked)
         self.state: tuple[Any, ...] = tuple(state)
         self.has_key, self.moves = has_key, moves
         self.draws = has_key or moves
         self._flags = usual_flags(has_key)
+        readers = self.readers() if options.extra.get("jit", "auto") is not False else ()
+        self.surroundings = surroundings(*readers) if readers else None
+        self._compute_in(dtypes, dtype)
+
+    def readers(self) -> Sequence[Any]:
+        """Functions and objects whose code is traced: what it reads from outside is watched."""
+        return ()
+
+    def owns(self, native: Any) -> bool:
+        """Whether an array is a parameter of the user's own model, which no call may be computed with."""
+        return any(own is native for own in self.weights())
+
+    def stranger(self, native: Any) -> Stranger:
+        for name, own in zip(self.layout.names, self.weights()):
+            if own is native:
+                where = (
+                    "a function or an object that refers to the module that was bridged, or to a part of it"
+                )
+                return Stranger(f"{name}, by way of {where}", True)
+        return super().stranger(native)
+
+    def _compute_in(self, dtypes: Sequence[np.dtype[Any]], dtype: np.dtype[Any] | None) -> None:
+        self.dtypes, self.dtype = tuple(dtypes), dtype
         own = [d for d in (*self.dtypes, dtype) if d is not None]
         self._x64: bool | None = any(d == np.float64 for d in own) if own else None
+
+    def in_dtype(self, name: str) -> Self:
+        dtype = floating_dtype(name)
+        if not self.layout.names or (self.dtype == dtype and all(d == dtype for d in self.dtypes)):
+            return self  # without parameters it computes in the dtype of its inputs, or as it was asked to
+        twin = copy.copy(self)
+        twin._compute_in([dtype] * len(self.dtypes), dtype)
+        with isolated(True):
+            twin._recast(dtype)
+        return twin
+
+    def _recast(self, dtype: np.dtype[Any]) -> None:
+        """Bring what is fixed in a model, as it was bridged, into another dtype: `in_dtype` of one kind."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JaxModel:
         # Nothing in it is written to: a state that moves is another tuple. (JAX's structures may hold

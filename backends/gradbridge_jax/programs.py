@@ -11,7 +11,7 @@ second derivative, too, which would make it another program than that of a gradi
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,14 +54,21 @@ class JaxProgram(Program):
         fn: the computation.
         places: of the leaves that it is pulled back to.
         reusable: whether compiling pays.
+        owns: whether an array is a parameter of the user's own model.
     """
 
     records = True
     merges_from = 0
 
     def __init__(
-        self, compiling: Compiling, fn: Computation, places: tuple[int, ...], reusable: bool
+        self,
+        compiling: Compiling,
+        fn: Computation,
+        places: tuple[int, ...],
+        reusable: bool,
+        owns: Callable[[Any], bool] = lambda native: False,
     ) -> None:
+        self._owns = owns
         self._compiling, self._fn, self._places = compiling, fn, places
         self._reusable = reusable
         self._forward = Forward(fn, places, True)
@@ -101,6 +108,9 @@ class JaxProgram(Program):
         for gradient in gradients:
             gradient.block_until_ready()
         return gradients
+
+    def strangers(self, kept: Run) -> Sequence[Any]:
+        return [array for array in kept.forward.constants(kept) if self._owns(array)]
 
     def pull_recorded(
         self, kept: Run | RecordedPull, cotangents: Sequence[Any], wanted: Sequence[int]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gradbridge.framework import Computation, Form, filled
+from gradbridge_jax.isolation import isolated
 from gradbridge_jax.jaxprs import constant_arrays, has_primitive
 
 
@@ -42,6 +43,8 @@ class CompiledPullback:
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
         #: What `compiled` made for a key, or None: no call of ours.
         self.find = self._compiled.get
+        #: Whether 64-bit numbers exist in it.
+        self.x64: bool = jax.config.jax_enable_x64  # type: ignore[attr-defined]
         #: Whether it, and the forward, may be differentiated in a trace other than theirs; None is not known yet.
         self.is_recorded: bool | None = None
 
@@ -108,6 +111,13 @@ class Forward:
         _, vjp = jax.vjp(of, [leaves[i] for i in self.places])
         gradients: list[Any] = vjp((cotangents, by_arrays))[0]
         return gradients
+
+    def constants(self, run: Run) -> list[Any]:
+        """The arrays that a run was computed with and that are none of its leaves."""
+        if not self.jitted:
+            return []
+        with isolated(run.pullback.x64):  # it is traced already
+            return list(constant_arrays(self.run.trace(run.leaves).jaxpr))  # type: ignore[attr-defined]
 
     def may_leave_its_trace(self, run: Run, cotangents: list[Any]) -> bool:
         """Whether derivatives of a run and of its pullback, as they were traced, hold for themselves.

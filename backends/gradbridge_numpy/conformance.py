@@ -18,6 +18,7 @@ class UnderTest(BackendUnderTest):
     """The scenarios as plain functions with written rules."""
 
     backend: ClassVar[str] = "numpy"
+    builds = True
     reasons: ClassVar[dict[str, str]] = {
         "dropout": "a plain function has no train mode",
         "batchnorm": "a plain function has no train mode",
@@ -236,6 +237,58 @@ class UnderTest(BackendUnderTest):
         return Native(
             lambda s, x, z: (s * phase(x) * cubed(z), abs(z) ** 2), params=scale, vjp=(of_scale, of_x, of_z)
         )
+
+    def broadcast(self, scale: Array) -> Native:
+        """A function of three arrays of different shapes, with rules of first order and a JVP."""
+
+        def value(s: Array, t: Array, x: Array, m: Array) -> Array:
+            return np.tanh(s * x + m)
+
+        def of_scale(ans: Array, s: Array, t: Array, x: Array, m: Array) -> Any:
+            return lambda v: (v * t[:, None] * (1 - value(s, t, x, m) ** 2) * x).sum(0)
+
+        def of_t(ans: Array, s: Array, t: Array, x: Array, m: Array) -> Any:
+            return lambda v: (v * value(s, t, x, m)).sum(1)
+
+        def of_x(ans: Array, s: Array, t: Array, x: Array, m: Array) -> Any:
+            return lambda v: v * t[:, None] * (1 - value(s, t, x, m) ** 2) * s
+
+        def of_m(ans: Array, s: Array, t: Array, x: Array, m: Array) -> Any:
+            return lambda v: (v * t[:, None] * (1 - value(s, t, x, m) ** 2)).sum(0)[None]
+
+        jvp = (
+            lambda d, ans, s, t, x, m: t[:, None] * (1 - value(s, t, x, m) ** 2) * x * d,
+            lambda d, ans, s, t, x, m: value(s, t, x, m) * d[:, None],
+            lambda d, ans, s, t, x, m: t[:, None] * (1 - value(s, t, x, m) ** 2) * s * d,
+            lambda d, ans, s, t, x, m: t[:, None] * (1 - value(s, t, x, m) ** 2) * d,
+        )
+        return Native(
+            lambda s, t, x, m: value(s, t, x, m) * t[:, None],
+            params=scale,
+            vjp=(of_scale, of_t, of_x, of_m),
+            jvp=jvp,
+        )
+
+    def masked(self) -> Native:
+        """A function of booleans and integers, which need no rule."""
+        return Native(
+            lambda x, m, k: np.where(m, k * x**2, x),
+            vjp=(lambda ans, x, m, k: lambda v: v * np.where(m, 2.0 * k * x, 1.0), None, None),
+        )
+
+    def root(self, scale: Array) -> Native:
+        """A function whose derivative may be infinite."""
+        of_scale = VJPRule(lambda ans, s, x: lambda v: (v * np.sqrt(x)).sum(0))
+        of_x = VJPRule(lambda ans, s, x: lambda v: v * s / (2 * np.sqrt(x)))
+        return Native(lambda s, x: s * np.sqrt(x), params=scale, vjp=(of_scale, of_x))
+
+    def switch(self) -> Native:
+        """A function of a string and a number."""
+
+        def of_x(ans: Array, x: Array, name: str, k: int) -> Any:
+            return lambda v: v * (3 * k * x**2 if name == "cube" else 2 * k * x)
+
+        return Native(lambda x, name, k: k * x**3 if name == "cube" else k * x**2, vjp=(of_x, None, None))
 
     def state(self, model: Any) -> Any:
         """NumPy's global random state; functions have none of their own."""

@@ -15,6 +15,9 @@ from gradbridge.errors import VJPSignatureError
 
 Maker = Callable[..., Any]
 
+#: What the object is called whose method a function is.
+_RECEIVERS = (("self",), ("cls",))
+
 #: What the cotangent of each order is called in messages.
 COTANGENTS = ("v", "u", "w")
 
@@ -69,7 +72,7 @@ class Rules:
 
         Args:
             *makers: in the order of the arguments; without any, a decorator is given back.
-            argnums: which arguments they are for; by default 0, 1, 2 …
+            argnums: which arguments they are for; by default 0, 1, 2 …, those of a method after ``self``.
 
         Returns:
             The rule, which takes rules of its own for the next order; a tuple where there are several.
@@ -123,7 +126,8 @@ class Rules:
         return "gradient" if self.order else "ans"
 
     def _numbers(self, what: str, makers: Sequence[Any], argnums: Sequence[int] | None) -> list[int]:
-        numbers = list(range(len(makers))) if argnums is None else list(argnums)
+        first = self._first(what, makers) if argnums is None else 0
+        numbers = list(range(first, first + len(makers))) if argnums is None else list(argnums)
         if len(numbers) != len(makers):
             raise VJPSignatureError(
                 f"{what} of {self.label} got {len(makers)} rules and {len(numbers)} argnums; give one each"
@@ -136,6 +140,19 @@ class Rules:
                        else "arguments 0, 1, 2 …")
                 )  # fmt: skip
         return numbers
+
+    def _first(self, what: str, makers: Sequence[Any]) -> int:
+        """The argument that the first maker is for: of a method the one after ``self``, which nobody differentiates."""
+        names = self.names or ()
+        if names[:1] not in _RECEIVERS or len(makers) >= len(names):
+            return 0
+        if makers[0] is None and len(makers) > 1:
+            raise VJPSignatureError(
+                f"{what} of {self.label} got None as the first of {len(makers)} rules, which may be meant for "
+                f"{names[0]} or for {names[1]}; leave {names[0]} out and say argnums="
+                f"{tuple(range(1, len(makers)))} for the rest, or argnums={tuple(range(1, len(makers) + 1))} for all"
+            )
+        return 1
 
     def _check(self, kind: str, maker: Any, first: tuple[str, ...]) -> None:
         if maker is None:

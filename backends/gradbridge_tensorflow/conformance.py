@@ -15,13 +15,14 @@ from gradbridge.testing import BackendUnderTest
 
 class UnderTest(BackendUnderTest):
     backend: ClassVar[str] = "tensorflow"
+    builds = True
 
     def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> Any:
         layers = [
             keras.layers.Dense(weight1.shape[1], activation="tanh", dtype="float64"),
             keras.layers.Dense(weight2.shape[1], dtype="float64"),
         ]
-        return _built([3], layers, [weight1, bias1, weight2, bias2])
+        return _built([len(weight1)], layers, [weight1, bias1, weight2, bias2])
 
     def embedding(self, table: Array) -> Any:
         return _built([3], [keras.layers.Embedding(*table.shape, dtype="float64")], [table], "int64")
@@ -47,6 +48,18 @@ class UnderTest(BackendUnderTest):
 
     def wave(self, scale: Array) -> Any:
         return _Wave(scale)
+
+    def broadcast(self, scale: Array) -> Any:
+        return _Broadcast(scale)
+
+    def masked(self) -> Any:
+        return lambda x, m, k: tf.where(m, tf.cast(k, x.dtype) * x**2, x)
+
+    def root(self, scale: Array) -> Any:
+        return _Root(scale)
+
+    def switch(self) -> Any:
+        return lambda x, name, k: k * x**3 if name == "cube" else k * x**2
 
     def state(self, model: Any) -> Any:
         surroundings = (
@@ -106,6 +119,24 @@ class _Wave(tf.Module):
         square = tf.math.real(z * tf.math.conj(z))
         phase = tf.complex(tf.cos(x), tf.sin(x))
         return tf.cast(self.scale * square, z.dtype) * phase * z, square
+
+
+class _Broadcast(tf.Module):
+    def __init__(self, scale: Array) -> None:
+        super().__init__()
+        self.scale = tf.Variable(scale)
+
+    def __call__(self, t: tf.Tensor, x: tf.Tensor, m: tf.Tensor) -> tf.Tensor:
+        return tf.tanh(self.scale * x + m) * t[:, None]
+
+
+class _Root(tf.Module):
+    def __init__(self, scale: Array) -> None:
+        super().__init__()
+        self.scale = tf.Variable(scale)
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        return self.scale * tf.sqrt(x)
 
 
 def _built(shape: list[int], layers: list[Any], trainable: list[Array], dtype: str = "float64") -> Any:

@@ -15,6 +15,7 @@ from gradbridge.testing import BackendUnderTest
 
 class UnderTest(BackendUnderTest):
     backend: ClassVar[str] = "torch"
+    builds = True
 
     def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> nn.Module:
         return nn.Sequential(_linear(weight1, bias1), nn.Tanh(), _linear(weight2, bias2))
@@ -46,6 +47,18 @@ class UnderTest(BackendUnderTest):
 
     def wave(self, scale: Array) -> nn.Module:
         return _Wave(scale)
+
+    def broadcast(self, scale: Array) -> nn.Module:
+        return _Broadcast(scale)
+
+    def masked(self) -> Any:
+        return lambda x, m, k: torch.where(m, k * x**2, x)
+
+    def root(self, scale: Array) -> Any:
+        return _Root(scale)
+
+    def switch(self) -> Any:
+        return lambda x, name, k: k * x**3 if name == "cube" else k * x**2
 
     def state(self, model: Any) -> Any:
         surroundings = (
@@ -96,6 +109,24 @@ class _Wave(nn.Module):
     def forward(self, x: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         square = (z * z.conj()).real
         return self.scale * torch.exp(1j * x) * z * square, square
+
+
+class _Broadcast(nn.Module):
+    def __init__(self, scale: Array) -> None:
+        super().__init__()
+        self.scale = _parameter(scale)
+
+    def forward(self, t: torch.Tensor, x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.scale * x + m) * t[:, None]
+
+
+class _Root(nn.Module):
+    def __init__(self, scale: Array) -> None:
+        super().__init__()
+        self.scale = _parameter(scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * torch.sqrt(x)
 
 
 def _linear(weight: Array, bias: Array | None = None) -> nn.Linear:

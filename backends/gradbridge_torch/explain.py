@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
+import torch.fx
+import torch.utils.checkpoint
 from torch import nn
 
 from gradbridge.errors import GradbridgeError, GuestError, HigherOrderError, InputError
+from gradbridge.wording import first_line, given, in_short
 from gradbridge_torch.replicas import Replica
 
 # Attribute that a layer's input must match, and how to write the shape it wants.
@@ -26,6 +30,14 @@ _EXPECTED = (
 )
 
 
+def steers(error: Exception) -> bool:
+    """Whether torch raises this to steer what runs around us, so that it is to go on as it came."""
+    compiler: Any = sys.modules.get("torch._dynamo.exc")
+    return isinstance(error, torch.utils.checkpoint._StopRecomputationError) or (
+        compiler is not None and isinstance(error, compiler.TorchDynamoException)
+    )
+
+
 def explain_forward(error: Exception, label: str, inputs: Sequence[Any]) -> GradbridgeError:
     """The error of ours that says which layer refused what.
 
@@ -34,20 +46,21 @@ def explain_forward(error: Exception, label: str, inputs: Sequence[Any]) -> Grad
         label: the model's name.
         inputs: the leaves that the model was given.
     """
-    given = ", ".join(
-        f"input {i} of shape {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
-        for i, x in enumerate(inputs)
-        if hasattr(x, "shape")
-    )
-    said = f"{type(error).__name__}: {_first_line(error)}"
+    came_in = given(inputs, lambda x: str(x.dtype).removeprefix("torch."))
+    said = in_short(error)
+    if getattr(torch.fx._symbolic_trace, "_is_fx_tracing_flag", False):
+        return GuestError(
+            f"{label} was called while torch.fx traces the program around it, which replaces how modules are called; "
+            f"compute it before, and hand the numbers in ({said})"
+        )
     root, layer, came = _refusing_layer(error.__traceback__)
     if layer is None or root is None:
-        return GuestError(f"{label} failed on {given or 'no array'}: {said}")
+        return GuestError(f"{label} failed on {came_in}: {said}")
     name = next((n for n, m in root.named_modules() if m is layer), "")
     where = f"layer {name!r} ({type(layer).__name__})" if name else type(layer).__name__
     expects = next((describe(layer) for kind, describe in _EXPECTED if isinstance(layer, kind)), None)
     if expects is None:
-        return GuestError(f"{label} failed in {where} on {given or 'no array'}: {said}")
+        return GuestError(f"{label} failed in {where} on {came_in}: {said}")
     if came is not None and not came.is_floating_point() and not isinstance(layer, nn.Embedding):
         return InputError(
             f"the bridge over {label}: {where} expects floating inputs, got {came.dtype}; integers pass the "
@@ -56,7 +69,7 @@ def explain_forward(error: Exception, label: str, inputs: Sequence[Any]) -> Grad
     got = f", got {tuple(came.shape)}" if came is not None else ""
     return InputError(
         f"the bridge over {label}: {where} expects {expects}{got}; the model was given "
-        f"{given or 'no array'} ({said}); check the number of columns and the axes of the inputs"
+        f"{came_in} ({said}); check the number of columns and the axes of the inputs"
     )
 
 
@@ -68,7 +81,7 @@ def explain_backward(error: Exception, label: str, of_gradient: bool) -> Gradbri
         label: the model's name.
         of_gradient: whether it is a gradient that was differentiated.
     """
-    first = _first_line(error)
+    first = first_line(error)
     if not of_gradient:
         way = "look for operations in it that torch cannot differentiate"
         if "inplace" in first:
@@ -85,10 +98,6 @@ def explain_backward(error: Exception, label: str, of_gradient: bool) -> Gradbri
     return HigherOrderError(
         f"a derivative of the gradient of {label} was asked for, and torch has none: {first}; {way}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")
 
 
 def _refusing_layer(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from gradbridge.framework import (
     ONE_ARRAY,
     Computation,
     Form,
-    Framework,
     FrameworkBorder,
     Function,
     Program,
@@ -26,34 +24,23 @@ from gradbridge.framework import (
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.protocol import ArraySpec, Traits
 from gradbridge_torch.beside import without_graph
-from gradbridge_torch.elementary import ALL_FORMULAS, Elementary, fused_beyond_its_order
+from gradbridge_torch.foreign import foreign_leaves
 from gradbridge_torch.forward_mode import pushed
 from gradbridge_torch.graphs import (
     Gradients,
     Graph,
     differentiated,
-    operations,
-    recorded_gradients,
     refuse_cut_graph,
-    refuse_fused,
     run_backward,
 )
 from gradbridge_torch.replicas import EmptiedError
 from gradbridge_torch.shapes import shapes_of
-from gradbridge_torch.tensors import NUMPY_DTYPES, to_tensor, view_of
+from gradbridge_torch.surroundings import dispatch_modes, function_modes, recording, set_aside, transform
+from gradbridge_torch.tensors import NUMPY_DTYPES, floating_dtype, to_tensor, view_of
+from gradbridge_torch.vjps import RecordedVJPs, nesting
 
 
-class _Nesting(threading.local):
-    """How many VJPs are being computed around this place in the thread, and whether one was since it was asked."""
-
-    depth = 0
-    differentiated = False
-
-
-_nesting = _Nesting()
-
-
-class TorchFramework(Framework):
+class TorchFramework(RecordedVJPs):
     """torch, for one model.
 
     Args:
@@ -67,13 +54,12 @@ class TorchFramework(Framework):
     )
 
     def __init__(self, label: str, device: torch.device | None, only_reads: bool) -> None:
-        self.label, self.device, self.only_reads = label, device, only_reads
+        super().__init__(label)
+        self.device, self.only_reads = device, only_reads
         self.on_cpu = device is None or device.type == "cpu"
         self.notices: set[str] = set()
-        #: Kinds of operations that were seen to have a recorded backward: see `recorded_gradients`.
-        self.checked: set[frozenset[str]] = set()
-        #: How often what runs is differentiated at least, by the model itself and around it.
-        self._least_depth = 0
+        #: Whether the model takes gradients by its inputs itself, and expects them to be tracked.
+        self.tracks_inputs = False
 
     # -- arrays -------------------------------------------------------------------------------
 
@@ -99,9 +85,11 @@ class TorchFramework(Framework):
 
     #: torch's own, without a call of ours.
     is_complex = staticmethod(torch.is_complex)
+    floating_dtype = staticmethod(floating_dtype)
 
     def border(self, layout: ParameterLayout, dtypes: Sequence[Any]) -> TorchBorder:
-        return TorchBorder(self, layout, dtypes)
+        with set_aside():
+            return TorchBorder(self, layout, dtypes)
 
     def is_array(self, value: Any) -> bool:
         return isinstance(value, torch.Tensor)
@@ -145,42 +133,6 @@ class TorchFramework(Framework):
     ) -> TorchProgram:
         return TorchProgram(self, fn, places)
 
-    def vjp(self, fn: Function, primals: list[Any]) -> tuple[list[Any], Callable[[list[Any]], Sequence[Any]]]:
-        is_mapped = torch._C._functorch.peek_interpreter_stack() is not None
-        _nesting.depth += 1
-        depth = max(_nesting.depth, self._least_depth)
-        try:
-            if is_mapped:
-                # A per-example first derivative needs no formulas, and would pay for the look-out for them.
-                with Elementary(depth) if depth > 1 else nullcontext():
-                    outputs, pull = torch.func.vjp(fn, list(primals))
-                return outputs, lambda cotangents: pull(list(cotangents))[0]
-            primals = [p if p.requires_grad else p.detach().requires_grad_() for p in primals]
-            with torch.enable_grad(), Elementary(depth):
-                outputs = fn(primals)
-            if fused_beyond_its_order(operations(outputs)) is not None:
-                if depth >= ALL_FORMULAS:
-                    refuse_fused(outputs, self.label)
-                # The model takes gradients itself: the whole computation again, since it draws its numbers anew.
-                self._least_depth = ALL_FORMULAS
-                raise RunAgain
-        finally:
-            _nesting.depth -= 1
-            _nesting.differentiated = True
-
-        def pull_recorded(cotangents: list[Any]) -> Gradients:
-            with torch.enable_grad(), Elementary(depth):
-                # Tracked, so that torch's own word is heard where a function has one derivative only.
-                pairs = [
-                    (y, c if c.requires_grad else c.detach().requires_grad_())
-                    for y, c in zip(outputs, cotangents)
-                    if y.requires_grad
-                ]
-                nodes = operations(y for y, _ in pairs)
-                return recorded_gradients(pairs, primals, self.label, nodes, self.checked)
-
-        return outputs, pull_recorded
-
     def jvp(
         self, fn: Function, primals: list[Any], tangents: list[Any], many: bool
     ) -> tuple[list[Any], list[Any]]:
@@ -210,16 +162,28 @@ class TorchProgram(Program):
         self.framework, self.fn, self.places = framework, fn, places
 
     def run(self, leaves: list[Any]) -> tuple[list[Any], list[Any], Form, Sequence[Any], Graph | None]:
-        if not self.places:
+        if self.framework.tracks_inputs:
+            leaves = [x.detach().requires_grad_() if self.framework.is_inexact(x) else x for x in leaves]
+        try:
+            if not self.places:
+                floats, others, form, after = self.fn(leaves)
+                return [y.detach() for y in floats], others, form, after, None
+            leaves, tracked = list(leaves), []
+            for place in self.places:
+                leaves[place] = leaf = leaves[place].detach().requires_grad_()
+                tracked.append(leaf)
+            nesting.differentiated = False
             floats, others, form, after = self.fn(leaves)
-            return [y.detach() for y in floats], others, form, after, None
-        leaves, tracked = list(leaves), []
-        for place in self.places:
-            leaves[place] = leaf = leaves[place].detach().requires_grad_()
-            tracked.append(leaf)
-        _nesting.differentiated = False
-        floats, others, form, after = self.fn(leaves)
-        graph = Graph(floats, tracked, _nesting.differentiated, threading.RLock(), [], self.framework.checked)
+        except RuntimeError as error:
+            if self.framework.tracks_inputs or "does not require grad" not in str(error):
+                raise
+            if not torch.is_grad_enabled():
+                raise  # it is tried with gradients recorded first
+            self.framework.tracks_inputs = True
+            raise RunAgain from error
+        graph = Graph(
+            floats, tracked, nesting.differentiated, threading.RLock(), [], self.framework.checked, leaves
+        )
         outputs = [floats[0].detach()] if len(floats) == 1 else [y.detach() for y in floats]
         return outputs, others, form, after, graph
 
@@ -257,6 +221,12 @@ class TorchProgram(Program):
                 self._doubt_unused(kept)
                 break
         return gradients
+
+    def operations(self, kept: Graph) -> frozenset[str]:
+        return kept.kinds()
+
+    def strangers(self, kept: Graph) -> Sequence[torch.Tensor]:
+        return foreign_leaves(kept.outputs, kept.given)
 
     def pull_recorded(
         self, kept: Graph, cotangents: Sequence[Any], wanted: Sequence[int]
@@ -326,14 +296,19 @@ class TorchBorder(FrameworkBorder):
     def view(self, native: Any) -> Array:
         if type(native) is not torch.Tensor:
             return super().view(native)
-        try:
-            return native.numpy()  # type: ignore[no-any-return]
-        except (RuntimeError, TypeError):  # on another device, of a dtype or layout that NumPy has not
-            return view_of(native)
+        if not function_modes() and not dispatch_modes():
+            try:
+                return native.numpy()  # type: ignore[no-any-return]
+            except (RuntimeError, TypeError):  # on another device, of a dtype or layout that NumPy has not
+                pass
+        return view_of(native)
 
     def join(self, gradients: Sequence[Any], lead: tuple[int, ...] = ()) -> Array:
         if self._dtype is None or lead or self.layout.size > self._FLATTENED:
             return super().join(gradients, lead)
+        if transform() is not None or dispatch_modes() or function_modes() or recording() is not None:
+            with set_aside():
+                return self.join(gradients, lead)
         for gradient in gradients:
             if type(gradient) is not torch.Tensor or gradient.layout is not torch.strided:
                 return super().join(gradients, lead)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -33,7 +33,13 @@ class TensorFunction(FunctionModel, TorchModel):
         self.primitives = TorchFramework(type(function).__name__, device, only_reads=False)
         super().__init__(self.primitives, function, options, floating_dtype(options.dtype))
         TorchModel.__init__(self, device, draws=False, watched=True)
-        self.primitives.label = self.label
+        self.other_default = floating_dtype(options.dtype)
+
+    def in_dtype(self, name: str) -> Self:
+        twin = super().in_dtype(name)
+        if twin is not self:
+            twin.other_default = twin.dtype
+        return twin
 
     def returned(self, output: Any) -> Any:
         if not isinstance(output, (float, int, complex)):

@@ -62,6 +62,7 @@ class Graph(NamedTuple):
         lock: of the recording, whose nodes may be shared by several of these; hooks on them stop every walk.
         known: its operations, once they were asked for.
         checked: kinds of operations of the model's graphs whose backward was seen to be recorded.
+        given: everything that the computation was given, and may have for a leaf.
     """
 
     outputs: Gradients
@@ -70,12 +71,17 @@ class Graph(NamedTuple):
     lock: Any
     known: list[Node]
     checked: set[frozenset[str]]
+    given: Sequence[Any] = ()
 
     def nodes(self) -> list[Node]:
         """All operations of the graph."""
         if not self.known:
             self.known[:] = operations(self.outputs)
         return self.known
+
+    def kinds(self) -> frozenset[str]:
+        """Of its operations."""
+        return frozenset([node.name() for node in self.nodes()])
 
     def connected(self, cotangents: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Outputs that depend on something, with their cotangents."""
@@ -308,5 +314,6 @@ def refuse_fused(outputs: Iterable[torch.Tensor], label: str) -> None:
         raise HigherOrderError(
             f"a derivative of the gradient of {label} was asked for that differentiates {fused} once more than torch "
             f"can: its result would be wrong (third derivatives of LayerNorm and BatchNorm, second ones of weight "
-            f"norm and of sparse embeddings, are); write the layer with elementary operations, or use lower orders only"
+            f"norm, of sparse embeddings and of fast attention, are); write the layer with elementary operations "
+            f"(attention: within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), or use lower orders only"
         )

@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from gradbridge.errors import OptionError, UnknownModelError
+from gradbridge.errors import UnknownModelError
 from gradbridge.execution.functional import FunctionalAdapter
-from gradbridge.protocol import GuestOptions, refuse_unknown_options
+from gradbridge.options import GuestOptions, refuse_params, refuse_unknown_options
 from gradbridge_torch.framework import TorchFramework
 from gradbridge_torch.functions import TensorFunction
 from gradbridge_torch.modules import ModuleModel
+from gradbridge_torch.surroundings import default_device, set_aside
 
 
 def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
@@ -26,11 +27,15 @@ def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
         OptionError: an option that it does not have, or an unusable dtype or device.
         UnknownModelError: neither a module nor callable, or a module that cannot be bridged.
     """
+    with set_aside(default_device()):
+        return _adapted(model, options)
+
+
+def _adapted(model: Any, options: GuestOptions) -> FunctionalAdapter:
     refuse_unknown_options("torch", options.extra, ())
     is_keras = any(cls.__module__.startswith("keras.") for cls in type(model).__mro__)
     if isinstance(model, nn.Module) and not is_keras:
-        if options.params is not None:
-            raise OptionError("params= belongs to functions; a torch module brings its own parameters")
+        refuse_params(options, "a torch module")
         module = ModuleModel(model, options)
         return FunctionalAdapter(TorchFramework(module.label, module.device, module.only_reads), module)
     if not callable(model):
@@ -44,4 +49,5 @@ def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
         function: TensorFunction = KerasModel(model, options)
     else:
         function = TensorFunction(model, options)
+    function.primitives.label = function.label
     return FunctionalAdapter(function.primitives, function)

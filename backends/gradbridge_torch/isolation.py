@@ -14,16 +14,48 @@ from typing import Any
 
 import torch
 
-from gradbridge.errors import GradbridgeError
 from gradbridge.framework import Model
-from gradbridge_torch.explain import explain_backward, explain_forward
+from gradbridge_torch.explain import explain_backward, explain_forward, steers
 from gradbridge_torch.replicas import EmptiedError
+from gradbridge_torch.surroundings import (
+    default_device,
+    dispatch_modes,
+    function_modes,
+    recording,
+    set_aside,
+    transform,
+)
 
 # The hooks that are called when a tensor is saved for a backward, if any are.
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 # One lock for the process: the state behind it is the process's.
 _globals = threading.RLock()
+
+
+@contextmanager
+def seeded(noise: int, device: torch.device | None) -> Iterator[None]:
+    """Random numbers from a seed alone, on the CPU and a device; torch's random state is put back afterwards.
+
+    The state is the process's, so everybody who seeds it takes turns here.
+
+    Args:
+        noise: the seed.
+        device: where else numbers are drawn.
+    """
+    generators = [torch.default_generator]
+    if device is not None and device.type == "cuda":
+        index = device.index if device.index is not None else torch.cuda.current_device()
+        generators.append(torch.cuda.default_generators[index])
+    with _globals:
+        states = [generator.get_state() for generator in generators]
+        try:
+            for generator in generators:
+                generator.manual_seed(noise)
+            yield
+        finally:
+            for generator, state in zip(generators, states):
+                generator.set_state(state)
 
 
 def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
@@ -45,9 +77,13 @@ class TorchModel(Model):
     def __init__(self, device: torch.device | None, draws: bool, watched: bool) -> None:
         self.device, self.draws = device, draws
         self._default_dtype = torch.get_default_dtype()
+        self._default_device = default_device()
+        self._own_modes = int(self._default_device is not None)
         self._is_watched, self._is_probed = watched, False
         #: Whether it takes gradients itself, by its weights or inputs, so that a plain forward records, too.
         self.differentiates = False
+        #: Another default dtype, to be tried where dtypes do not fit: what a forward makes is to follow its weights.
+        self.other_default: torch.dtype | None = None
 
     def isolated(
         self, thunk: Callable[[], Any], inputs: Sequence[Any], noise: int | None, record: bool
@@ -58,10 +94,15 @@ class TorchModel(Model):
             or torch.is_autocast_enabled("cpu")
             or torch.is_autocast_enabled("cuda")
             or _top_hooks(True) not in (None, _KEPT)
+            or transform() is not None
+            or dispatch_modes()
+            or recording() is not None
+            or function_modes() != self._own_modes
+            or (self._own_modes and default_device() != self._default_device)
         ):
             with self._pinned():
                 return self.isolated(thunk, inputs, noise, record)
-        before = torch.is_grad_enabled()
+        before, default = torch.is_grad_enabled(), self._default_dtype
         # What torch.set_grad_enabled does, in a tenth of the time.
         torch._C._set_grad_enabled(record or self.differentiates)
         try:
@@ -73,21 +114,35 @@ class TorchModel(Model):
                 raise
         finally:
             torch._C._set_grad_enabled(before)
-        return self.isolated(thunk, inputs, noise, record)
+        try:
+            return self.isolated(thunk, inputs, noise, record)
+        except RuntimeError:
+            self._default_dtype = default  # was not it
+            raise
 
-    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
+    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> Exception:
+        if steers(error):
+            return error
         if doing.startswith("the derivative"):
             return explain_backward(error, self.label, "gradient" in doing)
         return explain_forward(error, self.label, inputs)
 
-    def tracked(self, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The weights as a model that takes gradients itself needs them."""
-        return [w if w.requires_grad or w.is_inference() else w.detach().requires_grad_() for w in weights]
+    def tracked(self, weights: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """The weights, which are ours, as a model needs them that takes gradients itself, or asks who is trainable."""
+        for weight in weights:
+            if not weight.requires_grad and not weight.is_inference():
+                weight.requires_grad_()
+        return weights
 
     def _learns(self, error: RuntimeError, record: bool) -> bool:
         """Whether a forward that failed will not if it is tried again, now that it is known what it does."""
         if isinstance(error, EmptiedError):
             return self.keep_for_rerun()
+        if self.other_default not in (None, self._default_dtype) and (
+            "dtype" in str(error) or "scalar type" in str(error)
+        ):
+            self._default_dtype = self.other_default
+            return True
         if record or self.differentiates or "does not require grad" not in str(error):
             return False
         self.differentiates = True
@@ -125,25 +180,15 @@ class TorchModel(Model):
         return self._seeded(thunk, noise)
 
     def _seeded(self, thunk: Callable[[], Any], noise: int) -> Any:
-        generators = [torch.default_generator]
-        if self.device is not None and self.device.type == "cuda":
-            index = self.device.index if self.device.index is not None else torch.cuda.current_device()
-            generators.append(torch.cuda.default_generators[index])
-        with _globals:
-            states = [generator.get_state() for generator in generators]
-            try:
-                for generator in generators:
-                    generator.manual_seed(noise)
-                return thunk()
-            finally:
-                for generator, state in zip(generators, states):
-                    generator.set_state(state)
+        with seeded(noise, self.device):
+            return thunk()
 
     # -- modes --------------------------------------------------------------------------------
 
     @contextmanager
     def _pinned(self) -> Iterator[None]:
         with ExitStack() as stack:
+            stack.enter_context(set_aside(self._default_device))
             # Hooks on saved tensors (a lossy memory, a checkpoint around us): only the innermost ones are called.
             if _top_hooks(True) not in (None, _KEPT):
                 stack.enter_context(torch.autograd.graph.saved_tensors_hooks(*_KEPT))

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 import threading
-import warnings
+import weakref
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
 from gradbridge.call_spec import CallSpec, argument_names
-from gradbridge.errors import GradbridgeWarning, NotDifferentiableError, UnknownModelError
+from gradbridge.inspection import Stranger
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import GuestOptions
-from gradbridge_torch.isolation import TorchModel
-from gradbridge_torch.replicas import EMPTIED, Replica, duplicate, lent
+from gradbridge_torch.admission import (
+    bridgeable,
+    draws_in_train,
+    has_fast_paths,
+    has_own_code,
+    notice_hooks,
+    notice_train_mode,
+    writes,
+)
+from gradbridge_torch.copies import Deep
+from gradbridge_torch.isolation import TorchModel, seeded
+from gradbridge_torch.memos import stale
+from gradbridge_torch.places import count
+from gradbridge_torch.replicas import EMPTIED, Replica, lent
+from gradbridge_torch.strangers import stranger
 from gradbridge_torch.tensors import compute_device, floating_dtype, in_precision, to_tensor, view_of
 
-_RANDOM_IN_TRAIN = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)
-_FAST_PATHS = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
-_STATISTICS = (nn.modules.batchnorm._NormBase,)
+_stack = torch._C._functorch.peek_interpreter_stack
 
 
 class ModuleModel(TorchModel):
@@ -35,19 +46,21 @@ class ModuleModel(TorchModel):
         options: of the bridge.
 
     Raises:
-        UnknownModelError: it hides its parameters, or has none yet.
+        UnknownModelError: it hides its parameters, has none yet, or has no numbers.
         NotDifferentiableError: a complex parameter.
     """
 
     def __init__(self, module: nn.Module, options: GuestOptions) -> None:
-        module = _bridgeable(module)
+        module = bridgeable(module)
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        dtype, device = floating_dtype(options.dtype), compute_device(options.device)
+        device, is_train, has_code = (
+            compute_device(options.device),
+            options.mode == "train",
+            has_own_code(module),
+        )
         tensors = (*module.parameters(), *module.buffers())
         placed = device if device is not None else next((t.device for t in tensors), None)
-        train, has_own_code = options.mode == "train", _has_own_code(module)
-        draws = train and any(isinstance(part, _RANDOM_IN_TRAIN) for part in module.modules())
-        super().__init__(placed, draws, watched=has_own_code)
+        super().__init__(placed, is_train and draws_in_train(module), watched=has_code)
         self.label = type(module).__name__
         self.argument_names = argument_names(module.forward)
         self.layout = ParameterLayout(
@@ -55,29 +68,62 @@ class ModuleModel(TorchModel):
             tuple(tuple(p.shape) for p in named.values()),
             tuple(str(p.dtype).removeprefix("torch.") for p in named.values()),
         )
-        self.dtypes = tuple(dtype or p.dtype for p in named.values())
-        self.dtype = dtype or next((t.dtype for t in tensors if t.is_floating_point()), None)
-        # Without gradients recorded these take another way, which gives padded positions other values.
-        self.differentiates = any(isinstance(part, _FAST_PATHS) for part in module.modules())
+        self.differentiates = has_fast_paths(module)
         #: Whether it is known to write to none of its arguments.
-        self.only_reads = not has_own_code and not any(map(_writes, module.modules()))
-        self._module, self._named = module, named
-        self._placement = (dtype, device)
-        self._template = duplicate(module, list(named.values()))
-        _convert(self._template, dtype, device, set(named))
-        self._template.train(train)
-        has_buffers = any(True for _ in self._template.buffers())
-        self._moves = train and has_buffers
+        self.only_reads = not has_code and not any(map(writes, module.modules()))
+        # Code of the user's may ask a parameter whether it is one, and trainable.
+        self._is_asked = has_code or self.differentiates
+        self._module, self._named, self._device, self._is_train = module, named, device, is_train
+        # As it is now, in its own dtypes and mode; its trainable parameters are the user's, and never read.
+        snapshot = Deep(module, {id(p): p for p in named.values()})
+        self._snapshot = snapshot.module
+        # What it keeps may be results of parameters: those that it has now.
+        self._kept = snapshot.kept if has_code and named else []
+        self._then = [p.detach().clone() for p in named.values()] if self._kept else []
+        has_buffers = any(True for _ in self._snapshot.buffers())
+        self._moves = is_train and has_buffers
         # A forward of the user's may write to buffers in eval mode, too.
-        self._lends = self._moves or (has_buffers and has_own_code)
+        self._lends = self._moves or (has_buffers and has_code)
+        # Whether each call has a replica of its own: it computes in its backward, too, or keeps something.
+        self._isolates = False
+        self._watches = has_code
+        self._compute_in(floating_dtype(options.dtype))
+        if not is_train:
+            notice_train_mode(module)
+        notice_hooks(module)
+
+    def _compute_in(self, dtype: torch.dtype | None) -> None:
+        """Make the template in a dtype; None keeps each tensor's own."""
+        placeholders = self._placeholders(self._snapshot)
+        tensors = (*self._snapshot.parameters(), *self._snapshot.buffers())
+        self.dtypes = tuple(dtype or p.dtype for p in placeholders)
+        self.dtype = dtype or next((t.dtype for t in tensors if t.is_floating_point()), None)
+        self.other_default = dtype
+        self._placement = (dtype, self._device)
+        converted = _converted(self._snapshot, *self._placement, placeholders)
+        self._template, self._results = converted.module, converted.kept if self._kept else []
+        self._template.train(self._is_train)
         for tensor in (*self._template.buffers(), *self._template.parameters()) if self._lends else ():
             lent(tensor.detach())  # makes its memory copy-on-write, before any thread asks for it
-        # Whether replicas are kept with their graph, because it computes in its backward, too.
-        self._keeps = False
         self._start()
-        if not train:
-            _notice_train_mode(module)
-        _notice_hooks(module)
+
+    def in_dtype(self, name: str) -> Self:
+        dtype = floating_dtype(name)
+        tensors = (*self.dtypes, *(b.dtype for b in self._template.buffers() if b.is_floating_point()))
+        if self.dtype in (None, dtype) and all(d is dtype for d in tensors):
+            return self
+        twin = copy.copy(self)
+        twin._compute_in(dtype)
+        return twin
+
+    def fresh(self) -> Self:
+        twin = copy.copy(self)
+        if self._moves:  # of its own, so that it moves nobody else's
+            with self._lock:
+                kept = self._placeholders(self._template)
+                twin._template = Deep(self._template, {id(p): p for p in kept}).module
+        twin._start()
+        return twin
 
     def weights(self) -> Sequence[Any]:
         present = dict(self._module.named_parameters())
@@ -85,8 +131,7 @@ class ModuleModel(TorchModel):
 
     def native(self, weights: Sequence[Any]) -> nn.Module:
         # In the dtype and on the device of the computation, in the user's mode.
-        own = duplicate(self._module, [])
-        _convert(own, *self._placement, set())
+        own = _converted(self._snapshot, *self._placement, []).module
         new = {
             name: to_tensor(w, dtype, self.device, False)
             for name, w, dtype in zip(self.layout.names, weights, self.dtypes)
@@ -100,13 +145,19 @@ class ModuleModel(TorchModel):
     def call(
         self, weights: Sequence[Any], inputs: list[Any], spec: CallSpec, extras: Sequence[Any]
     ) -> tuple[Any, Sequence[Any]]:
-        if self.differentiates:
-            weights = self.tracked(weights)
+        if self._is_asked:
+            for weight in weights:
+                weight._is_param = True  # what isinstance(weight, nn.Parameter) looks at
+            # All are tracked, or none; a transform of torch.func lets nobody track another one.
+            if weights and not weights[0].requires_grad and (self.differentiates or _stack() is None):
+                self.tracked(weights)
+            if self._results and _stack() is None and type(weights[0]) is torch.Tensor:
+                self._forget(inputs, spec)
         args, kwargs = spec.bind(inputs)
         # A replica is nobody else's until it is given back; fake tensors are not to stay in one.
-        keeps = self._keeps or (bool(weights) and type(weights[0]) is not torch.Tensor)
+        isolates = self._isolates or (bool(weights) and type(weights[0]) is not torch.Tensor)
         try:
-            replica = self._new_replica() if keeps else self._idle.pop()
+            replica = self._new_replica() if isolates else self._idle.pop()
         except IndexError:
             replica = self._new_replica()
         try:
@@ -118,10 +169,12 @@ class ModuleModel(TorchModel):
             output = replica.module(*args, **kwargs)
             return output, replica.buffers() if self._moves else ()
         finally:
-            if not keeps:
+            if not isolates:
                 # A graph must not outlive its call by hanging in a slot.
                 for slots, key, _ in replica.slots:
                     slots[key] = EMPTIED
+                if self._watches:
+                    self._watch(replica)
                 self._idle.append(replica)
 
     def move(self, after: Sequence[Any]) -> None:
@@ -134,8 +187,38 @@ class ModuleModel(TorchModel):
 
     def keep_for_rerun(self) -> bool:
         """From now on every call has a replica of its own, that holds its weights as long as its graph lives."""
-        changes, self._keeps = not self._keeps, True
+        return self.isolate_calls()
+
+    def isolate_calls(self) -> bool:
+        changes, self._isolates = not self._isolates, True
         return changes
+
+    def _watch(self, replica: Replica) -> None:
+        """See in its first calls whether a replica holds more after each, as one does that records what it computes."""
+        replica.sizes.append(count(replica.module))
+        if len(replica.sizes) == 5:
+            self._watches = False
+            if all(a < b for a, b in zip(replica.sizes, replica.sizes[1:])):
+                self._isolates = True
+
+    def stranger(self, native: torch.Tensor) -> Stranger:
+        return stranger(native, self._module, self._named, list(self._replicas))
+
+    def _forget(self, inputs: Sequence[Any], spec: CallSpec) -> None:
+        """At the first call: let the template be without results of its parameters as they were."""
+        with self._lock, seeded(0, self.device):
+            results, self._results = self._results, []
+            if not results:
+                return
+            weights = [to_tensor(w, d, self.device, False) for w, d in zip(self._then, self.dtypes)]
+            saved = set(map(id, self._template.state_dict(keep_vars=True).values()))
+            places = [i for i, (_, _, value) in enumerate(results) if id(value) not in saved]
+            for place, deletes in stale(self._new_replica, weights, places, inputs, spec.bind):
+                for holder, key, _ in (results[place], self._kept[place]):
+                    if deletes:
+                        holder.pop(key, None)
+                    elif key in holder:
+                        holder[key] = None
 
     # -- replicas -----------------------------------------------------------------------------
 
@@ -144,107 +227,61 @@ class ModuleModel(TorchModel):
         # As many as there are forwards at once. The template itself never runs: it would be copied
         # while its slots are filled.
         self._idle: deque[Replica] = deque()
+        self._replicas: weakref.WeakSet[Replica] = weakref.WeakSet()
 
     def _new_replica(self) -> Replica:
-        own = dict(self._template.named_parameters())
         with self._lock:
-            return Replica(self._template, [own[name] for name in self._named], self._lends)
+            replica = Replica(self._template, self._placeholders(self._template), self._lends)
+            self._replicas.add(replica)
+        return replica
+
+    def _placeholders(self, module: nn.Module) -> list[torch.Tensor]:
+        own = dict(module.named_parameters())
+        return [own[name] for name in self._named]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Nobody writes to the snapshot; `copy` cannot follow all that `Deep` can.
+        twin = self.fresh()
+        twin._module = Deep(self._module, {}).module
+        twin._named = dict(zip(self._named, self._placeholders(twin._module)))
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_idle", "_lock")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_idle", "_lock", "_replicas")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start()
 
 
-def _bridgeable(module: nn.Module) -> nn.Module:
-    original = getattr(module, "_orig_mod", None)
-    if isinstance(original, nn.Module):  # what torch.compile returns holds the module itself
-        module = original
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UnknownModelError(
-            "a ScriptModule hides its parameters from Python; bridge the nn.Module that it was made from"
-        )
-    for name, p in module.named_parameters():
-        if isinstance(p, UninitializedParameter):
-            raise UnknownModelError(
-                f"parameter {name!r} of {type(module).__name__} has no shape yet (a lazy module); run the module "
-                f"once on an example input before bridging it"
-            )
-        if p.is_complex() and p.requires_grad:
-            raise NotDifferentiableError(
-                f"parameter {name!r} of {type(module).__name__} is complex, and params are a real vector; keep "
-                f"the real and imaginary parts as two real parameters, and join them with torch.complex"
-            )
-    return module
+def _converted(
+    module: nn.Module,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+    shared: Sequence[torch.Tensor],
+) -> Deep:
+    """A copy of a module in a dtype and on a device, but for some tensors, which are the module's own."""
+    copied = Deep(module, {id(t): t for t in shared})
+    done: dict[int, torch.Tensor] = {id(t): t for t in shared}  # tied tensors stay tied
+    for part in copied.module.modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            for slots in (part._parameters, part._buffers):
+                copied.tensors += [(slots, key, tensor) for key, tensor in slots.items()]
+    for holder, key, tensor in copied.tensors:
+        if id(tensor) not in done:
+            done[id(tensor)] = _moved(tensor, in_precision(tensor.dtype, dtype), device)
+        if done[id(tensor)] is not tensor:
+            holder[key] = done[id(tensor)]
+    return copied
 
 
-def _convert(
-    module: nn.Module, dtype: torch.dtype | None, device: torch.device | None, keep: set[str]
-) -> None:
-    """Move a module's tensors to a dtype and device, but for the parameters named in `keep`.
-
-    Those are placeholders shared with the user's module, and must not be touched.
-    """
-    if dtype is None and device is None:
-        return
-    done: dict[int, torch.Tensor] = {id(p): p for name, p in module.named_parameters() if name in keep}
-    originals = []  # alive until the end, so that no id is used twice
-    for part in module.modules():
-        for slots in (part._parameters, part._buffers):
-            for key, value in slots.items():
-                if value is None:
-                    continue
-                if id(value) not in done:  # tied tensors stay tied
-                    converted = value.detach().to(device=device, dtype=in_precision(value.dtype, dtype))
-                    if isinstance(value, nn.Parameter):
-                        converted = nn.Parameter(converted, requires_grad=value.requires_grad)
-                    done[id(value)] = converted
-                    originals.append(value)
-                slots[key] = done[id(value)]  # type: ignore[assignment]
-
-
-def _has_own_code(module: nn.Module) -> bool:
-    """Whether some part's forward is not torch's own, so that nobody knows whether it draws numbers or writes."""
-    return any(
-        not type(part).__module__.startswith("torch.nn.modules.")
-        or part._forward_hooks
-        or part._forward_pre_hooks
-        for part in module.modules()
-    )
-
-
-def _writes(part: nn.Module) -> bool:
-    """Whether a layer of torch's writes to its input or its weights."""
-    return bool(getattr(part, "inplace", False)) or getattr(part, "max_norm", None) is not None
-
-
-def _notice_hooks(module: nn.Module) -> None:
-    hooked = [name for name, p in module.named_parameters() if p.requires_grad and p._backward_hooks]
-    if hooked:
-        warnings.warn(
-            f"{type(module).__name__} has gradient hooks on {', '.join(hooked)}; they belong to those tensors, and the "
-            f"bridge computes with its own, so the gradient is that without them. Change the gradient in the host, or "
-            f"in the model by a torch.autograd.Function",
-            GradbridgeWarning,
-            stacklevel=5,
-        )
-
-
-def _notice_train_mode(module: nn.Module) -> None:
-    kinds = sorted(
-        {
-            type(part).__name__
-            for part in module.modules()
-            if part.training and isinstance(part, (nn.modules.dropout._DropoutNd, *_STATISTICS))
-        }
-    )
-    if kinds:
-        warnings.warn(
-            f"{type(module).__name__} is in train mode and has {', '.join(kinds)}; the bridge evaluates it in eval "
-            f"mode, without random masks and with the stored statistics. Pass mode='train' for the other, or "
-            f"call .eval() on the model to be rid of this notice",
-            GradbridgeWarning,
-            stacklevel=5,
-        )
+def _moved(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device | None) -> torch.Tensor:
+    if tensor.dtype is dtype and device in (None, tensor.device):
+        return tensor
+    if not tensor.is_leaf:
+        with torch.enable_grad():
+            return tensor.to(device=device, dtype=dtype)
+    moved = tensor.detach().to(device=device, dtype=dtype)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(moved, tensor.requires_grad)
+    return moved.requires_grad_(tensor.requires_grad)

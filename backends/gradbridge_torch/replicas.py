@@ -11,13 +11,13 @@ and nobody else sees what it wrote.
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from gradbridge.errors import GuestError
+from gradbridge_torch.copies import Deep
 
 
 class EmptiedError(RuntimeError):
@@ -45,19 +45,26 @@ class Replica:
         lends: whether its forward may write to buffers, so that it has some of its own in every call.
     """
 
-    def __init__(self, template: nn.Module, trainable: list[nn.Parameter], lends: bool) -> None:
-        own = {id(p): p for p in trainable}
+    def __init__(self, template: nn.Module, trainable: list[torch.Tensor], lends: bool) -> None:
+        own: dict[int, Any] = {id(p): p for p in trainable}
         for frozen in template.parameters():
             own.setdefault(id(frozen), _lent_parameter(frozen) if lends else frozen)
-        self.module = _deep_copy(template, {**own, **{id(b): b for b in template.buffers()}})
+        copied = Deep(template, {**own, **{id(b): b for b in template.buffers()}}, lent)
+        self.module, self.kept = copied.module, copied.kept
         indices = {id(p): i for i, p in enumerate(trainable)}
-        #: (slot dict, key, index of the parameter); tied parameters have several slots.
+        #: (holder, key, index of the parameter): wherever one stands, in a registered place or any other; tied
+        #: parameters have several slots.
         self.slots = [
-            (holder._parameters, key, indices[id(value)])
-            for holder in self.module.modules()
-            for key, value in holder._parameters.items()
-            if value is not None and id(value) in indices
+            (holder, key, indices[id(tensor)])
+            for holder, key, tensor in copied.tensors
+            if id(tensor) in indices
         ]
+        for ours, theirs in _scripted(template, self.module):
+            self.slots += [
+                (theirs, key, indices[id(tensor)]) for key, tensor in ours.items() if id(tensor) in indices
+            ]
+        #: How much it held after each of its first calls.
+        self.sizes: list[int] = []
         self._buffers = (
             [
                 (ours._buffers, theirs._buffers)
@@ -78,6 +85,13 @@ class Replica:
         return [dict(theirs) for _, theirs in self._buffers]
 
 
+def _scripted(module: nn.Module, twin: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """The parameters of each TorchScript part and of its copy: kept where Python cannot share a tensor."""
+    for ours, theirs in zip(module.modules(), twin.modules()):
+        if isinstance(ours, torch.jit.ScriptModule):
+            yield ours._parameters, theirs._parameters
+
+
 def lent(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor's content for somebody who may write to it: a copy, as late as possible."""
     if tensor.layout is torch.strided and type(tensor) in (torch.Tensor, nn.Buffer):
@@ -87,30 +101,3 @@ def lent(tensor: torch.Tensor) -> torch.Tensor:
 
 def _lent_parameter(frozen: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(lent(frozen.detach()), frozen.requires_grad)
-
-
-def duplicate(module: nn.Module, shared: list[torch.Tensor]) -> nn.Module:
-    """A deep copy of a module that shares some of its tensors.
-
-    Raises:
-        GuestError: the module cannot be copied.
-    """
-    return _deep_copy(module, {id(t): t for t in shared})
-
-
-def _deep_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    # Tensors that a module computes and stores between calls (old-style weight norm does) cannot be
-    # deep-copied by torch; they are detached, because the next forward computes them anew.
-    for part in module.modules():
-        for value in vars(part).values():
-            if isinstance(value, torch.Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    try:
-        twin: nn.Module = copy.deepcopy(module, memo)
-    except Exception as error:
-        raise GuestError(
-            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), and a bridge works on "
-            f"its own copy so that yours stays as it is; keep what cannot be copied (locks, files, loaders) "
-            f"outside the module"
-        ) from error
-    return twin

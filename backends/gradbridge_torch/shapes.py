@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -58,8 +57,4 @@ def shapes_of(
         ) from error
     finally:
         _log.removeFilter(from_elsewhere)
-    return [ArraySpec(tuple(y.shape), _numpy_dtype(y.dtype)) for y in form.merge(floats, others)], form
-
-
-def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
-    return np.dtype(np.float32) if dtype is torch.bfloat16 else np.dtype(str(dtype).removeprefix("torch."))
+    return [ArraySpec(tuple(y.shape), y.dtype) for y in form.merge(floats, others)], form

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradbridge.errors import InputError, OptionError
+from gradbridge.errors import InputError, OptionError, OutputError
 from gradbridge.layout import Array
+from gradbridge.options import floating_name
+from gradbridge.wording import first_line
+from gradbridge_torch.surroundings import dispatch_modes, function_modes, recording, set_aside, transform
 
 FLOATING = {
     "float64": torch.float64,
@@ -16,7 +19,6 @@ FLOATING = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-_ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
 
 #: What NumPy casts to while it copies; bfloat16 it does not have.
 NUMPY_DTYPES: dict[torch.dtype | None, np.dtype[Any]] = {
@@ -37,12 +39,8 @@ def floating_dtype(name: str | None) -> torch.dtype | None:
     Raises:
         OptionError: not a floating dtype.
     """
-    if name is None:
-        return None
-    dtype = FLOATING.get(_ALIASES.get(name, name))
-    if dtype is None:
-        raise OptionError(f"dtype must be one of {', '.join(FLOATING)}, got {name!r}")
-    return dtype
+    full = floating_name(name)
+    return None if full is None else FLOATING[full]
 
 
 def in_precision(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
@@ -66,9 +64,8 @@ def compute_device(device: Any) -> torch.device | None:
         usable = torch.device(device)
         torch.empty(0, device=usable)
     except (RuntimeError, AssertionError, TypeError) as error:
-        first = str(error).splitlines()[0]
         raise OptionError(
-            f"device {device!r} cannot be used here: {first}; leave it out or use 'cpu'"
+            f"device {device!r} cannot be used here: {first_line(error)}; leave it out or use 'cpu'"
         ) from error
     if usable.type == "meta":
         raise OptionError("device 'meta' holds no numbers, so nothing can be computed on it; use 'cpu'")
@@ -122,10 +119,27 @@ def _of_numpy(array: Array, dtype: torch.dtype | None, device: torch.device | No
 
 
 def view_of(tensor: torch.Tensor) -> Array:
-    """A tensor's content as an array that may share its memory; bfloat16 widens to float32."""
-    if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
-    if tensor.dtype is torch.bfloat16:
-        tensor = tensor.float()
-    array: Array = tensor.numpy(force=True)
+    """A tensor's content as an array that may share its memory; what NumPy does not have widens to single precision.
+
+    Raises:
+        OutputError: it has no numbers in rows and columns that NumPy could have.
+    """
+    if transform() is not None or dispatch_modes() or function_modes() or recording() is not None:
+        with set_aside():
+            return view_of(tensor)
+    try:
+        if tensor.layout is not torch.strided:
+            tensor = tensor.to_dense()
+        if tensor.dtype is torch.complex32:
+            tensor = tensor.to(torch.complex64)
+        elif tensor.is_floating_point() and tensor.dtype not in NUMPY_DTYPES:
+            tensor = tensor.float()
+        array: Array = tensor.numpy(force=True)
+    except (RuntimeError, TypeError) as error:
+        kind = f"{type(tensor).__name__} of layout {tensor.layout} and dtype {tensor.dtype}"
+        raise OutputError(
+            f"a {'nested ' if tensor.is_nested else ''}{kind} is no array that NumPy could have ({first_line(error)}); "
+            f"return a plain tensor with numbers: to_padded_tensor(0) of a nested one, dequantize() of a quantized "
+            f"one, to_tensor(0) of a masked one"
+        ) from error
     return array

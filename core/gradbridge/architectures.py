@@ -29,6 +29,7 @@ import numpy as np
 from gradbridge.choice import default_backend
 from gradbridge.errors import OptionError
 from gradbridge.layout import ParameterLayout
+from gradbridge.option_values import check_options
 from gradbridge.protocol import Array
 from gradbridge.registry import Registry, default_registry
 from gradbridge.wording import suggestion
@@ -98,7 +99,7 @@ class Architecture:
             Glorot & Bengio (2010), Understanding the difficulty of training deep feedforward
             neural networks, eq. 16.
         """
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(int(seed) % 2**63)  # as a bridge takes its seeds
         parts: list[Array] = []
         for layer in self.layers:
             if not layer.shapes:
@@ -137,15 +138,9 @@ def mlp(sizes: Sequence[int], *, activation: str = "tanh", output: str | None = 
     for size in sizes:
         _positive("sizes", size)
     last = len(sizes) - 2
+    activations = [_activation(activation)] * last + [_activation(output)]
     layers = [
-        Layer(
-            "dense",
-            str(i),
-            sizes[i],
-            sizes[i + 1],
-            activation=_activation(output if i == last else activation),
-        )
-        for i in range(last + 1)
+        Layer("dense", str(i), sizes[i], sizes[i + 1], activation=activations[i]) for i in range(last + 1)
     ]
     return Architecture("mlp", tuple(layers), squeeze=sizes[-1] == 1)
 
@@ -178,9 +173,10 @@ def cnn(
     if kernel % 2 == 0:
         raise OptionError(f"kernel must be odd, so that the padding is the same on both sides; got {kernel}")
     height, width, depth = image
+    between, last = _activation(activation), _activation(output)
     layers: list[Layer] = []
     for i, out in enumerate(channels):
-        layers.append(Layer("conv", str(len(layers)), depth, out, kernel, _activation(activation)))
+        layers.append(Layer("conv", str(len(layers)), depth, out, kernel, between))
         depth = out
         if pool > 1:
             height, width = height // pool, width // pool
@@ -191,7 +187,7 @@ def cnn(
             )
     layers.append(Layer("flatten", str(len(layers))))
     size = height * width * depth
-    layers.append(Layer("dense", str(len(layers)), size, classes, activation=_activation(output)))
+    layers.append(Layer("dense", str(len(layers)), size, classes, activation=last))
     return Architecture("cnn", tuple(layers), squeeze=classes == 1)
 
 
@@ -228,6 +224,7 @@ def build(
         OptionError: an unknown architecture or sizes that make none.
         UnknownBackendError, BackendUnavailableError
     """
+    check_options(name=name, backend=backend, seed=seed, registry=registry)
     if name not in ARCHITECTURES:
         hint = suggestion(name, ARCHITECTURES)
         raise OptionError(f"there is no architecture {name!r}; {hint}there are {', '.join(ARCHITECTURES)}")
@@ -247,6 +244,6 @@ def _positive(what: str, value: Any) -> None:
 
 
 def _activation(name: str | None) -> str | None:
-    if name is not None and name not in ACTIVATIONS:
+    if name is not None and not (isinstance(name, str) and name in ACTIVATIONS):
         raise OptionError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return name

@@ -28,7 +28,7 @@ from gradbridge.errors import (
     ParamsDtypeError,
     ParamsShapeError,
 )
-from gradbridge.layout import Array, ParameterLayout
+from gradbridge.layout import Array, Float64Vector, ParameterLayout
 
 #: Kinds of dtypes that have derivatives: floating and complex numbers.
 INEXACT = ("f", "c")
@@ -101,6 +101,32 @@ def check_params(params: Any, layout: ParameterLayout, label: str) -> np.dtype[A
     if shape == (layout.size,) and type(dtype) is _FLOAT64:
         return dtype  # by far the most calls
     return _check_unusual(np.dtype(dtype), tuple(shape), layout, label)
+
+
+def params_vector(params: Any, layout: ParameterLayout, label: str) -> tuple[Float64Vector, np.dtype[Any]]:
+    """Params as a vector or as a tree, checked alike.
+
+    Args:
+        params: (P,) real, or what `ParameterLayout.ravel` takes.
+        layout: that they are to fit.
+        label: of the model.
+
+    Returns:
+        (a new vector, the host's dtype).
+
+    Raises:
+        ParamsDtypeError, ParamsShapeError, LayoutError, InputError
+    """
+    if layout.is_tree(params):
+        floating = [
+            d
+            for d in (getattr(x, "dtype", None) for x in layout.arrays(params))
+            if getattr(d, "kind", "") == "f"
+        ]
+        return layout.ravel(params), np.result_type(*floating) if floating else np.dtype(np.float64)
+    vector = as_array(params, f"params of {label}")
+    dtype = check_params(vector, layout, label)
+    return np.array(vector, np.float64), dtype
 
 
 _FLOAT64 = type(np.dtype(np.float64))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from gradbridge import borders, trees
-from gradbridge.audit.findings import AUDITS, Audit
+from gradbridge.audit.examination import audited
+from gradbridge.audit.findings import Audit
+from gradbridge.audit.report import AuditReport, Finding
 from gradbridge.call_spec import CallSpec
 from gradbridge.capabilities import Capabilities, capabilities_of
 from gradbridge.choice import find_backend
@@ -23,15 +23,13 @@ from gradbridge.execution.noise import NoiseSource
 from gradbridge.execution.precision import Precisions
 from gradbridge.execution.reuse import Memory
 from gradbridge.execution.settings import BridgeSettings
-from gradbridge.execution.shapes import output_spec
+from gradbridge.execution.shapes import output_spec, refuse_no_shapes
 from gradbridge.execution.steps import check_results
 from gradbridge.layout import Array, ParameterLayout
+from gradbridge.option_values import check_options
 from gradbridge.protocol import Adapter, ArraySpec, GuestOptions
 from gradbridge.registry import Registry, default_registry
 from gradbridge.saving import load_params, save_params
-
-MODES = ("eval", "train")
-NOISES = ("frozen", "per_params", "per_call")
 
 
 class Bridge(Calling):
@@ -71,11 +69,9 @@ class Bridge(Calling):
         follows: bool = False,
         registry: Registry | None = None,
     ) -> None:
-        _one_of("mode", mode, MODES)
-        _one_of("noise", noise, NOISES)
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-            raise OptionError(f"seed must be an integer, got {seed!r}")
-        _one_of("audit", audit, AUDITS)
+        check_options(host=host, mode=mode, seed=seed, noise=noise, check_finite=check_finite, audit=audit)
+        check_options(registry=registry)
+        refuse_no_shapes(outputs, adapter.label)
         self._precisions, self._follows, self._outputs = Precisions(adapter, follows), follows, outputs
         self._host_name = host
         self._mode, self._seed, self._noise_kind = mode, int(seed) % 2**63, noise
@@ -83,7 +79,7 @@ class Bridge(Calling):
         self._memory = Memory.of(reuse, adapter, mode)
         self._audit = Audit(audit == "first")
         self._constants: ConstantArguments | None = None
-        if nondiff != ():
+        if not (isinstance(nondiff, tuple) and not nondiff):
             self._constants = ConstantArguments(nondiff, adapter.argument_names, first_input, adapter.label)
         self._source = NoiseSource(self._seed, "frozen" if mode == "eval" else noise)
         self._join(registry if registry is not None else default_registry())
@@ -136,24 +132,43 @@ class Bridge(Calling):
         """A native model of the guest's framework holding these parameters.
 
         Args:
-            params: (P,) real.
+            params: as for a call: (P,) real, or a tree of arrays.
 
         Returns:
             A new model; the one that was bridged is not touched.
 
         Raises:
-            ParamsShapeError, ParamsDtypeError
+            ParamsShapeError, ParamsDtypeError, LayoutError, InputError
         """
-        vector = borders.as_array(params, f"params of {self._adapter.label}")
-        dtype = borders.check_params(vector, self.layout, self._adapter.label)
-        adapter = self._precisions.of(dtype).adapter
-        return adapter.model(self.layout.cut(np.array(vector, dtype=np.float64)))
+        vector, dtype = borders.params_vector(params, self.layout, self._adapter.label)
+        return self._precisions.of(dtype).adapter.model(self.layout.cut(vector))
 
     @property
     def capabilities(self) -> Capabilities:
         """What works through this bridge, what does not and why, and what it costs; prints as a table."""
         title = f"{self._adapter.label}, differentiated by {self._host_name}"
         return capabilities_of(self._adapter, title, self._settings, self._latest, self._outputs is not None)
+
+    def audit(
+        self, params: Any, *inputs: Any, told: Callable[[Finding], None] | None = None, **kwargs: Any
+    ) -> AuditReport:
+        """Find out all that can be found out about the model at one point (law 10).
+
+        Whether it computes with the params and inputs alone and gives the same again; its precision; its
+        gradient against differences, its JVP, second and third derivatives and Jacobians against
+        independent ones; other batch sizes, dtypes and threads; and whether the user's model is as it was.
+        It makes some hundred evaluations, changes nothing, and refuses nothing.
+
+        Args:
+            params, *inputs, **kwargs: as for a call.
+            told: is handed each row as soon as it is known, for who shows progress.
+
+        Returns:
+            The rows; prints as a table, and is true where nothing is wrong. What a difference of values does not
+            confirm is a note: a model may have a gradient of its own (straight-through estimators).
+        """
+        title = f"audit of {self._adapter.label}, {self.layout.size} params"
+        return audited(self._point(params, inputs, kwargs), lambda: self.params.tobytes(), title, told)
 
     def output_spec(self, *inputs: Any, **kwargs: Any) -> Any:
         """Shapes and dtypes of the outputs, without computing them.
@@ -179,11 +194,14 @@ class Bridge(Calling):
         """Write parameters to a safetensors file, with their layout.
 
         Args:
-            path: the file.
-            params: (P,) real.
+            path: the file. It is written whole or not at all; where it is a link, what that leads to is
+                written, and a file that is there keeps its mode.
+            params: as for a call: (P,) real, or a tree of arrays.
 
         Raises:
-            ParamsShapeError: they do not fit the layout.
+            ParamsShapeError, ParamsDtypeError, LayoutError, InputError: they do not fit the layout.
+            ParamsFileError: what is there is no regular file.
+            OSError: it cannot be written there.
         """
         save_params(path, params, self.layout)
 
@@ -207,13 +225,13 @@ class Bridge(Calling):
         return f"<Bridge over {self._adapter.label}: {self.layout.size} params, host {self._host_name}{mode}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        # The registry and the host half belong to the process; another one has its own.
-        theirs = ("_registry", "_host", "_settings", "_is_container_type")
+        # The host half belongs to the process; another one has its own.
+        theirs = ("_host", "_settings", "_is_container_type")
         return {k: v for k, v in self.__dict__.items() if k not in theirs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._join(default_registry())
+        self._join(self._registry)  # of a copy the same one, of a pickled bridge the default of this process
 
 
 def bridge(
@@ -287,7 +305,7 @@ def bridge(
         BackendUnavailableError: its framework is missing or broken; says how to install it.
         OptionError: an unknown option, or a value that it cannot take.
     """
-    _one_of("mode", mode, MODES)
+    check_options(backend=backend, host=host, registry=registry)
     registry = registry if registry is not None else default_registry()
     if isinstance(model, Adapter):
         if options or backend is not None or dtype is not None or device is not None or params is not None:
@@ -319,8 +337,3 @@ def bridge(
         follows=follows,
         registry=registry,
     )
-
-
-def _one_of(option: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise OptionError(f"{option} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

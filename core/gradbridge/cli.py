@@ -51,21 +51,52 @@ def backends() -> None:
     console.print(table)
 
 
+_only = click.option(
+    "--only", metavar="CHECK", multiple=True, help="Name of a check to run, and no other; may be given again."
+)
+
+
 @cli.command()
 @click.argument("backend")
-def check(backend: str) -> None:
+@_only
+def check(backend: str, only: tuple[str, ...]) -> None:
     """Check BACKEND against the laws; exit code 1 if it breaks one."""
     from gradbridge.testing import check_command
 
-    sys.exit(check_command(backend))
+    sys.exit(check_command(backend, only=only))
 
 
 @cli.command()
-def matrix() -> None:
+@_only
+def matrix(only: tuple[str, ...]) -> None:
     """Check every backend that works here against every law, as one table."""
     from gradbridge.testing import matrix_command
 
-    sys.exit(matrix_command())
+    sys.exit(matrix_command(only=only))
+
+
+@cli.command()
+@click.argument("target", metavar="MODULE:NAME")
+@click.option(
+    "--input",
+    "inputs",
+    metavar="SPEC",
+    multiple=True,
+    help="An input: its shape, 8x3, of normal numbers; 8x3:100 of integers below 100; or MODULE:NAME of an array. "
+    "May be given again, in order.",
+)
+@click.option("--backend", help="The framework of a function.")
+@click.option(
+    "--dtype", help="The dtype to compute in; float64 if nothing is said, 'model' for the model's own."
+)
+@click.option("--params", metavar="MODULE:NAME", help="The tree of parameters of a function.")
+def audit(
+    target: str, inputs: tuple[str, ...], backend: str | None, dtype: str | None, params: str | None
+) -> None:
+    """Audit a model, or a bridge, that an import gives; exit code 1 if something is wrong."""
+    from gradbridge.audit.command import audit_command
+
+    sys.exit(audit_command(target, inputs, backend, dtype, params))
 
 
 @cli.command("new-backend")
@@ -85,7 +116,7 @@ _BUILT_IN = dict(cli.commands)
 
 def main() -> None:
     """Entry point of the console script: core's commands and every plugin's."""
-    cli.commands = {**_plugin_commands(default_registry()), **_BUILT_IN}
+    cli.commands = {**cli.commands, **_plugin_commands(default_registry()), **_BUILT_IN}
     cli(prog_name="gradbridge")
 
 

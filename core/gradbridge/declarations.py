@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -66,9 +67,9 @@ def fault_of(backend: Backend) -> str:
             return f"{role} is not written 'module:name', but {target!r}"
     if not isinstance(models, (tuple, list)) or not all(map(is_text, models)):
         return f"models is no tuple of qualified names of classes, but {models!r}"
-    for model in models:
-        if model.startswith("builtins."):  # a function is of such a class, and everything is an object
-            return f"models has {model}, which is no class of a framework"
+    for model in models:  # everything is a builtins.object, and typing.Generic is a base of many
+        if model.partition(".")[0] in sys.stdlib_module_names:
+            return f"models has {model}, which is Python's own and no class of a framework"
     return ""
 
 

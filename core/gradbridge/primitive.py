@@ -5,14 +5,19 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, overload
 
+from gradbridge import trees
+from gradbridge.audit.examination import audited
+from gradbridge.audit.report import AuditReport, Finding
 from gradbridge.bridge import Bridge
 from gradbridge.capabilities import Capabilities
 from gradbridge.derivatives import jacobians
 from gradbridge.derivatives.jacobians import MAX_CHUNK
 from gradbridge.derivatives.points import EvaluationPoint
 from gradbridge.errors import OptionError
+from gradbridge.option_values import check_options
 from gradbridge.protocol import GuestOptions
 from gradbridge.registry import Registry, default_registry
 
@@ -40,6 +45,13 @@ class Primitive:
     def capabilities(self) -> Capabilities:
         """What works through this function, what does not and why, and what it costs; prints as a table."""
         return self._bridge.capabilities
+
+    def audit(
+        self, *inputs: Any, told: Callable[[Finding], None] | None = None, **kwargs: Any
+    ) -> AuditReport:
+        """Find out all that can be found out about the function at one point; see `Bridge.audit`."""
+        title = f"audit of {self._bridge.adapter.label}"
+        return audited(self._point(inputs, kwargs), bytes, title, told)
 
     def jacobian(
         self, *inputs: Any, wrt: Any = 0, strategy: str = "auto", max_chunk: int = MAX_CHUNK, **kwargs: Any
@@ -98,7 +110,10 @@ class Primitive:
         return self._bridge._apply((), False, inputs, kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else types.MethodType(self, instance)
+        # As the function itself is bound: a static one, a builtin or a callable object is not.
+        bind = getattr(type(self._function), "__get__", None)
+        method = bind(self._function, instance, owner) if bind is not None else None
+        return Method(self, method) if isinstance(method, types.MethodType) else self
 
     def __getattr__(self, name: str) -> Any:
         # defvjp and the like are the adapter's: only a function without a framework needs them.
@@ -120,6 +135,29 @@ class Primitive:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+
+class Method(Primitive):
+    """A `Primitive` as the method of an object: inputs, and `wrt`, are counted after that object."""
+
+    def __init__(self, primitive: Primitive, method: types.MethodType) -> None:
+        super().__init__(method, primitive._bridge)
+        self.__func__, self.__self__ = primitive, method.__self__
+
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        return self._bridge._apply((), False, (self.__self__, *inputs), kwargs)
+
+    def _point(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> EvaluationPoint:
+        point = super()._point((self.__self__, *inputs), kwargs)
+        return replace(point, receiver=len(trees.flatten(self.__self__)[0]))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Method) and other.__func__ is self.__func__ and other.__self__ is self.__self__
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self.__func__), id(self.__self__)))
 
 
 def _defining(primitive: Primitive, define: Callable[..., Any], *rules: Any, **options: Any) -> Any:
@@ -187,8 +225,8 @@ def primitive(
         gradient: ``"numeric"`` for finite differences of a plain function. Approximate.
         dtype: the dtype to compute in; None follows the first floating input.
         device: the device to compute on.
-        nondiff: arguments that are held constant, by position (0 is the first, as in autograd's
-            `argnum`) or by name; see `bridge`.
+        nondiff: arguments that are held constant, by position (0 is the first of the signature, also
+            where that is `self`) or by name; see `bridge`.
         audit, outputs: see `bridge`.
         registry: the plugins to choose from; by default all that are installed.
         **options: options of the backend.
@@ -198,6 +236,7 @@ def primitive(
     """
     if function is not None and not callable(function):
         raise OptionError(f"primitive takes a function, got {type(function).__name__}; options go by keyword")
+    check_options(backend=backend, host=host, registry=registry)
     if gradient is not None:
         options["gradient"] = gradient
 
@@ -205,7 +244,7 @@ def primitive(
         if not callable(body):
             raise OptionError(f"primitive takes a function, got {type(body).__name__}")
         known = registry if registry is not None else default_registry()
-        name = backend or PLAIN
+        name = backend if backend is not None else PLAIN
         own = None if isinstance(dtype, str) and dtype == "model" else dtype
         adapter = known.guest(name)(body, GuestOptions(dtype=own, device=device, extra=dict(options)))
         bridge = Bridge(

@@ -56,9 +56,9 @@ class Adapter(Inspectable, ABC):
     5. pure        the user's model, its mode and the caller's arrays stay as they were
     6. borders     inputs come as NumPy or DLPack arrays, outputs and gradients leave as the guest's
     7. never silently wrong: what has no derivative raises; no influence is exact zeros
-    8. one forward per gradient, and one backward for all arguments together; of any order: a derivative
-       of the derivative starts from the forward that was recorded, where the guest can do that
+    8. one forward per gradient, one backward for all arguments together; of any order, where it is recorded
     9. a function  the same params, inputs and noise give the same outputs
+    10. audited    what it tells about itself is so: `in_dtype`, `fresh`, `isolate_calls`, `strangers`
 
     What an adapter cannot do it says in one way, by raising `Unsupported` with the reason; core then
     takes another way, and `gradbridge.bridge(...).capabilities` shows the reason.

@@ -21,18 +21,14 @@ from gradbridge.errors import (
     BackendUnavailableError,
     GradbridgeError,
     GradbridgeWarning,
-    PluginError,
     UnknownBackendError,
     UnknownModelError,
 )
 from gradbridge.foreign import foreign_code
+from gradbridge.halves import GuestHalf, checked_half
 from gradbridge.host import Host
-from gradbridge.layout import ParameterLayout
 from gradbridge.plugins import Plugin, Plugins
-from gradbridge.protocol import Adapter, GuestOptions
 from gradbridge.wording import suggestion
-
-GuestHalf = Callable[[Any, GuestOptions], Adapter]
 
 
 class Registry(Plugins):
@@ -106,10 +102,10 @@ class Registry(Plugins):
                 that name that failed is named with its reason.
         """
         self._load_plugins()
-        if name in self._backends:
+        if isinstance(name, str) and name in self._backends:
             return self._backends[name][0]
         problems = self.problems
-        if name in problems:
+        if isinstance(name, str) and name in problems:
             raise UnknownBackendError(f"backend {name!r} could not be taken in: {problems[name]}")
         hint = suggestion(name, self._backends, 0.5)
         raise UnknownBackendError(
@@ -150,12 +146,11 @@ class Registry(Plugins):
             UnknownModelError: none recognises it.
         """
         self._load_plugins()
-        claims: list[tuple[str, list[str]]] = []  # (class, who claims it), the most derived first
+        claims: list[tuple[type, list[str]]] = []  # (class, who claims it), the most derived first
         for cls in type(model).__mro__:
-            qualified = f"{cls.__module__}.{cls.__qualname__}"
-            names = [name for name, (backend, _) in self._backends.items() if qualified in backend.models]
+            names = [name for name, (b, _) in self._backends.items() if _qualified(cls) in b.models]
             if names:
-                claims.append((qualified, names))
+                claims.append((cls, names))
         if claims:
             return self._chosen(claims)
         guests = ", ".join(n for n, (b, _) in sorted(self._backends.items()) if b.guest)
@@ -165,36 +160,36 @@ class Registry(Plugins):
             + ("; for a function also give params=…, or use gradbridge.primitive" if callable(model) else "")
         )
 
-    def _chosen(self, claims: list[tuple[str, list[str]]]) -> str:
+    def _chosen(self, claims: list[tuple[type, list[str]]]) -> str:
         """The backend of a model by its classes that are claimed: the most derived of them decides.
 
-        But our own backends keep their frameworks' classes, the derived ones included: who claims one of
-        these by name is warned of, and has those models that are given to it with ``backend=``.
+        But our own backends keep the models of their frameworks. A library on top of one, whose classes are
+        its own and derive from the framework's, may have a backend for them; who claims a class of the
+        framework itself, or one that stands beside it, is warned of.
         """
-        for own_class, names in claims:
-            own = next((name for name in names if self._backends[name][1].is_own), None)
-            if own is None:
-                continue
-            framework = own_class.partition(".")[0]
-            for qualified, others in claims:
-                if qualified.partition(".")[0] != framework:
-                    break  # a library on top of the framework, which has a backend of its own
-                taking = next((name for name in others if not self._backends[name][1].is_own), None)
-                if qualified == own_class:
-                    return own
-                if taking is not None:
-                    owner = self._backends[own][1]
-                    text = _stays(self._backends[taking][1], taking, qualified, owner, own)
-                    if self.complain(self._backends[taking][1], text):
-                        warnings.warn(text, GradbridgeWarning, stacklevel=4)
-            break
-        qualified, names = claims[0]
+        cls, names = claims[0]
+        own = next(((c, n) for c, some in claims for n in some if self._backends[n][1].is_own), None)
+        if own is not None:
+            on_top = own[0] in cls.__mro__[1:] and _package(cls) != _package(own[0])
+            if not on_top or own[1] in names:
+                for name in names:
+                    self._warn_of_claim(name, cls, own[1])
+                return own[1]
         if len(names) > 1:
             said = " and ".join(f"{name!r} of package {self._backends[name][1].package!r}" for name in names)
             raise UnknownModelError(
-                f"backends {said} both claim {qualified}; say which one with backend=…, one of {', '.join(names)}"
+                f"backends {said} both claim {_qualified(cls)}; say which one with backend=…, one of {', '.join(names)}"
             )
         return names[0]
+
+    def _warn_of_claim(self, name: str, cls: type, own: str) -> None:
+        plugin, owner = self._backends[name][1], self._backends[own][1]
+        if (
+            not plugin.is_own and _qualified(cls) not in self._backends[own][0].models
+        ):  # else it is listed anyway
+            text = _stays(plugin, name, _qualified(cls), owner, own)
+            if self.complain(plugin, text):
+                warnings.warn(text, GradbridgeWarning, stacklevel=6)  # who called bridge()
 
     def infos(self) -> dict[str, BackendInfo]:
         """{name: BackendInfo} of all backends, and of plugins that failed."""
@@ -228,10 +223,10 @@ class Registry(Plugins):
         )
 
     def _half(self, name: str, role: str) -> Any:
+        backend = self.backend(name)
         known = self._halves.get((name, role))
         if known is not None:
             return known
-        backend = self.backend(name)
         target = getattr(backend, role)
         if target is None:
             others = ", ".join(n for n, (b, _) in sorted(self._backends.items()) if getattr(b, role))
@@ -243,16 +238,7 @@ class Registry(Plugins):
         module_name, _, attribute = target.partition(":")
         with foreign_code(BackendUnavailableError, f"{said} does not import"):
             half = getattr(importlib.import_module(module_name), attribute)
-        if not callable(half):
-            raise PluginError(f"{said} cannot be called: it is {_kind(half)}")
-        made: Any
-        if role == "host":
-            with foreign_code(PluginError, f"{said} cannot be made"):
-                made = half()
-            if not isinstance(made, Host):
-                raise PluginError(f"{said} is no gradbridge.host.Host: calling it gives {_kind(made)}")
-        else:
-            made = functools.partial(_CHECKED[role], half, said)
+        made = checked_half(role, half, said)
         with self._lock:
             return self._halves.setdefault((name, role), made)
 
@@ -275,38 +261,12 @@ class Registry(Plugins):
             raise BackendUnavailableError(f"{error}{line}") from error.__cause__
 
 
-def _adapted(half: GuestHalf, said: str, model: Any, options: GuestOptions) -> Adapter:
-    """What a guest half makes of a model, looked at before it is used."""
-    adapter = half(model, options)
-    if not isinstance(adapter, Adapter):
-        raise PluginError(
-            f"{said} returned {_kind(adapter)} for a {type(model).__name__}, and should return a gradbridge.Adapter"
-        )
-    for name, kind in (("label", str), ("layout", ParameterLayout)):
-        value = getattr(adapter, name, None)
-        if not isinstance(value, kind):
-            raise PluginError(
-                f"{said} returned an Adapter whose {name} is {_kind(value)}, and should be a {kind.__name__}"
-            )
-    return adapter
+def _qualified(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _built(half: Callable[..., Any], said: str, architecture: Any, arrays: dict[str, Any]) -> Any:
-    """What a builder makes of an architecture."""
-    model = half(architecture, arrays)
-    if model is None:
-        raise PluginError(f"{said} returned None for {architecture.name!r}, and should return a native model")
-    return model
-
-
-_CHECKED: dict[str, Callable[..., Any]] = {"guest": _adapted, "builder": _built}
-
-
-def _kind(value: Any) -> str:
-    """Of a value, in words."""
-    if value is None:
-        return "None"
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+def _package(cls: type) -> str:
+    return str(cls.__module__).partition(".")[0]
 
 
 def _stays(plugin: Plugin, name: str, model: str, owner: Plugin, other: str) -> str:

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge import trees
-from gradbridge.admission import as_array
-from gradbridge.borders import check_params
+from gradbridge import borders
 from gradbridge.errors import BorderError
-from gradbridge.layout import Array, Float64Vector, ParameterLayout
+from gradbridge.layout import Float64Vector, ParameterLayout
+from gradbridge.option_values import check_options
 
 FORMAT = "gradbridge-params-1"
 
@@ -38,12 +37,19 @@ def save_params(path: str | os.PathLike[str], params: Any, layout: ParameterLayo
 
     Raises:
         ParamsShapeError, ParamsDtypeError, LayoutError, InputError: they do not fit the layout.
-        ParamsFileError: what is there is no regular file: a directory, a device, a pipe.
+        ParamsFileError: what is there is no regular file: a directory, a device, a pipe; or a parameter has a
+            name that safetensors does not take.
         OSError: the folder is not there, or not to be written to; the disk is full.
     """
     from safetensors.numpy import save
 
-    vector = _vector(params, layout)
+    vector, _ = borders.params_vector(params, layout, "the model")
+    for name in layout.names:
+        if name == "__metadata__" or name.encode(errors="replace").decode() != name:
+            raise ParamsFileError(
+                f"parameter {name!r} cannot be written to {os.fsdecode(path)}: safetensors has no tensor of that name; "
+                f"rename it, or save the flat vector with numpy.save"
+            )
     arrays = {name: np.array(array) for name, array in layout.unravel(vector).items()}
     described = {"names": layout.names, "shapes": layout.shapes, "dtypes": layout.dtypes}
     content = save(arrays, metadata={"format": FORMAT, "layout": json.dumps(described)})
@@ -70,6 +76,7 @@ def load_params(
     """
     from safetensors import SafetensorError, safe_open
 
+    check_options(names=names)
     shown = os.fsdecode(path)
     try:
         if not stat.S_ISREG(os.stat(shown).st_mode):
@@ -104,15 +111,6 @@ def load_params(
     return layout.ravel(dict(zip(layout.names, arrays)))
 
 
-def _vector(params: Any, layout: ParameterLayout) -> Array:
-    is_list = isinstance(params, (list, tuple)) and not any(hasattr(x, "shape") for x in params)
-    if trees.is_container(params) and not is_list:
-        return layout.ravel(params)
-    vector = as_array(params, "params to be saved")
-    check_params(vector, layout, "the model")
-    return vector.astype(np.float64)
-
-
 def _replace(path: str, content: bytes) -> None:
     """Write a file whole: beside it first, and then in its place."""
     target = os.path.realpath(path)
@@ -122,7 +120,7 @@ def _replace(path: str, content: bytes) -> None:
             old = os.stat(target)
         except FileNotFoundError:
             old = None
-        if old is not None and not stat.S_ISREG(old.st_mode):
+        if path.endswith("/") or (old is not None and not stat.S_ISREG(old.st_mode)):
             raise ParamsFileError(
                 f"{path} is a directory, a device or a pipe, and parameters are saved to a regular file; name one"
             )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from gradbridge.declarations import Step
 from gradbridge.hookspecs import hookimpl
+from gradbridge.option_values import check_options
 from gradbridge.registry import Registry, default_registry
 
 STEPS = ("update", "forward", "zero", "backward")
@@ -86,6 +87,7 @@ def trace(registry: Registry | None = None) -> Iterator[Trace]:
     Args:
         registry: whose bridges; by default the process's.
     """
+    check_options(registry=registry)
     observer = Trace()
     with (registry if registry is not None else default_registry()).observing(observer):
         yield observer

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,6 @@ from gradbridge.errors import GradbridgeWarning, ParamsShapeError
 from gradbridge.protocol import Array
 from gradbridge_seldonian.engine import SupervisedModel
 from gradbridge_seldonian.replay import ModelLock, StepsAdapter, to_numpy
-
-# torch's random state is the process's, so runs that seed it take turns.
-_torch_state = threading.RLock()
 
 
 class SupervisedStepsModel(SupervisedModel):
@@ -169,18 +165,9 @@ class SupervisedPytorchBaseModel(SupervisedStepsModel):
         """Record gradients whatever the caller's grad mode, and draw random numbers from `noise` alone."""
         import torch
 
-        generators = [torch.default_generator]
-        device = torch.device(self.device)
-        if device.type == "cuda":
-            index = device.index if device.index is not None else torch.cuda.current_device()
-            generators.append(torch.cuda.default_generators[index])
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(_torch_state)
-            for generator in generators:
-                stack.callback(generator.set_state, generator.get_state())
-                generator.manual_seed(noise)
+        from gradbridge_torch.isolation import seeded
+
+        with torch.inference_mode(False), torch.enable_grad(), seeded(noise, torch.device(self.device)):
             yield
 
     def _trainable(self) -> list[Any]:

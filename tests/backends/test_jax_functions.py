@@ -168,7 +168,7 @@ def test_the_global_x64_flag_is_neither_changed_nor_trusted(f):
             assert np.array_equal(autograd.grad(squared(f))(f.params, X), expected)
 
 
-def test_float32_parameters_compute_in_float32_and_dtype_overrides_them():
+def test_float32_parameters_compute_in_the_hosts_precision_and_dtype_overrides_it():
     small = jax.tree.map(lambda a: a.astype(np.float32), TREE)
     seen = []
 
@@ -176,12 +176,12 @@ def test_float32_parameters_compute_in_float32_and_dtype_overrides_them():
         seen.append((str(x.dtype), str(tree["layers"][0]["w"].dtype)))
         return net(tree, x)
 
-    for dtype in (None, "float64", "float32", "bfloat16"):
+    for dtype in (None, "model", "float64", "float32", "bfloat16"):
         f = gb.bridge(watched, params=small, backend="jax", dtype=dtype)
         value = f(f.params, X)
-        assert seen[-1] == (dtype or "float32",) * 2
+        assert seen[-1] == ({None: "float64", "model": "float32"}.get(dtype, dtype),) * 2
         assert value.dtype == np.float64
-        tolerance = {"float64": 1e-6, "bfloat16": 0.1}.get(dtype, 1e-5)
+        tolerance = {None: 1e-6, "float64": 1e-6, "bfloat16": 0.1}.get(dtype, 1e-5)
         np.testing.assert_allclose(value, value_of(X), atol=tolerance)
         assert np.isfinite(autograd.grad(squared(f))(f.params, X)).all()
 
@@ -208,7 +208,7 @@ def test_a_function_without_parameters_computes_in_the_dtype_of_its_inputs():
 
 def test_integer_inputs_go_through_untouched_and_have_no_gradient():
     table = RNG.normal(size=(5, 2))
-    f = gb.bridge(lambda t, i: t[i], params=table.astype(np.float32), backend="jax")
+    f = gb.bridge(lambda t, i: t[i], params=table.astype(np.float32), backend="jax", dtype="model")
     indices = np.array([0, 3, 3])
     gradient = autograd.grad(lambda p: anp.sum(f(p, indices)))(f.params).reshape(5, 2)
     assert np.array_equal(gradient, np.array([[1, 1], [0, 0], [0, 0], [2, 2], [0, 0]]))

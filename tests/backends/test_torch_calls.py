@@ -140,7 +140,8 @@ def test_residuals_do_not_outlive_the_graph():
 
     def spy(*args):
         outputs, residuals = evaluate(*args)
-        seen.append(weakref.ref(residuals.kept.outputs[0]))
+        if residuals is not None:
+            seen.append(weakref.ref(residuals.kept.outputs[0]))
         return outputs, residuals
 
     f.adapter.evaluate = spy
@@ -175,3 +176,26 @@ def test_a_replaced_parameter_is_the_present_one():
     f = gb.bridge(net)
     net.weight = nn.Parameter(torch.full((1, 1), 7.0, dtype=torch.float64))
     assert f.params[0] == 7.0
+
+
+@pytest.mark.parametrize("first", ["call", "gradient", "by the input"])
+def test_a_model_that_differentiates_by_its_input_is_given_one_that_it_can(first):
+    class Force(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+        def forward(self, x):
+            return torch.autograd.grad((torch.sin(x) * self.w).sum(), x, create_graph=True)[0]
+
+    f, x = gb.bridge(Force()), onp.linspace(-1, 1, 12).reshape(4, 3)
+    figures = {
+        "call": lambda: (f(f.params, x), onp.cos(x)),
+        "gradient": lambda: (
+            grad(lambda p: np.sum(f(p, x) ** 2))(f.params),
+            2 * (onp.cos(x) ** 2).sum(0),
+        ),
+        "by the input": lambda: (grad(lambda x: np.sum(f(f.params, x)))(x), -onp.sin(x)),
+    }
+    for name in (first, *figures):
+        onp.testing.assert_allclose(*figures[name](), rtol=1e-12)

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
+from gradbridge.errors import OutputError  # noqa: E402
 
 RNG = onp.random.default_rng(0)
 
@@ -90,3 +91,36 @@ def test_a_model_that_does_not_depend_on_its_params_has_exact_zeros():
 
     f = gb.bridge(Constant())
     assert onp.array_equal(grad(lambda p: np.sum(f(p, onp.ones(2))))(f.params), onp.zeros(3))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "advice"),
+    [
+        (lambda y: torch.nested.nested_tensor([y[:2], y[2:3]]), r"nested .*to_padded_tensor\(0\)"),
+        (lambda y: torch.nested.as_nested_tensor([y[:2], y[2:]], layout=torch.jagged), r"nested .*to_padded"),
+        (lambda y: torch.quantize_per_tensor(y.float(), 0.1, 0, torch.qint8), r"qint8 .*dequantize\(\)"),
+        (lambda y: torch.masked.masked_tensor(y, y > 0), r"MaskedTensor .*to_tensor\(0\)"),
+    ],
+    ids=["nested", "jagged", "quantized", "masked"],
+)
+def test_tensors_that_are_no_arrays_are_refused_with_what_to_return(make, advice):
+    f = gb.bridge(Shapes(lambda a, b: make(a)))
+    for call in (lambda p: f(p, onp.ones((4, 3))), grad(lambda p: np.sum(f(p, onp.ones((4, 3)))))):
+        with pytest.raises(OutputError, match=advice):
+            call(f.params)
+
+
+def test_sparse_outputs_are_dense_arrays_with_gradients():
+    f = gb.bridge(Shapes(lambda a, b: a.to_sparse()))
+    x = onp.eye(3)
+    onp.testing.assert_array_equal(f(f.params, x), 2 * x)
+    onp.testing.assert_allclose(grad(lambda p: np.sum(f(p, x) ** 2))(f.params), [12.0])
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn"])
+def test_floating_numbers_that_numpy_has_not_are_widened(name):
+    f = gb.bridge(Shapes(lambda a, b: a.to(getattr(torch, name))))
+    x = onp.array([1.0, 0.5, 4.0])
+    onp.testing.assert_array_equal(f(f.params, x), 2 * x)
+    assert grad(lambda p: np.sum(f(p, x)))(f.params) == [5.5]

@@ -38,7 +38,7 @@ class Memory(nn.Module):
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_shapes_and_dtypes_of_all_outputs_and_nothing_moves(mode):
     net = Memory().train(mode == "train")
-    f = gb.bridge(net, mode=mode)
+    f = gb.bridge(net, mode=mode, audit="off")  # it counts its calls, so it is no function in train mode
     out = f.adapter.output_spec([spec(7, 3)], CallSpec.of_arrays(1))
     assert out == {"y": spec(7, 2), "label": spec(7, dtype="int64")}
     x = onp.ones((4, 3))
@@ -58,8 +58,11 @@ def test_dtypes_are_those_that_the_bridge_gives(dtype, found):
 
 
 def test_functions_with_and_without_parameters():
-    f = gb.bridge(lambda p, x: (x @ p["w"]).sum(0), params={"w": torch.ones(3, 4)}, backend="torch")
-    assert f.adapter.output_spec([spec(5, 3)], CallSpec.of_arrays(1)) == spec(4, dtype="float32")
+    for dtype, found in ((None, "float64"), ("model", "float32")):
+        f = gb.bridge(
+            lambda p, x: (x @ p["w"]).sum(0), params={"w": torch.ones(3, 4)}, backend="torch", dtype=dtype
+        )
+        assert f.adapter.output_spec([spec(5, 3)], CallSpec.of_arrays(1)) == spec(4, dtype=found)
     g = gb.bridge(lambda x: torch.fft.rfft(x), backend="torch")
     assert g.adapter.output_spec([spec(8)], CallSpec.of_arrays(1)) == spec(5, dtype="complex128")
 

@@ -12,6 +12,7 @@ import gradbridge as gb
 from gradbridge import cli
 from gradbridge.errors import (
     BackendUnavailableError,
+    GradbridgeWarning,
     PluginError,
     UnknownModelError,
 )
@@ -95,6 +96,16 @@ def test_a_library_on_top_of_a_framework_of_ours_may_have_its_own_backend(plugin
     assert known.problems == {}
 
 
+def test_a_class_beside_that_of_a_framework_of_ours_takes_no_model_from_it(plugin):
+    mixed = plugin("mixed", f=declares(name="mixed", guest="a:b", models=("mixed.Base",)))
+    known = Registry([*OWN, mixed])
+    network, base = type(gb.build("linear", 2, backend="numpy")), subclass("mixed.Base", object)
+    assert known.match(base()) == "mixed"
+    with pytest.warns(GradbridgeWarning, match="plugin 'mixed'.*claims mixed.Base"):
+        assert known.match(object.__new__(subclass("users.Net", base, network))) == "numpy"
+    assert "claims mixed.Base" in known.problems["mixed"]
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_two_others_that_claim_one_class_are_named_and_nobody_gets_it_unasked(plugin, monkeypatch, first):
     points = [plugin(n, f=declares(name=n, guest=f"{n}:adapt", models=("made_up.base.Model",))) for n in "ab"]
@@ -142,6 +153,7 @@ class Half(gb.Adapter):
             "returned None for a Framework, and should return a gradbridge.Adapter",
         ),
         (lambda model, options: gb.Adapter, "returned the class Adapter"),
+        (lambda model, options: sys.exit("no licence"), "asked to exit: no licence"),
         (
             lambda model, options: Half(),
             "an Adapter whose layout is a tuple, and should be a ParameterLayout",

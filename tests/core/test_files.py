@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gradbridge as gb
-from gradbridge.errors import LayoutError, ParamsDtypeError
+from gradbridge.errors import InputError, ParamsDtypeError
 from gradbridge.saving import ParamsFileError
 
 
@@ -151,17 +151,23 @@ def test_a_file_keeps_its_mode_and_a_new_one_has_that_of_the_process(f, path, tm
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "p.st", "touched"]
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "/dev/null"])
+@pytest.mark.parametrize("kind", ["folder", "folder/", "pipe", "/dev/null"])
 def test_what_is_no_regular_file_is_not_replaced(f, tmp_path, kind):
-    if kind == "folder":
+    if kind.startswith("folder"):
         (tmp_path / kind).mkdir()
     elif kind == "pipe":
         os.mkfifo(tmp_path / kind)
     before = (tmp_path / kind).stat()
     with pytest.raises(ParamsFileError, match=kind):
-        f.save(tmp_path / kind, np.ones(8))
+        f.save(os.path.join(tmp_path, kind), np.ones(8))
     assert (tmp_path / kind).stat().st_mode == before.st_mode
-    assert {p.name for p in tmp_path.iterdir()} <= {kind}
+    assert {p.name for p in tmp_path.iterdir()} <= {kind.strip("/")}
+
+
+def test_a_folder_that_is_not_there_is_no_file_of_that_name(f, tmp_path):
+    with pytest.raises(ParamsFileError, match="missing/"):
+        f.save(f"{tmp_path}/missing/", np.ones(8))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("folder", ["missing", "p.st"])
@@ -225,7 +231,7 @@ def test_what_is_no_real_number_is_refused_in_trees_and_vectors_alike(f, path, l
 
 
 def test_a_leaf_that_is_no_array_is_refused_by_its_name(f):
-    with pytest.raises(LayoutError, match="parameter 'a' is a builtins.list that NumPy cannot read"):
+    with pytest.raises(InputError, match="parameter 'a' is a builtins.list that NumPy cannot read"):
         f.layout.ravel({"a": [[1.0], [2.0, 3.0]], "b": np.zeros((2, 3))})
 
 
@@ -233,3 +239,11 @@ def test_narrow_floats_of_other_libraries_are_real_numbers(f):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     a = np.array([1.5, 2.5], ml_dtypes.bfloat16)
     assert np.array_equal(f.layout.ravel({"a": a, "b": np.zeros((2, 3))})[:2], [1.5, 2.5])
+
+
+@pytest.mark.parametrize("name", ["__metadata__", "\ud800"])
+def test_a_name_that_safetensors_does_not_take_is_refused(tmp_path, name):
+    f = gb.bridge(lambda p, x: x, params={name: np.zeros(2)}, backend="numpy")
+    with pytest.raises(ParamsFileError, match="cannot be written"):
+        f.save(tmp_path / "p", f.params)
+    assert not list(tmp_path.iterdir())

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-#: What `audit=` may be.
-AUDITS = ("first", "off")
-
 
 class Audit:
     """The findings of one bridge. What was found once is not looked at again.

@@ -24,13 +24,16 @@ _NOISE = 1e-10
 _JUMP = 0.1
 
 
-def coarse_steps(call: Any, values: Sequence[Any], outputs: Sequence[Array]) -> float | None:
+def coarse_steps(
+    call: Any, values: Sequence[Any], outputs: Sequence[Array], wrt: tuple[int, ...]
+) -> float | None:
     """The steps that the outputs move in, relative to them; None where they move as float64 does.
 
     Args:
         call: to evaluate; nobody observes it.
         values: its arguments.
         outputs: at these.
+        wrt: which of them the first call could be pulled back to: the same ones, so that nothing is compiled anew.
     """
     moving = [
         i for i, v in enumerate(values) if isinstance(v, np.ndarray) and v.dtype == np.float64 and v.size
@@ -44,7 +47,7 @@ def coarse_steps(call: Any, values: Sequence[Any], outputs: Sequence[Array]) -> 
         points = []
         for count in (1, 2):
             moved = [v + count * step * directions[i] if i in directions else v for i, v in enumerate(values)]
-            points.append(call.evaluate_at(moved, ()).outputs)
+            points.append(call.evaluate_at(moved, wrt).outputs)
         most = 0.0
         for here, near, far in zip(outputs, *points):
             if here.dtype.kind in INEXACT and here.size and here.shape == near.shape == far.shape:

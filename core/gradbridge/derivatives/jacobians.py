@@ -12,12 +12,13 @@ from gradbridge import borders, trees
 from gradbridge.admission import as_array
 from gradbridge.derivatives.points import EvaluationPoint, Linearization
 from gradbridge.derivatives.problem import JacobianProblem
-from gradbridge.derivatives.strategies import STRATEGIES, Solver
+from gradbridge.derivatives.strategies import Solver
 from gradbridge.errors import CotangentMismatchError, HigherOrderError, OptionError, Unsupported
 from gradbridge.execution import batched
 from gradbridge.execution.cotangents import tangents_to_guest
 from gradbridge.execution.evaluation import Evaluation
 from gradbridge.layout import Array
+from gradbridge.option_values import check_options
 from gradbridge.wording import first_line
 
 #: Bytes that the cotangents and gradients of one chunk may take, besides the Jacobian itself.
@@ -160,7 +161,7 @@ def jacobian(point: EvaluationPoint, wrt: Any, strategy: str = "auto", max_chunk
     Args:
         point: where.
         wrt: a position, or a tuple of them.
-        strategy: one of `STRATEGIES`.
+        strategy: as for `Bridge.jacobian`.
         max_chunk: bytes that the cotangents and gradients of one chunk may take.
 
     Returns:
@@ -171,10 +172,7 @@ def jacobian(point: EvaluationPoint, wrt: Any, strategy: str = "auto", max_chunk
         OptionError: a strategy that there is not, or that cannot be followed here.
         NotDifferentiableError: an argument or all of the outputs are not floating.
     """
-    if strategy not in STRATEGIES:
-        raise OptionError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {strategy!r}")
-    if isinstance(max_chunk, bool) or not isinstance(max_chunk, (int, np.integer)) or max_chunk < 1:
-        raise OptionError(f"max_chunk must be a number of bytes, 1 or more, got {max_chunk!r}")
+    check_options(strategy=strategy, max_chunk=max_chunk)
     arguments = point.arguments(wrt)
     moving = tuple(i for i in arguments if np.prod(point.shape(i))) or arguments
     problem = JacobianProblem(point, moving, int(max_chunk), checks_rows=strategy == "auto")
@@ -187,18 +185,20 @@ def row_gradients(point: EvaluationPoint, strategy: str, max_chunk: int) -> Arra
     """Gradients with respect to the params of a model with one number per row, (n, P).
 
     Raises:
-        OptionError: it does not return one number per row.
+        OptionError: it does not return one number per row, or a strategy that there is not.
     """
+    check_options(strategy=strategy, max_chunk=max_chunk)
     problem = JacobianProblem(point, point.arguments(0), int(max_chunk), checks_rows=strategy == "auto")
-    gradients = problem.assemble(Solver(problem).solve(strategy)[0])
-    outputs = problem.evaluation.outputs
-    shape = outputs[0].shape
-    if not isinstance(gradients, np.ndarray) or int(np.prod(shape[1:])) != 1 or not shape:
+    evaluation = problem.evaluation
+    outputs, shape = evaluation.outputs, evaluation.outputs[0].shape
+    is_one = evaluation.structure is None and outputs[0].dtype.kind == "f"
+    if not is_one or not shape or int(np.prod(shape[1:])) != 1:
         shapes = ", ".join(str(y.shape) for y in outputs)
         raise OptionError(
             f"row_gradients needs one array with one number per row, (n,) or (n, 1), and {point.label} returned "
             f"{shapes}; use f.jacobian, whose axes say which output is which"
         )
+    gradients: Array = problem.assemble(Solver(problem).solve(strategy)[0])
     return gradients.reshape(shape[0], point.call.adapter.layout.size)
 
 

@@ -25,6 +25,7 @@ class EvaluationPoint:
         is_eval_mode: whether the model was bridged in eval mode.
         constants: the arguments that are declared non-differentiable.
         strategies_used: by which Jacobians were computed here, in words.
+        receiver: how many of the arguments are the object whose method is called; `wrt` counts after them.
     """
 
     call: Call
@@ -32,6 +33,7 @@ class EvaluationPoint:
     is_eval_mode: bool
     constants: frozenset[int] = frozenset()
     strategies_used: list[str] = field(default_factory=list)
+    receiver: int = 0
 
     @property
     def label(self) -> str:
@@ -55,7 +57,7 @@ class EvaluationPoint:
             NotDifferentiableError: one that is declared non-differentiable.
         """
         wanted = wrt if isinstance(wrt, tuple) else (wrt,)
-        first, last = self.call.first_input, len(self.values) - 1
+        first, last = self.call.first_input, len(self.values) - 1 - self.receiver
         for argument in wanted:
             whole = isinstance(argument, (int, np.integer)) and not isinstance(argument, bool)
             if not whole or not 0 <= argument <= last:
@@ -68,14 +70,14 @@ class EvaluationPoint:
                     )
                 params = "0 is its params, " if first else ""
                 raise OptionError(f"wrt counts the arguments of {self.label}: {params}{inputs}; got {wrt!r}")
-            if argument in self.constants:
+            if argument + self.receiver in self.constants:
                 raise NotDifferentiableError(
                     f"a derivative with respect to argument {argument} of {self.label} was asked for, and it was "
                     f"made with nondiff=, which holds it constant; leave it out of one of them"
                 )
         if len(set(wanted)) != len(wanted) or not wanted:
             raise OptionError(f"wrt names each argument once, at least one of them, got {wrt!r}")
-        return tuple(map(int, wanted))
+        return tuple(int(argument) + self.receiver for argument in wanted)
 
 
 class Linearization:

@@ -102,7 +102,7 @@ class Calling(Derivatives):
                 f"{self._host_name} is differentiating; it is computed outside of the host's graph: call the "
                 f"bridge itself there, and let {self._host_name} differentiate that"
             )
-        if weights and not is_flat:
+        if weights and call.arguments.vectors[:1] != (True,):
             vector = self._adapter.layout.join(reading.values[: len(weights)])
             return self._point(vector, inputs, kwargs)
         constants: frozenset[int] = frozenset()
@@ -154,6 +154,8 @@ class Calling(Derivatives):
         elif vector.dtype is _FLOAT64 and vector.shape == self._size:
             dtype = _FLOAT64
         else:
+            if adapter.layout.is_tree(vector):  # one array that is no vector: params= was a matrix, say
+                return self._bind(weights, False, inputs, kwargs)
             dtype = borders.check_params(vector, adapter.layout, adapter.label)
         if dtype is not _FLOAT64 and dtype != _FLOAT64:
             other = self._precisions.of(dtype)
@@ -201,9 +203,9 @@ class Calling(Derivatives):
         if not self._is_container(params):
             return (params,), True
         params = self._host.open(params)
-        if type(params) in (list, tuple) and params and _only_numbers(list(params)):
-            return (np.asarray(params),), True
-        return tuple(self._adapter.layout.arrays(params)), False
+        if self._adapter.layout.is_tree(params):
+            return tuple(self._adapter.layout.arrays(params)), False
+        return (borders.as_array(params, f"params of {self._adapter.label}"),), True
 
 
 _FLOAT64 = np.dtype(np.float64)

@@ -19,6 +19,7 @@ from gradbridge.derivatives.independence import seem_independent
 from gradbridge.errors import OptionError, OutputError
 from gradbridge.execution.steps import check_results
 from gradbridge.layout import Array
+from gradbridge.option_values import check_options
 from gradbridge.protocol import Adapter
 
 # Rows that the first long call computes together, to see whether each is what it was in its chunk.
@@ -37,8 +38,7 @@ class ChunkedAdapter(Adapter):
     """
 
     def __init__(self, inner: Adapter, rows: int) -> None:
-        if isinstance(rows, bool) or not isinstance(rows, (int, np.integer)) or rows < 1:
-            raise OptionError(f"rows_per_chunk must be a number of rows, 1 or more, got {rows!r}")
+        check_options(rows_per_chunk=rows)
         self.label, self.layout, self.traits = inner.label, inner.layout, replace(inner.traits, packs=False)
         self.argument_names, self.border = inner.argument_names, inner.border
         self._inner, self._rows = inner, int(rows)

@@ -27,7 +27,9 @@ class ConstantArguments:
     """
 
     def __init__(self, declared: Any, names: ArgumentNames, first: int, label: str) -> None:
-        several = declared if isinstance(declared, (tuple, list, set, frozenset)) else (declared,)
+        if isinstance(declared, np.ndarray):  # of positions, or of names
+            declared = declared.ravel().tolist()
+        several = declared if isinstance(declared, (tuple, list, set, frozenset, range)) else (declared,)
         self._names, self._first, self._label = names, first, label
         self._indices: set[int] = set()
         self._keywords: set[str] = set()

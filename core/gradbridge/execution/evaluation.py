@@ -260,7 +260,7 @@ class Evaluation:
                 natives = adapter.backward(self.residuals, cotangents, arguments.known[wrt])
                 shapes = (self.values[0].shape,) if call.spec.packed else adapter.layout.shapes
                 try:
-                    fit = tuple(map(_shape_of, natives)) == shapes
+                    fit = isinstance(natives, (list, tuple)) and tuple(map(_shape_of, natives)) == shapes
                 except AttributeError:
                     fit = False
                 if fit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 
 from gradbridge.call_spec import CallSpec
-from gradbridge.errors import GradbridgeError, GuestError, NotDifferentiableError, Unsupported
+from gradbridge.errors import GradbridgeError, GuestError
 from gradbridge.execution.programs import LRUCache
 from gradbridge.execution.pullbacks import PullbackModel
 from gradbridge.execution.recorded import RecordedPullback
-from gradbridge.execution.residuals import Residuals
 from gradbridge.execution.transforms import T, TransformingAdapter
 from gradbridge.framework import Computation, Form, Framework, Model, Program, RunAgain, filled
-from gradbridge.inspection import Stranger
 from gradbridge.protocol import Adapter
 
 _dtype_of = attrgetter("dtype")
@@ -33,10 +31,8 @@ class FunctionalAdapter(TransformingAdapter):
         model: how the native model is called.
     """
 
-    results_are_typed = True
-
     def __init__(self, framework: Framework, model: Model) -> None:
-        self.framework, self.source = framework, model
+        super().__init__(framework, model)
         self.label, self.layout = model.label, model.layout
         self.argument_names = model.argument_names
         packs = len(set(model.dtypes)) == 1 and self.layout.size < framework.packs_below
@@ -47,27 +43,11 @@ class FunctionalAdapter(TransformingAdapter):
         self._has_own_leaf = type(model).leaf is not Model.leaf
         self._has_extras = type(model).extras is not Model.extras
         self._surroundings = model.surroundings
-        self._programs: LRUCache[Program] = LRUCache()
+        self._programs: LRUCache[Program] = LRUCache(is_shared=framework.traits.compiles)
         self._derivatives: LRUCache[FunctionalAdapter] = LRUCache()
+        self._compiled: LRUCache[LRUCache[Program]] = LRUCache(is_shared=framework.traits.compiles)
         self._noise = None  # of a pullback: that of the call whose derivative it is
         self._refused, self.refusals_met = {}, {}
-
-    @property
-    def stochastic(self) -> bool:  # type: ignore[override]
-        """Whether the model draws random numbers or moves state."""
-        return self.source.draws
-
-    def weights(self) -> Sequence[Any]:
-        return self.source.weights()
-
-    def model(self, weights: Sequence[Any]) -> Any:
-        return self.source.native(weights)
-
-    def update(self, weights: Sequence[Any]) -> list[Any]:
-        return self._isolated(partial(self._loaded, weights, False, False), (), None, False)
-
-    def update_flat(self, vector: Any, packed: bool) -> list[Any]:
-        return self._isolated(partial(self._loaded, vector, True, packed), (), None, False)
 
     def forward(
         self, loaded: Sequence[Any], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
@@ -94,39 +74,14 @@ class FunctionalAdapter(TransformingAdapter):
         self, residuals: Residuals, cotangents: Sequence[Any], wrt: tuple[int, ...], left: Sequence[Any]
     ) -> list[Any]:
         """`backward`, with what recorded pullbacks of this call left at its boundary."""
-        if not residuals.dtypes:
-            self._refuse_no_output()
         step = partial(residuals.pull, self.framework, cotangents, wrt, False, left)
         return self._isolated(step, residuals.inputs, None, True, "the derivative of", residuals)
-
-    def backward_many(
-        self, residuals: Residuals, cotangents: Sequence[Any], wrt: tuple[int, ...]
-    ) -> list[Any]:
-        if self.refusal("backward_many"):
-            raise Unsupported(self.refusal("backward_many"))
-        if not residuals.dtypes:
-            self._refuse_no_output()
-        try:
-            step = partial(residuals.pull, self.framework, cotangents, wrt, True)
-            return self._isolated(step, residuals.inputs, None, True, "the derivative of", residuals)
-        except Unsupported as error:
-            self.refusals_met["backward_many"] = str(error)
-            raise
-        except GuestError as error:
-            reason = f"{self.label} cannot be pulled back for many at once: {error}"
-            self.refusals_met["backward_many"] = reason
-            raise Unsupported(reason) from error
 
     def pullback(self, spec: CallSpec, wrt: tuple[int, ...], residuals: Any = None) -> Adapter:
         if not self.framework.traits.has_higher_orders:
             self.refuse_higher_order()
-        shared = self._derivatives.get(
-            (spec.structure, wrt),
-            lambda: FunctionalAdapter(
-                self.framework, PullbackModel(self.framework, self.source, spec.structure, wrt)
-            ),
-        )
-        again = copy.copy(shared)
+        key = spec.structure, wrt
+        again = copy.copy(self._derivatives.get(key, lambda: self._derivative(*key)))
         again._noise = spec.noise if self._noise is None else self._noise
         if (
             not isinstance(residuals, Residuals)
@@ -138,27 +93,14 @@ class FunctionalAdapter(TransformingAdapter):
             return again
         return RecordedPullback(again, self.framework, wrt, residuals, self._isolated)
 
-    def in_dtype(self, name: str) -> FunctionalAdapter:
-        model = self.source.in_dtype(name)
-        return self if model is self.source else FunctionalAdapter(self.framework, model)
-
-    def fresh(self) -> FunctionalAdapter | None:
-        model = self.source.fresh()
-        return None if model is None else FunctionalAdapter(self.framework, model)
-
-    def isolate_calls(self) -> bool:
-        return self.source.isolate_calls()
-
-    def strangers(self, residuals: Residuals | None) -> Sequence[Stranger]:
-        if residuals is None:
-            return ()
-        return [self.source.stranger(native) for native in residuals.program.strangers(residuals.kept)]
-
-    def _refuse_no_output(self) -> None:
-        raise NotDifferentiableError(
-            f"{self.label} returned no floating array, so it has no derivative; return probabilities rather than a "
-            f"class, say"
+    def _derivative(self, structure: Any, wrt: tuple[int, ...]) -> FunctionalAdapter:
+        derivative = FunctionalAdapter(
+            self.framework, PullbackModel(self.framework, self.source, structure, wrt)
         )
+        # Its own, but for what is compiled, which copies share.
+        shares = self.traits.compiles
+        derivative._programs = self._compiled.get((structure, wrt), lambda: LRUCache(is_shared=shares))
+        return derivative
 
     def _isolated(
         self,
@@ -309,3 +251,86 @@ class FunctionalAdapter(TransformingAdapter):
                 return compute(leaves)
 
         return traced
+
+
+@dataclass(eq=False, slots=True)
+class Residuals:
+    """The record of one run.
+
+    Attributes:
+        program: that was run.
+        kept: what it needs for a pull.
+        wrt: the arguments that it can be pulled back to.
+        places: of these among the leaves.
+        floating: for each output, whether it has a derivative.
+        dtypes: of the floating outputs, the framework's.
+        is_complex: whether complex numbers may be among outputs and leaves, and conjugates matter.
+        leaves: natives that it was run at.
+        inputs: of the call, as its host gave them.
+        noise: of the call.
+        weights: how many of the arguments are weights, before the inputs.
+    """
+
+    program: Program
+    kept: Any
+    wrt: tuple[int, ...]
+    places: tuple[int, ...]
+    floating: tuple[bool, ...]
+    dtypes: list[Any]
+    is_complex: bool
+    leaves: list[Any]
+    inputs: Sequence[Any]
+    noise: int
+    weights: int
+
+    @property
+    def merges_from(self) -> int | None:
+        """From how many weights on the program is to walk once where a derivative of its gradient would twice."""
+        return self.program.merges_from
+
+    def pull(
+        self,
+        framework: Framework,
+        cotangents: Sequence[Any],
+        wrt: tuple[int, ...],
+        many: bool = False,
+        left: Sequence[Any] = (),
+    ) -> list[Any]:
+        """One cotangent per output → one gradient per argument, zeros where there is no influence.
+
+        Args:
+            framework: of the program.
+            cotangents: NumPy's or DLPack arrays; with `many` each with a leading axis.
+            wrt: arguments, some of those that it can be pulled back to.
+            many: whether there are many.
+            left: of recorded pullbacks, at the boundary of this run.
+        """
+        dtypes = self.dtypes
+        if len(dtypes) != len(cotangents):
+            cotangents = [c for c, yes in zip(cotangents, self.floating) if yes]
+        pulled = (
+            [framework.lend(cotangents[0], dtypes[0])]
+            if len(dtypes) == 1
+            else list(map(framework.lend, cotangents, dtypes))
+        )
+        if self.is_complex:
+            pulled = list(map(framework.conj, pulled))
+        wanted = range(len(wrt)) if wrt == self.wrt else tuple(map(self.wrt.index, wrt))
+        if left:
+            gradients = self.program.pull_merged(self.kept, pulled, wanted, left)
+        else:
+            gradients = self.program.pull(self.kept, pulled, wanted, many)
+        if self.is_complex:
+            gradients = [None if g is None else framework.conj(g) for g in gradients]
+        for gradient in gradients:
+            if gradient is None:
+                lead = tuple(cotangents[0].shape[:1]) if many else ()
+                return [self.or_zeros(framework, g, i, lead) for g, i in zip(gradients, wanted)]
+        return list(gradients)
+
+    def or_zeros(self, framework: Framework, gradient: Any, index: int, lead: tuple[int, ...] = ()) -> Any:
+        """A gradient of one of the arguments, by its place in `wrt`; zeros for None."""
+        if gradient is not None:
+            return gradient
+        leaf = self.leaves[self.places[index]]
+        return framework.zeros((*lead, *leaf.shape), leaf)

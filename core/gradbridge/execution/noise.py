@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
+import threading
 from collections.abc import Callable
 
 from gradbridge.layout import Array
+
+#: Held while a call is counted: of all sources, so that one is copied and pickled as it is.
+_counting = threading.Lock()
 
 
 class NoiseSource:
@@ -19,7 +22,7 @@ class NoiseSource:
 
     def __init__(self, seed: int, kind: str) -> None:
         self._seed, self._kind = seed, kind
-        self._calls = itertools.count()
+        self._calls = 0
 
     @property
     def draw(self) -> Callable[[Array], int] | None:
@@ -30,7 +33,9 @@ class NoiseSource:
         return self._hashed(params.tobytes())
 
     def _of_call(self, params: Array) -> int:
-        return self._hashed(next(self._calls).to_bytes(8, "little"))
+        with _counting:
+            call, self._calls = self._calls, self._calls + 1
+        return self._hashed(call.to_bytes(8, "little"))
 
     def _hashed(self, content: bytes) -> int:
         key = self._seed.to_bytes(8, "little")

@@ -14,10 +14,15 @@ KEPT = 64
 
 
 class LRUCache(Generic[V]):
-    """A table that keeps its latest entries; from any number of threads."""
+    """A table that keeps its latest entries; from any number of threads.
 
-    def __init__(self, size: int = KEPT) -> None:
-        self._size = size
+    Args:
+        size: how many.
+        is_shared: whether copies share the table: where entries are compiled and hold no state.
+    """
+
+    def __init__(self, size: int = KEPT, is_shared: bool = False) -> None:
+        self._size, self._is_shared = size, is_shared
         self._entries: OrderedDict[Hashable, V] = OrderedDict()
         self._lock = threading.Lock()
         #: The entry of a key, or None: no call of ours where it is known.
@@ -37,11 +42,11 @@ class LRUCache(Generic[V]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Programs belong to the process.
-        return {"_size": self._size}
+        return {"_size": self._size, "_is_shared": self._is_shared}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_size"])  # type: ignore[misc]
+        self.__init__(state["_size"], state["_is_shared"])  # type: ignore[misc]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LRUCache[V]:
-        # A copy of an adapter computes the same: what was compiled for one serves the other.
-        return self
+        # What was compiled for one serves the other, which computes the same; state of its own it does not have.
+        return self if self._is_shared else LRUCache(self._size)

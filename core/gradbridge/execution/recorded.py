@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -78,18 +78,16 @@ class RecordedPullback(Adapter):
     def forward(
         self, loaded: Callable[[], Any], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        residuals, framework = self._residuals, self._framework
+        residuals = self._residuals
         weights = 1 if spec.packed else len(self.layout)
         count = len(residuals.floating)
         first = weights + len(inputs) - count
         try:
             if any(p < first and p not in residuals.wrt for p in wrt):
                 raise Unsupported("not all of what it is pulled back to was recorded")
-            gradients, kept, cotangents = self._isolated(partial(self._pulled_again, inputs[-count:]))
+            outputs, kept, cotangents = self._isolated(partial(self._pulled_again, inputs[-count:]))
         except Unsupported:
             return self._anew(inputs, spec, wrt)
-        indices = [residuals.wrt.index(p) for p in self._wrt]
-        outputs = tuple(residuals.or_zeros(framework, g, i) for g, i in zip(gradients, indices))
         if not wrt:
             return outputs, None
         leaves = [*residuals.leaves, *cotangents]
@@ -151,21 +149,21 @@ class RecordedPullback(Adapter):
             raise Unsupported("it was computed anew")
         framework, outer = self._framework, self._residuals
 
-        def run() -> tuple[Sequence[Any], Any]:
+        def run() -> tuple[dict[int, Any], Any]:
             lent = [framework.lend(c, d) for c, d in zip(cotangents, residuals.dtypes)]
             if residuals.is_complex:
                 lent = [framework.conj(c) for c in lent]
             program: Program = residuals.program
-            return program.pull_to_boundary(outer.kept, residuals.kept, lent)
+            gradients, left = program.pull_to_boundary(outer.kept, residuals.kept, lent)
+            if residuals.is_complex:
+                gradients = [None if g is None else framework.conj(g) for g in gradients]
+            count = len(outer.wrt)
+            return {
+                p: residuals.or_zeros(framework, g, count + i)
+                for i, (p, g) in enumerate(zip(residuals.wrt[count:], gradients))
+            }, left
 
-        gradients, left = self._isolated(run)
-        count = len(outer.wrt)
-        return {
-            p: residuals.or_zeros(
-                framework, framework.conj(g) if residuals.is_complex and g is not None else g, count + i
-            )
-            for i, (p, g) in enumerate(zip(residuals.wrt[count:], gradients))
-        }, left
+        return self._isolated(run)
 
     def pushforward(
         self,
@@ -208,19 +206,24 @@ class RecordedPullback(Adapter):
         assert isinstance(again, TransformingAdapter)
         return RecordedPullback(again, self._framework, wrt, residuals, self._run, self._root)
 
+    def operations(self, residuals: Any) -> Hashable:
+        if isinstance(residuals, Again):
+            return self._again.operations(residuals.residuals)
+        return None if residuals is None else residuals.program.operations(residuals.kept)
+
     def output_spec(self, inputs: Sequence[Any], spec: CallSpec) -> Any:
         return self._again.output_spec(inputs, spec)
 
     def refusal(self, operation: str) -> str:
         return self._again.refusal(operation)
 
-    def _pulled_again(self, cotangents: Sequence[Any]) -> tuple[Sequence[Any], Any, list[Any]]:
+    def _pulled_again(self, cotangents: Sequence[Any]) -> tuple[tuple[Any, ...], Any, list[Any]]:
         residuals, framework = self._residuals, self._framework
         floating = [c for c, yes in zip(cotangents, residuals.floating) if yes]
         pulled = [framework.asarray(c, dtype) for c, dtype in zip(floating, residuals.dtypes)]
         wanted = [residuals.wrt.index(p) for p in self._wrt]
         gradients, kept = residuals.program.pull_recorded(residuals.kept, pulled, wanted)
-        return gradients, kept, pulled
+        return tuple(residuals.or_zeros(framework, g, i) for g, i in zip(gradients, wanted)), kept, pulled
 
     def _isolated(self, step: Callable[[], T]) -> T:
         residuals = self._residuals

@@ -10,29 +10,18 @@ never by a hash alone.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from gradbridge.call_spec import CallSpec
 from gradbridge.constants import constant_key
 from gradbridge.errors import DerivativeError, GuestError, OptionError
 from gradbridge.layout import Array
+from gradbridge.option_values import check_options
 from gradbridge.protocol import Adapter
 
 _SMALL = 1 << 15
-
-
-class Remembered(NamedTuple):
-    """One evaluation, with copies of what it was made of."""
-
-    values: tuple[Any, ...]
-    spec: CallSpec
-    dtype: np.dtype[Any]
-    wrt: tuple[int, ...]
-    evaluation: Any
 
 
 class Memory:
@@ -45,10 +34,10 @@ class Memory:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._kept: OrderedDict[int, Remembered] = OrderedDict()
-        self._at: dict[bytes, list[int]] = {}  # keys by a mark of the params: most need no full look
+        #: (mark of its values, evaluation), the latest last. Bound anew as a whole, so that an interrupt at any
+        #: moment leaves it as it was or as it is to be.
+        self._kept: tuple[tuple[bytes, Any], ...] = ()
         self._lock = threading.Lock()
-        self._next = 0
         self.hits = 0
         self.misses = 0
 
@@ -59,8 +48,7 @@ class Memory:
         Raises:
             OptionError: no number of evaluations, or a model whose evaluations are not just their results.
         """
-        if isinstance(reuse, bool) or not isinstance(reuse, (int, np.integer)) or reuse < 0:
-            raise OptionError(f"reuse must be a number of evaluations to remember, 0 or more, got {reuse!r}")
+        check_options(reuse=reuse)
         if reuse and (mode == "train" or adapter.stochastic):
             raise OptionError(
                 f"reuse={reuse} was asked for, and {adapter.label} in mode {mode!r} may draw random numbers or move "
@@ -70,7 +58,7 @@ class Memory:
 
     def recall(self, call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> Any:
         """The evaluation from memory, or made so that a later gradient with respect to the weights finds it."""
-        evaluation = self.find(values, call.spec, call.dtype, wrt)
+        evaluation = self.find(call, values, wrt)
         if evaluation is None:
             weights = range(call.first_input)
             wider = (*(i for i in weights if i not in wrt), *wrt) if call.adapter.layout.size else wrt
@@ -84,55 +72,46 @@ class Memory:
                 # A model without a gradient has a value all the same.
                 evaluation = call.evaluate_at(own, wrt)
             if not call.adapter.stochastic:
-                self.keep(Remembered(own, call.spec, call.dtype, evaluation.wrt, evaluation))
+                self.keep(evaluation)
         # The caller owns what it gets, so what is remembered stays ours.
         return evaluation.with_own_outputs()
 
-    def find(self, values: Sequence[Any], spec: CallSpec, dtype: np.dtype[Any], wrt: tuple[int, ...]) -> Any:
-        """The evaluation of exactly these arguments in the host's dtype, if it is remembered and can be pulled back to `wrt`."""
+    def find(self, call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> Any:
+        """The evaluation of exactly this call at these values, if it is remembered and can be pulled back to `wrt`."""
         mark = _mark(values)
-        with self._lock:
-            kept = [(key, self._kept[key]) for key in reversed(self._at.get(mark, ()))]
-        for key, one in kept:
+        for one in reversed(self._kept):
+            evaluation = one[1]
+            # Other marks are other arguments: most need no full look.
             if (
-                set(wrt) <= set(one.wrt)
-                and one.spec == spec
-                and one.dtype == dtype
-                and len(one.values) == len(values)
-                and all(map(same_content, one.values, values))
+                one[0] == mark
+                and set(wrt) <= set(evaluation.wrt)
+                and evaluation.call.spec == call.spec
+                and evaluation.dtype == call.dtype
+                and len(evaluation.values) == len(values)
+                and all(map(same_content, evaluation.values, values))
             ):
                 with self._lock:
                     self.hits += 1
-                    if key in self._kept:
-                        self._kept.move_to_end(key)
-                return one.evaluation
+                    if any(other is one for other in self._kept):
+                        self._kept = (*(other for other in self._kept if other is not one), one)
+                return evaluation
         with self._lock:
             self.misses += 1
         return None
 
-    def keep(self, one: Remembered) -> None:
+    def keep(self, evaluation: Any) -> None:
         """Remember an evaluation, forgetting the one that was not asked for longest.
 
         Args:
-            one: its values are its own: the caller's may change in place.
+            evaluation: its values are its own: the caller's may change in place.
         """
-        mark = _mark(one.values)
+        one = _mark(evaluation.values), evaluation
         with self._lock:
-            self._next += 1
-            self._kept[self._next] = one
-            self._at.setdefault(mark, []).append(self._next)
-            while len(self._kept) > self._size:
-                key, oldest = self._kept.popitem(last=False)
-                mark = _mark(oldest.values)
-                self._at[mark].remove(key)
-                if not self._at[mark]:
-                    del self._at[mark]
+            self._kept = (*self._kept, one)[-self._size :]
 
     def forget(self) -> None:
         """Drop everything that is remembered, and the residuals with it."""
-        with self._lock:
-            self._kept.clear()
-            self._at.clear()
+        self._kept = ()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_size": self._size}

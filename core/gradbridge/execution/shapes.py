@@ -38,6 +38,16 @@ def output_spec(adapter: Adapter, declared: Any, inputs: Sequence[Any], spec: Ca
     return _specs(declared(*args, **kwargs) if callable(declared) else declared, adapter.label)
 
 
+def refuse_no_shapes(declared: Any, label: str) -> None:
+    """Refuse what ``outputs=`` cannot be; what a function of the inputs returns is seen when it is called.
+
+    Raises:
+        OptionError: it names no shapes.
+    """
+    if declared is not None and not callable(declared):
+        _specs(declared, label)
+
+
 def _specs(declared: Any, label: str) -> Any:
     """A tree of specs, of (shape, dtype) pairs, or of arrays as examples → a tree of specs."""
     if isinstance(declared, ArraySpec):

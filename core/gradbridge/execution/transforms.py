@@ -13,10 +13,11 @@ import numpy as np
 from gradbridge.call_spec import CallSpec
 from gradbridge.closures import Surroundings
 from gradbridge.errors import GradbridgeError, InputError, Unsupported
+from gradbridge.execution.model_adapter import ModelAdapter
 from gradbridge.execution.programs import LRUCache
 from gradbridge.execution.pullbacks import PullbackModel
 from gradbridge.framework import Computation, Form, Framework, Model, Program, filled
-from gradbridge.protocol import Adapter, ArraySpec
+from gradbridge.protocol import ArraySpec
 from gradbridge.wording import in_short
 
 T = TypeVar("T")
@@ -31,13 +32,8 @@ _IN_WORDS = {
 }
 
 
-class TransformingAdapter(Adapter):
-    """The half of `FunctionalAdapter` that transforms a whole computation: forward mode, and per-example Jacobians.
-
-    Attributes:
-        framework: the autodiff primitives.
-        source: the model.
-    """
+class TransformingAdapter(ModelAdapter):
+    """The half of `FunctionalAdapter` that transforms a whole computation: forward mode, and per-example Jacobians."""
 
     framework: Framework
     source: Model
@@ -48,18 +44,14 @@ class TransformingAdapter(Adapter):
     refusals_met: dict[str, str]
 
     @abstractmethod
-    def _leaves(
-        self, loaded: Sequence[Any], inputs: Sequence[Any], noise: int
-    ) -> tuple[list[Any], dict[int, Any]]:
-        """(all leaves of a computation, {index of an input: what is no array and so a constant of it})."""
-
-    @abstractmethod
     def _computation(self, constants: dict[int, Any], spec: CallSpec) -> Computation:
         """leaves ↦ (floats, others, form, after): pure, and without an array of its own."""
 
     @abstractmethod
-    def _isolated(self, step: Callable[[], T], inputs: Sequence[Any], noise: int | None, record: bool) -> T:
-        """Run a step in the model's isolation, its errors explained."""
+    def _leaves(
+        self, loaded: Sequence[Any], inputs: Sequence[Any], noise: int
+    ) -> tuple[list[Any], dict[int, Any]]:
+        """(all leaves of a computation, {index of an input: what is no array and so a constant of it})."""
 
     def pushforward(
         self,
@@ -242,18 +234,6 @@ class TransformingAdapter(Adapter):
         program = self.framework.trace(compute, self._places(wrt, spec, constants), reusable, rows or ())
         program.state = 0 if self._surroundings is None else self._surroundings()
         return program
-
-    def refusal(self, operation: str) -> str:
-        traits = self.framework.traits
-        if operation.startswith("pushforward") and not traits.has_forward_mode:
-            return f"the framework of {self.label} has no forward mode"
-        if operation == "pullback" and not traits.has_higher_orders:
-            return f"the framework of {self.label} cannot differentiate a gradient again"
-        if operation in ("pushforward_many", "row_jacobians", "backward_many") and not traits.has_vmap:
-            return f"the framework of {self.label} maps no function over a leading axis"
-        if operation == "output_spec" and type(self.framework).shapes is Framework.shapes:
-            return f"the framework of {self.label} knows shapes only after it has computed"
-        return ""
 
 
 def pushed(framework: Framework, compute: Computation, places: Sequence[int], many: bool) -> Computation:

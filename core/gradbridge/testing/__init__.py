@@ -2,7 +2,7 @@
 
 The laws of `gradbridge.protocol.Adapter` as checks, over scenarios whose values and gradients are
 written out by hand. The kit needs no framework and no autodiff system; you bring a class that
-builds the scenarios in your framework, as many of the nine as it can. Put it into a module
+builds the scenarios in your framework, as many of them as it can. Put it into a module
 ``conformance`` beside your guest half, under the name ``UnderTest``::
 
     # my_package/conformance.py
@@ -28,7 +28,7 @@ builds the scenarios in your framework, as many of the nine as it can. Put it in
         def tied(self, weight):              # or a function of (parameter tree, *inputs)
             return Native(lambda p, x: mf.tanh(x @ p["w"]) @ p["w"], params={"w": weight})
 
-`BackendUnderTest` lists all nine and says what each computes. It does not matter in which order
+`BackendUnderTest` lists all of them and says what each computes. It does not matter in which order
 or orientation your framework stores the parameters. What you leave out is reported as skipped,
 with your reason from `reasons`; it never counts as passed. Two optional methods, `state` and
 `surroundings`, let the kit see that the user's model and your framework's global state stay as
@@ -37,6 +37,7 @@ they were.
 Then, three ways to run it. On the terminal, with a table and an exit code::
 
     gradbridge check mine
+    gradbridge check mine --only gradient_is_right --only second_order
 
 In pytest, one test per law and scenario, ``test_any_order[mlp]``::
 
@@ -59,6 +60,8 @@ A failure says which law broke, what was expected, what came and where::
       back at their own.
         gradient of params at θ, with f(2θ) in flight: expected 0.2716, got 0.0194 at [3]; …
 
+Where the backend raised, its traceback follows, with files and lines.
+
 A backend whose `pullback` raises HigherOrderError is honest: the checks of higher orders are
 skipped and say so. One that returns zeros there fails them.
 
@@ -70,9 +73,11 @@ from typing import TYPE_CHECKING, Any
 
 from gradbridge.testing.backend import BackendUnderTest, Native, NotOfferedError
 from gradbridge.testing.checks import CHECKS, LAWS, Check
+from gradbridge.testing.points import ScenarioPoint
 from gradbridge.testing.report import Bench, Report, Row, check_command, find, matrix_command, run
-from gradbridge.testing.scenarios import SCENARIOS, Scenario
-from gradbridge.testing.subject import Flight, ScenarioPoint, Subject
+from gradbridge.testing.scenario import Scenario
+from gradbridge.testing.scenarios import SCENARIOS
+from gradbridge.testing.subject import Flight, Subject
 
 if TYPE_CHECKING:
     from gradbridge.testing.suite import ConformanceSuite

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 from types import FunctionType
 from typing import Any, ClassVar, NoReturn
 
+from gradbridge.architectures import Architecture
+from gradbridge.errors import BackendError, OptionError
 from gradbridge.layout import Array
 from gradbridge.protocol import Adapter, GuestOptions
 from gradbridge.registry import Registry, default_registry
@@ -49,7 +51,13 @@ class BackendUnderTest:
     dropout(rate)                         each element of x: 0 with probability rate, else x/(1-rate)
     batchnorm(scale, shift, epsilon)      batch normalization over N, mean 0 and variance 1 stored
     wave(scale)                           f(x, z) = (scale · exp(ix) · z |z|², |z|²), z complex
+    broadcast(scale)                      f(t, x, m) = tanh(scale * x + m) * t[:, None], t (N,), m (1, 3)
+    masked()                              f(x, m, k) = k * x² where m, else x; m booleans, k integers
+    root(scale)                           scale * √x
+    switch()                              f(x, name, k) = k * x³ if name == "cube" else k * x²
     ====================================  ==========================================================
+
+    Sizes are those of the arrays: mlp is built with other ones, too.
 
     The arrays may be stored in any order and orientation: the kit finds out which parameter lies
     where in `layout` by building the model once with its parameters numbered.
@@ -63,6 +71,10 @@ class BackendUnderTest:
 
     #: {factory: why the framework cannot do it}, for those that are left out.
     reasons: ClassVar[Mapping[str, str]] = {}
+
+    #: Whether what the backend's builder makes, by `gradbridge.build`, is checked as well; `find` says
+    #: so of every backend that has one.
+    builds: bool = False
 
     def __init__(self, registry: Registry | None = None) -> None:
         self.registry = registry if registry is not None else default_registry()
@@ -102,6 +114,22 @@ class BackendUnderTest:
     def wave(self, scale: Array) -> Any:
         """x (N, 2), z (N, 2) complex ↦ (scale * exp(1j * x) * z * |z|**2, |z|**2)."""
         self._leave_out("wave")
+
+    def broadcast(self, scale: Array) -> Any:
+        """t (N,), x (N, 3), m (1, 3) ↦ tanh(scale * x + m) * t[:, None], (N, 3)."""
+        self._leave_out("broadcast")
+
+    def masked(self) -> Any:
+        """x (N, 2), m (N, 2) booleans, k (N, 2) integers of any width ↦ k * x**2 where m, else x. No parameters."""
+        self._leave_out("masked")
+
+    def root(self, scale: Array) -> Any:
+        """x (N, 2) ↦ scale * sqrt(x)."""
+        self._leave_out("root")
+
+    def switch(self) -> Any:
+        """x (N, 2), a string, a Python integer k ↦ k * x**3 if the string is "cube", else k * x**2. No parameters."""
+        self._leave_out("switch")
 
     # -- optional -----------------------------------------------------------------------------
 
@@ -148,6 +176,21 @@ class BackendUnderTest:
     def adapt(self, model: Any, options: GuestOptions) -> Adapter:
         """Make the adapter, by the backend's guest half. Override it to test an adapter alone."""
         return self.registry.guest(self.backend)(model, options)
+
+    def portable(self, architecture: Architecture, params: Mapping[str, Array]) -> Any:
+        """The native model of a portable architecture, by the backend's builder.
+
+        Raises:
+            NotOfferedError: it has none, or none for layers of this kind.
+        """
+        if not self.builds:
+            raise NotOfferedError(
+                f"{self.name}: {self.reasons.get('portable', 'it builds no architectures')}"
+            )
+        try:
+            return self.registry.builder(self.backend)(architecture, dict(params))
+        except (BackendError, OptionError) as error:
+            raise NotOfferedError(f"{self.name}: {error}") from error
 
     @property
     def name(self) -> str:

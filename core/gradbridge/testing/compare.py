@@ -29,6 +29,8 @@ class Gradients(dict[int, Array]):
 def expect_close(got: Array, expected: Array, what: str, tolerance: float) -> None:
     """Assert equal shapes, and values within `tolerance` of the largest expected one (at least 1).
 
+    What is expected to be infinite, or NaN, must be that.
+
     Raises:
         AssertionError: names the largest difference and its place.
     """
@@ -38,9 +40,12 @@ def expect_close(got: Array, expected: Array, what: str, tolerance: float) -> No
     if not got.size:
         return
     wide = np.complex128 if "c" in (got.dtype.kind, expected.dtype.kind) else np.float64
-    difference = np.abs(got.astype(wide) - expected)
+    got = got.astype(wide)
+    same = (got == expected) | (np.isnan(got) & np.isnan(expected))  # infinities among them
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same, 0.0, np.abs(got - expected))
     worst = np.unravel_index(int(np.argmax(np.where(np.isnan(difference), np.inf, difference))), got.shape)
-    limit = tolerance * max(1.0, float(np.abs(expected).max()))
+    limit = tolerance * max(1.0, float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0)))
     if not difference[worst] <= limit:
         place = f" at {[int(i) for i in worst]}" if worst else ""
         raise AssertionError(

@@ -55,3 +55,18 @@ def pullback(
             gradient[index] = sum(float(np.sum(v * m)) for v, m in zip(cotangents, moved))
         gradients.append(gradient)
     return gradients
+
+
+def slope(function: Callable[[Array], Array], point: Array, direction: Array) -> Array:
+    """How a function moves along a direction, by differences: for what is a complex step itself.
+
+    Central, of eighth order: with a step of 0.02 it is right to about 1e-12 of a smooth function's size.
+
+    Source: Fornberg (1988), Generation of finite difference formulas, Mathematics of Computation 51, table 1.
+    """
+    step, weights = 0.02, (4 / 5, -1 / 5, 4 / 105, -1 / 280)
+    moved = [
+        weight * (function(point + k * step * direction) - function(point - k * step * direction))
+        for k, weight in enumerate(weights, 1)
+    ]
+    return np.asarray(sum(moved[1:], moved[0]) / step)

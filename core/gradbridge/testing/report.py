@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from textwrap import indent
 from typing import TYPE_CHECKING
 
-from gradbridge.errors import BackendUnavailableError, GradbridgeWarning
+from gradbridge.errors import BackendUnavailableError, GradbridgeWarning, OptionError
 from gradbridge.registry import Registry, default_registry
+from gradbridge.testing import tracebacks
 from gradbridge.testing.backend import BackendUnderTest, NotOfferedError
 from gradbridge.testing.checks import CHECKS, LAWS
 from gradbridge.testing.checks.catalogue import Check
 from gradbridge.testing.scenarios import BATCHNORM_TRAIN, SCENARIOS
 from gradbridge.testing.subject import Subject
+from gradbridge.wording import suggestion
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,6 +76,7 @@ class Row:
         outcome: ``"passed"``, ``"failed"`` or ``"skipped"``.
         message: what was expected and what came, or why it was skipped.
         seconds: wall time.
+        traceback: where the backend raised, with files and lines; empty where it did not.
     """
 
     check: str
@@ -81,6 +85,7 @@ class Row:
     outcome: str
     message: str
     seconds: float
+    traceback: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,11 +141,20 @@ class Report:
         return table
 
     def notes(self) -> list[str]:
-        """What failed, in full; and each reason for skipping, once, with what it concerns."""
-        lines = [
-            f"✗ {row.check}[{row.scenario}], law {row.law}: {CHECKS[row.check].statement}\n    {row.message}"
-            for row in self.of(FAILED)
-        ]
+        """What failed, in full; and each reason for skipping, once, with what it concerns.
+
+        A traceback that several rows have in common stands with the first of them.
+        """
+        lines, told = [], dict[str, str]()
+        for row in self.of(FAILED):
+            where = f"{row.check}[{row.scenario}]"
+            line = f"✗ {where}, law {row.law}: {CHECKS[row.check].statement}\n    {row.message}"
+            if row.traceback in told:
+                line += f"\n    raised where {told[row.traceback]} was"
+            elif row.traceback:
+                told[row.traceback] = where
+                line += "\n" + indent(row.traceback, "    ")
+            lines.append(line)
         reasons: dict[str, list[str]] = {}
         for row in self.of(SKIPPED):
             reasons.setdefault(row.message, []).append(f"{row.check}[{row.scenario}]")
@@ -177,12 +191,25 @@ def run(
 
     Returns:
         One row per check and scenario; a check never stops the next.
+
+    Raises:
+        OptionError: there is no check, or no scenario, of such a name.
     """
     bench = Bench(under_test)
-    chosen = [CHECKS[name] for name in (checks if checks is not None else CHECKS)]
-    models = set(SCENARIOS if scenarios is None else scenarios)
+    chosen = [CHECKS[name] for name in _known(checks, CHECKS, "check")]
+    models = set(_known(scenarios, SCENARIOS, "scenario"))
     rows = [_row(bench, check, s) for check in chosen for s in check.scenarios if s in models]
     return Report(under_test.name, tuple(rows))
+
+
+def _known(names: Iterable[str] | None, all_names: Iterable[str], what: str) -> list[str]:
+    known = list(all_names)
+    chosen = known if names is None else list(dict.fromkeys(names))
+    for name in chosen:
+        if name not in known:
+            hint = suggestion(name, known).rstrip() or f"there are {', '.join(known)}"
+            raise OptionError(f"the kit has no {what} {name!r}; {hint}")
+    return chosen
 
 
 def find(name: str, registry: Registry | None = None) -> BackendUnderTest:
@@ -209,17 +236,25 @@ def find(name: str, registry: Registry | None = None) -> BackendUnderTest:
             f"module {module} ({error}); write one as gradbridge.testing.BackendUnderTest tells"
         ) from error
     under_test: BackendUnderTest = found(registry)
+    if declared.builder is not None:
+        under_test.builds = True
     return under_test
 
 
-def check_command(name: str, registry: Registry | None = None) -> int:
+def check_command(name: str, registry: Registry | None = None, only: Sequence[str] = ()) -> int:
     """``gradbridge check NAME``: run the kit and print the table.
+
+    Args:
+        name: of the backend.
+        registry: the plugins to choose from.
+        only: names of the checks to run; all by default.
 
     Returns:
         The exit code: 0 if every law that could be checked holds, else 1.
 
     Raises:
         UnknownBackendError, BackendUnavailableError
+        OptionError: there is no check of such a name.
     """
     from rich.console import Console
     from rich.text import Text
@@ -227,32 +262,36 @@ def check_command(name: str, registry: Registry | None = None) -> int:
     console = Console()
     under_test = find(name, registry)
     with console.status(f"checking {name}"):
-        report = run(under_test)
+        report = run(under_test, only or None)
     console.print(report.table())
     for note in report.notes():
-        console.print(Text(note))
+        console.print(Text(note), soft_wrap=True)
     console.print(Text(report.summary, style="bold green" if report.passed else "bold red"))
     return 0 if report.passed else 1
 
 
 def _row(bench: Bench, check: Check, scenario: str) -> Row:
     start = time.perf_counter()
-    outcome, message = PASSED, ""
+    outcome, message, where = PASSED, "", ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GradbridgeWarning)  # what a scenario does on purpose
             bench.check(check.name, scenario)
     except NotOfferedError as error:
         outcome, message = SKIPPED, str(error)
-    except AssertionError as error:
-        outcome, message = FAILED, str(error)
     except Exception as error:  # whatever a backend raises is a row of the report
-        outcome, message = FAILED, f"raised {type(error).__name__}: {error}"
-    return Row(check.name, check.law, scenario, outcome, message, time.perf_counter() - start)
+        outcome, message, where = FAILED, str(error), tracebacks.of_backend(error)
+        if not (isinstance(error, AssertionError) and tracebacks.is_of_kit(error)):
+            message = f"raised {type(error).__name__}: {error}"
+    return Row(check.name, check.law, scenario, outcome, message, time.perf_counter() - start, where)
 
 
-def matrix_command(registry: Registry | None = None) -> int:
+def matrix_command(registry: Registry | None = None, only: Sequence[str] = ()) -> int:
     """Print the matrix guest × law of every backend that works here.
+
+    Args:
+        registry: the plugins to choose from.
+        only: names of the checks to run; all by default.
 
     Returns:
         The exit code: 1 if a law is broken, else 0.
@@ -277,7 +316,7 @@ def matrix_command(registry: Registry | None = None) -> int:
             console.print(f"{name} is left out: {error}", soft_wrap=True, markup=False)
             continue
         with console.status(f"checking {name}"):
-            reports[name] = run(under_test)
+            reports[name] = run(under_test, only or None)
         table.add_column(name, justify="center")
     for law, statement in LAWS.items():
         table.add_row(
@@ -291,6 +330,6 @@ def matrix_command(registry: Registry | None = None) -> int:
         table.add_row(f"checks {outcome}", *[str(len(report.of(outcome))) for report in reports.values()])
     console.print(table)
     for report in reports.values():
-        for row in report.of(FAILED):
-            console.print(f"{report.backend}: {row.check}[{row.scenario}]: {row.message}", markup=False)
+        for note in report.notes()[: len(report.of(FAILED))]:
+            console.print(f"{report.backend}: {note}", markup=False, highlight=False, soft_wrap=True)
     return 0 if all(report.passed for report in reports.values()) else 1

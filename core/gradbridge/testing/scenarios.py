@@ -1,72 +1,24 @@
-"""The scenarios: small models with their values and gradients written out by hand in NumPy.
+"""The scenarios, as data: small models with their values and gradients written out by hand in NumPy.
 
 A backend builds each of them in its own framework, from the same arrays, and is held against the
-closed form. All closed forms but that with complex numbers are analytic, so that `gradbridge.testing.derivatives` gives their
-higher derivatives to rounding.
+closed form. All closed forms but that with complex numbers are analytic, so that
+`gradbridge.testing.derivatives` gives their higher derivatives to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from gradbridge.layout import Array
 from gradbridge.testing import waves
-
-Params = Mapping[str, Array]
-#: (params by name, inputs) ↦ the pytree that the model returns.
-Value = Callable[[Params, Sequence[Array]], Any]
-#: (params by name, inputs, cotangent leaves) ↦ (gradients by name, a gradient or None per input).
-Gradients = Callable[[Params, Sequence[Array], Sequence[Array]], tuple[dict[str, Array], list[Array | None]]]
+from gradbridge.testing.networks import BUILT
+from gradbridge.testing.scenario import Params, Scenario
 
 DROPOUT_RATE = 0.25
 EPSILON = 1e-3
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A model on paper.
-
-    Attributes:
-        name: of the factory that builds it, in `BackendUnderTest`.
-        shapes: of the parameters by name, in the order of the factory's arguments.
-        inputs: draws the inputs, ``(rng, rows) ↦ arrays``.
-        value: the closed form.
-        gradients: its closed-form VJP.
-        constants: further keyword arguments of the factory.
-    """
-
-    name: str
-    shapes: Mapping[str, tuple[int, ...]]
-    inputs: Callable[[np.random.Generator, int], tuple[Array, ...]]
-    value: Value
-    gradients: Gradients
-    constants: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def size(self) -> int:
-        """Number of parameters."""
-        return sum(int(np.prod(shape)) for shape in self.shapes.values())
-
-    def unravel(self, vector: Any) -> dict[str, Any]:
-        """Flat vector in the scenario's own order → arrays by name."""
-        arrays, start = {}, 0
-        for name, shape in self.shapes.items():
-            stop = start + int(np.prod(shape))
-            arrays[name] = vector[start:stop].reshape(shape)
-            start = stop
-        return arrays
-
-    def ravel(self, arrays: Mapping[str, Any]) -> Any:
-        """Arrays by name → flat vector in the scenario's own order."""
-        return np.concatenate([np.empty(0), *(np.ravel(arrays[name]) for name in self.shapes)])
-
-    def draw_params(self, rng: np.random.Generator) -> dict[str, Array]:
-        """Parameters whose last bits matter: none of them is a float32."""
-        return {name: rng.normal(size=shape) for name, shape in self.shapes.items()}
 
 
 def _mlp_hidden(p: Params, x: Any) -> Any:
@@ -242,6 +194,88 @@ WAVE = Scenario(
     _wave_gradients,
 )
 
-SCENARIOS: dict[str, Scenario] = {
-    s.name: s for s in (MLP, EMBEDDING, ENERGY, OUTPUTS, TIED, UNUSED, DROPOUT, BATCHNORM, WAVE)
-}
+
+#: The same two layers with one column in and one column out: axes of size one at both ends.
+COLUMN = replace(
+    MLP,
+    name="column",
+    factory="mlp",
+    shapes={"weight1": (1, 4), "bias1": (4,), "weight2": (4, 1), "bias2": (1,)},
+    inputs=lambda rng, rows: (rng.normal(size=(rows, 1)),),
+)
+
+
+def _broadcast(p: Params, inputs: Sequence[Any]) -> Any:
+    t, x, m = inputs
+    return np.tanh(p["scale"] * x + m) * t[:, None]
+
+
+def _broadcast_gradients(p: Params, inputs: Sequence[Any], cotangents: Sequence[Any]) -> Any:
+    (t, x, m), (v,) = inputs, cotangents
+    h = np.tanh(p["scale"] * x + m)
+    before = v * t[:, None] * (1 - h**2)
+    return {"scale": (before * x).sum(0)}, [(v * h).sum(1), before * p["scale"], before.sum(0)[None]]
+
+
+#: A vector, a matrix, and one row that all rows share.
+BROADCAST = Scenario(
+    "broadcast",
+    {"scale": (3,)},
+    lambda rng, rows: (rng.normal(size=rows), rng.normal(size=(rows, 3)), rng.normal(size=(1, 3))),
+    _broadcast,
+    _broadcast_gradients,
+)
+
+# 200 is a negative number to whoever reads the byte as signed.
+_SMALL = (0, 1, 3, 200)
+
+#: Booleans choose, narrow integers count; the host has them in every width.
+MASKED = Scenario(
+    "masked",
+    {},
+    lambda rng, rows: (
+        rng.normal(size=(rows, 2)),
+        rng.integers(0, 2, (rows, 2)).astype(bool),
+        rng.choice(np.array(_SMALL, np.uint8), (rows, 2)),
+    ),
+    lambda p, inputs: np.where(inputs[1], inputs[2] * inputs[0] ** 2, inputs[0]),
+    lambda p, inputs, v: ({}, [v[0] * np.where(inputs[1], 2.0 * inputs[2] * inputs[0], 1.0), None, None]),
+)
+
+#: Its derivative is infinite at 0, and it has none below.
+ROOT = Scenario(
+    "root",
+    {"scale": (2,)},
+    lambda rng, rows: (0.5 + rng.random((rows, 2)),),
+    lambda p, inputs: np.sqrt(inputs[0]) * p["scale"],
+    lambda p, inputs, v: (
+        {"scale": (v[0] * np.sqrt(inputs[0])).sum(0)},
+        [v[0] * p["scale"] / (2 * np.sqrt(inputs[0]))],
+    ),
+)
+
+
+def _switch(x: Any, name: str, times: int) -> tuple[Any, Any]:
+    """(value, derivative)."""
+    return (times * x**3, 3 * times * x**2) if name == "cube" else (times * x**2, 2 * times * x)
+
+
+#: What is no array decides what is computed; it goes through as it is.
+SWITCH = Scenario(
+    "switch",
+    {},
+    lambda rng, rows: (
+        rng.normal(size=(rows, 2)),
+        str(rng.choice(["cube", "square"])),
+        int(rng.integers(2, 9)),
+    ),
+    lambda p, inputs: _switch(*inputs)[0],
+    lambda p, inputs, v: ({}, [v[0] * _switch(*inputs)[1], None, None]),
+)
+
+_ALL = (
+    *(MLP, EMBEDDING, ENERGY, OUTPUTS, TIED, UNUSED, DROPOUT, BATCHNORM, WAVE),
+    *(COLUMN, BROADCAST, MASKED, ROOT, SWITCH),
+    *BUILT,
+)
+SCENARIOS: dict[str, Scenario] = {s.name: s for s in _ALL}

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from gradbridge import trees
-from gradbridge.borders import INEXACT
 from gradbridge.call_spec import CallSpec
 from gradbridge.execution.arguments import Arguments
 from gradbridge.execution.evaluation import Call, Evaluation
@@ -24,37 +22,16 @@ from gradbridge.execution.settings import BridgeSettings
 from gradbridge.layout import Array
 from gradbridge.protocol import Adapter, GuestOptions
 from gradbridge.testing.backend import BackendUnderTest, Native, NotOfferedError
-from gradbridge.testing.compare import Gradients
-from gradbridge.testing.derivatives import ArrayFunction
-from gradbridge.testing.scenarios import Scenario
+from gradbridge.testing.closed_form import ClosedForm
+from gradbridge.testing.compare import Gradients, expect_gradients, expect_outputs
+from gradbridge.testing.points import ScenarioPoint, forward, views
+from gradbridge.testing.scenario import Scenario
 
 #: Largest error, relative to the largest value (at least 1), by the dtype of the computation.
 TOLERANCES = {"float64": 1e-10, "float32": 2e-5}
 
-ROWS = 4
 
-
-@dataclass(frozen=True)
-class ScenarioPoint:
-    """Where a scenario is evaluated.
-
-    Attributes:
-        params: (P,) in the order of the adapter's layout.
-        inputs: the scenario's inputs.
-        cotangents: one per output leaf.
-    """
-
-    params: Array
-    inputs: tuple[Any, ...]
-    cotangents: tuple[Array, ...]
-
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        """As a host has them: the params if there are any, then the inputs."""
-        return (self.params, *self.inputs) if self.params.size else self.inputs
-
-
-class Subject:
+class Subject(ClosedForm):
     """One scenario on one backend.
 
     Adapters in eval mode are shared by all checks: nothing may pass from one call to the next.
@@ -67,13 +44,10 @@ class Subject:
 
     def __init__(self, under_test: BackendUnderTest, scenario: Scenario, mode: str = "eval") -> None:
         self.under_test, self.scenario, self.mode = under_test, scenario, mode
-        #: The argument that is the first input, after the params.
-        self.first_input = 1 if scenario.size else 0
         self._adapters: dict[str, Adapter] = {}
         self._building = threading.Lock()
         numbers = scenario.unravel(np.arange(float(scenario.size)))
         numbered = self.params_of(self.adapt(self.build(numbers), self.precision))
-        #: params in the layout's order = params in the scenario's order [order]
         self.order = numbered.astype(int)
         if sorted(self.order.tolist()) != list(range(scenario.size)):
             raise AssertionError(
@@ -93,9 +67,11 @@ class Subject:
 
     def build(self, params: dict[str, Array]) -> Native:
         """The native model holding these arrays, as the author's factory makes it."""
-        factory = getattr(self.under_test, self.scenario.name)
-        copies = {name: np.array(array) for name, array in params.items()}
-        built = factory(**copies, **self.scenario.constants)
+        scenario, copies = self.scenario, {name: np.array(array) for name, array in params.items()}
+        if scenario.architecture is not None:
+            return Native(self.under_test.portable(scenario.architecture, copies))
+        factory = getattr(self.under_test, scenario.factory or scenario.name)
+        built = factory(**copies, **scenario.constants)
         return built if isinstance(built, Native) else Native(built)
 
     def adapt(self, native: Native, dtype: str | None, mode: str | None = None) -> Adapter:
@@ -132,88 +108,6 @@ class Subject:
     def params_of(adapter: Adapter) -> Array:
         """The model's present weights as one flat vector, new."""
         return adapter.layout.join([adapter.border.view(w) for w in adapter.weights()])
-
-    # -- the closed form ----------------------------------------------------------------------
-
-    def point(self, seed: int = 0, rows: int = ROWS) -> ScenarioPoint:
-        """A random point; equal seeds give equal points."""
-        rng = np.random.default_rng(seed)
-        params = self.scenario.ravel(self.scenario.draw_params(rng))[self.order]
-        inputs = self.scenario.inputs(rng, rows)
-        return self.with_cotangents(ScenarioPoint(params, inputs, ()), seed)
-
-    def with_cotangents(self, point: ScenarioPoint, seed: int) -> ScenarioPoint:
-        """The point with random cotangents that fit its outputs."""
-        rng = np.random.default_rng(seed + 1000)
-        return replace(point, cotangents=tuple(drawn_like(y, rng) for y in self.outputs_at(point)))
-
-    def outputs_at(self, point: ScenarioPoint) -> list[Array]:
-        """Closed-form output leaves."""
-        return [np.asarray(leaf) for leaf in trees.flatten(self.value_at(point))[0]]
-
-    def value_at(self, point: ScenarioPoint) -> Any:
-        """Closed-form output, the tree."""
-        return self.scenario.value(self.by_name(point.params), point.inputs)
-
-    def gradients_at(self, point: ScenarioPoint) -> Gradients:
-        """Closed-form gradients by argument; no entry where there is none."""
-        gradients = self.gradient_function()([*point.arguments, *point.cotangents])
-        return self.gradients(self.differentiable(point.inputs), gradients)
-
-    def gradients(self, arguments: Sequence[int], gradients: Sequence[Array]) -> Gradients:
-        """Gradients by argument."""
-        return Gradients(zip(arguments, gradients, strict=True), self.first_input)
-
-    def by_name(self, params: Any) -> dict[str, Any]:
-        """Params in the layout's order → the scenario's arrays."""
-        own = np.empty(self.scenario.size, np.asarray(params).dtype.newbyteorder("="))
-        own[self.order] = params
-        return self.scenario.unravel(own)
-
-    def differentiable(self, inputs: Sequence[Any]) -> tuple[int, ...]:
-        """Arguments that have a derivative: the params if there are any, and floating and complex inputs."""
-        inexact = (i for i, x in enumerate(inputs, self.first_input) if x.dtype.kind in INEXACT)
-        return (*range(self.first_input), *inexact)
-
-    def named(self, argument: int) -> str:
-        """An argument in words; those of a pullback's adapter go on with the cotangents."""
-        count = self.first_input + self._input_count
-        names = Gradients((), self.first_input)
-        return names.name(argument) if argument < count else f"cotangent {argument - count}"
-
-    def value_function(self) -> ArrayFunction:
-        """arguments ↦ output leaves, the closed form as one function of arrays."""
-
-        def value(arrays: Sequence[Any]) -> list[Any]:
-            params, inputs = self._split(arrays)
-            return [
-                np.asarray(y) for y in trees.flatten(self.scenario.value(self.by_name(params), inputs))[0]
-            ]
-
-        return value
-
-    def gradient_function(self) -> ArrayFunction:
-        """(*arguments, *cotangents) ↦ gradients for those that are `differentiable`, in closed form."""
-
-        def gradients(arrays: Sequence[Any]) -> list[Any]:
-            count = self.first_input + self._input_count
-            params, inputs = self._split(arrays[:count])
-            of_params, of_inputs = self.scenario.gradients(
-                self.by_name(params), inputs, [np.asarray(v) for v in arrays[count:]]
-            )
-            flat = [self.scenario.ravel(of_params)[self.order]] if self.first_input else []
-            return [*flat, *(g for g in of_inputs if g is not None)]
-
-        return gradients
-
-    def _split(self, arguments: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
-        """Arguments → (params, inputs)."""
-        params = arguments[0] if self.first_input else np.empty(0)
-        return params, arguments[self.first_input :]
-
-    @property
-    def _input_count(self) -> int:
-        return len(self.scenario.inputs(np.random.default_rng(0), 1))
 
     # -- calls --------------------------------------------------------------------------------
 
@@ -266,20 +160,33 @@ class Subject:
         """Arguments → the adapter's, which are leaves."""
         return Arguments.of(self._vectors(point), len(adapter.layout)).leaves(wrt)
 
-    def ask_adapter(self, point: ScenarioPoint, cotangents: Sequence[Array] | None = None) -> Gradients:
+    def ask_adapter(
+        self,
+        point: ScenarioPoint,
+        cotangents: Sequence[Array] | None = None,
+        adapter: Adapter | None = None,
+    ) -> Gradients:
         """The four steps on the adapter itself, without what core does before, after or instead of them.
 
         Returns:
             Gradients by argument.
         """
-        adapter, wrt = self.adapter(), self.differentiable(point.inputs)
+        return self.steps(point, cotangents, adapter)[1]
+
+    def steps(
+        self,
+        point: ScenarioPoint,
+        cotangents: Sequence[Array] | None = None,
+        adapter: Adapter | None = None,
+    ) -> tuple[list[Array], Gradients]:
+        """`ask_adapter`, and the outputs before."""
+        adapter, wrt = adapter if adapter is not None else self.adapter(), self.differentiable(point.inputs)
         leaves = self.leaves(adapter, point, wrt)
-        _, residuals = forward(adapter, point, leaves)
+        outputs, residuals = forward(adapter, point, leaves)
+        arrays = [y.copy() for y in views(adapter, outputs)]
         adapter.zero(residuals)
-        natives = adapter.backward(
-            residuals, list(point.cotangents if cotangents is None else cotangents), leaves
-        )
-        return self.joined(adapter, point, natives, wrt)
+        pulled = list(point.cotangents if cotangents is None else cotangents)
+        return arrays, self.joined(adapter, point, adapter.backward(residuals, pulled, leaves), wrt)
 
     def joined(
         self,
@@ -327,33 +234,44 @@ class Flight:
         call: Call = self.evaluation.differentiated(self.evaluation.wrt)
         return call
 
+    def expect_right(self, when: str) -> None:
+        """Outputs and gradients are those of the closed form.
 
-def forward(
-    adapter: Adapter, point: ScenarioPoint, leaves: tuple[int, ...] = (), noise: int = 0
-) -> tuple[Any, Any]:
-    """Steps update and forward of the adapter itself, its weights as leaves: (outputs, residuals)."""
-    loaded = adapter.update(adapter.layout.cut(point.params))
-    return adapter.forward(loaded, point.inputs, CallSpec.of_arrays(len(point.inputs), noise), leaves)
-
-
-def views(adapter: Adapter, outputs: Any) -> list[Array]:
-    """Leaves of what an adapter's forward returned, as NumPy's arrays."""
-    return [adapter.border.view(leaf) for leaf in trees.flatten(outputs)[0]]
+        Raises:
+            AssertionError
+        """
+        subject, point = self.subject, self.point
+        expect_outputs(self.outputs, subject.outputs_at(point), subject.tolerance, when)
+        expect_gradients(self.pull(), subject.gradients_at(point), subject.tolerance, when)
 
 
-def overwrite(arrays: Iterable[Array]) -> None:
-    """Overwrite them, as a caller does that uses its buffers again."""
-    for array in arrays:
-        array[...] = 0 if array.dtype.kind in "iu" else 99.0
+def expect_right(
+    subject: Subject,
+    point: ScenarioPoint,
+    when: str,
+    *,
+    adapter: Adapter | None = None,
+    at: ScenarioPoint | None = None,
+    tolerance: float | None = None,
+) -> None:
+    """Outputs and gradients are those of the closed form, by core's way and by the adapter's own steps.
 
+    Args:
+        subject: the scenario and the backend.
+        point: where it is computed.
+        when: for the failure.
+        adapter: by default the shared one.
+        at: where the closed form is, if these are other arrays.
+        tolerance: by default the subject's.
 
-def drawn(like: Iterable[Array], seed: int) -> list[Array]:
-    """Normal numbers in the shapes of some arrays, complex ones where these are."""
-    rng = np.random.default_rng(seed)
-    return [drawn_like(array, rng) for array in like]
-
-
-def drawn_like(array: Array, rng: np.random.Generator) -> Array:
-    """Normal numbers in the shape of an array, complex ones where that is."""
-    drawn = rng.normal(size=array.shape)
-    return drawn + 1j * rng.normal(size=array.shape) if array.dtype.kind == "c" else drawn
+    Raises:
+        AssertionError
+    """
+    at, tolerance = at or point, tolerance or subject.tolerance
+    outputs, gradients = subject.outputs_at(at), subject.gradients_at(at)
+    flight = subject.start(point, adapter=adapter)
+    expect_outputs(flight.outputs, outputs, tolerance, when)
+    expect_gradients(flight.pull(), gradients, tolerance, when)
+    own, pulled = subject.steps(point, adapter=adapter)
+    expect_outputs(own, outputs, tolerance, f"{when}, by the adapter's own steps")
+    expect_gradients(pulled, gradients, tolerance, f"{when}, by the adapter's own steps")

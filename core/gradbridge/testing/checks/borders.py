@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from gradbridge.layout import Array
-from gradbridge.testing.checks.catalogue import check
+from gradbridge.testing.checks.catalogue import PLAIN, SHAPED, check
 from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs
-from gradbridge.testing.subject import TOLERANCES, ScenarioPoint, Subject, forward, views
+from gradbridge.testing.points import ScenarioPoint, forward, views
+from gradbridge.testing.subject import TOLERANCES, Subject
 
 
-@check(6)
+@check(6, (*PLAIN, *SHAPED))
 def arrays_leave(subject: Subject) -> None:
     """What leaves the adapter is one array per leaf, of its shape, that the border makes NumPy's."""
     point, adapter = subject.point(40), subject.adapter()
@@ -95,7 +96,7 @@ def broadcast_cotangents(subject: Subject) -> None:
     expect_gradients(got, subject.gradients_at(full), subject.tolerance, "of a broadcast cotangent")
 
 
-@check(6)
+@check(6, (*PLAIN, *SHAPED))
 def zero_rows(subject: Subject) -> None:
     """No rows are no error: outputs without rows, and gradients that are sums over nothing."""
     point = subject.point(45, rows=0)

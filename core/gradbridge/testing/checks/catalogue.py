@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gradbridge.errors import HigherOrderError, Unsupported
+from gradbridge.testing import networks
 from gradbridge.testing.backend import NotOfferedError
 from gradbridge.testing.subject import Subject
 
@@ -23,10 +24,17 @@ LAWS = {
     7: "never silently wrong",
     8: "one forward per gradient",
     9: "a function",
+    10: "audited",
 }
 
 #: Every scenario whose model has neither noise nor state of its own.
 PLAIN = ("mlp", "embedding", "energy", "outputs", "tied", "unused")
+
+#: With axes of size one, with a vector, and with one row that all rows share.
+SHAPED = ("column", "broadcast")
+
+#: What `gradbridge.build` makes.
+BUILT = tuple(scenario.name for scenario in networks.BUILT)
 
 
 @dataclass(frozen=True)

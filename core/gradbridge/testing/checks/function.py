@@ -15,9 +15,11 @@ from gradbridge.layout import Array
 from gradbridge.protocol import Adapter
 from gradbridge.testing.backend import Native, NotOfferedError
 from gradbridge.testing.checks.catalogue import check
+from gradbridge.testing.checks.pure import copied
 from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs, expect_same
+from gradbridge.testing.points import ScenarioPoint, forward
 from gradbridge.testing.scenarios import BATCHNORM, DROPOUT_RATE
-from gradbridge.testing.subject import Flight, ScenarioPoint, Subject, forward
+from gradbridge.testing.subject import Flight, Subject
 from gradbridge.tracing import trace
 
 
@@ -162,18 +164,44 @@ def statistics_move_once(subject: Subject) -> None:
         batched.push(flight.evaluation, (subject.first_input,), [point.inputs[0]])
     for _ in range(2):
         subject.start(point, adapter=twice)
-    after_one = _in_eval_mode(subject, once, point)
+    after_one = in_eval_mode(subject, once, point)
     new = _closed_form_in_eval_mode(subject, point)
     assert not np.allclose(after_one, new, atol=1e-6), "model(weights) does not show the moved statistics"
     expect_close(
-        _in_eval_mode(subject, replayed, point), after_one, "after backwards and a replay", subject.tolerance
+        in_eval_mode(subject, replayed, point), after_one, "after backwards and a replay", subject.tolerance
     )
-    after_two = _in_eval_mode(subject, twice, point)
+    after_two = in_eval_mode(subject, twice, point)
     assert not np.allclose(after_two, after_one, atol=1e-6), "a second forward did not move the statistics"
     user = subject.adapt(natives[2], subject.precision, "eval")
     expect_outputs(
         subject.start(point, adapter=user).outputs, [new], subject.tolerance, "of the user's model"
     )
+
+
+@check(5, ("batchnorm",), "train")
+def copies_keep_their_state(subject: Subject) -> None:
+    """A deep copy goes on from the statistics of its original, and from then on each moves its own."""
+    first, second = subject.point(180, rows=6), subject.point(181, rows=6)
+    original = subject.fresh()
+    subject.start(first, adapter=original)
+    before = in_eval_mode(subject, original, first)
+    twin = copied(original, subject)
+    expect_close(in_eval_mode(subject, twin, first), before, "model(weights) of a copy", subject.tolerance)
+    flight = subject.start(second, adapter=twin)
+    flight.pull()
+    moved = in_eval_mode(subject, twin, first)
+    assert not np.allclose(moved, before, atol=1e-6), "a copy's forward did not move its statistics"
+    for what, adapter, expected in (
+        ("the original, after its copy was called", original, before),
+        ("the copy", twin, moved),
+    ):
+        expect_close(in_eval_mode(subject, adapter, first), expected, f"of {what}", subject.tolerance)
+    subject.start(second, adapter=original)
+    after = in_eval_mode(subject, original, first)
+    expect_close(after, moved, "of the original, after the same call", subject.tolerance)
+    subject.start(first, adapter=original)
+    got = in_eval_mode(subject, twin, first)
+    expect_close(got, moved, "of the copy, after its original was called", subject.tolerance)
 
 
 def _masked(flight: Flight) -> Array:
@@ -182,7 +210,7 @@ def _masked(flight: Flight) -> Array:
     return masked
 
 
-def _in_eval_mode(subject: Subject, adapter: Adapter, point: ScenarioPoint) -> Array:
+def in_eval_mode(subject: Subject, adapter: Adapter, point: ScenarioPoint) -> Array:
     """What model(weights) computes when it is evaluated with its stored statistics."""
     evaluated = subject.adapt(
         Native(adapter.model(adapter.layout.cut(point.params))), subject.precision, "eval"

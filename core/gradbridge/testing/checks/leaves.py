@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -12,17 +12,18 @@ import optree
 
 from gradbridge import trees
 from gradbridge.call_spec import CallSpec
-from gradbridge.errors import HigherOrderError, OutputError, Unsupported
+from gradbridge.errors import GradientMismatchError, HigherOrderError, Unsupported
 from gradbridge.execution import batched
 from gradbridge.execution.arguments import Arguments
 from gradbridge.layout import Array
 from gradbridge.protocol import Adapter, ArraySpec
 from gradbridge.testing import derivatives
 from gradbridge.testing.backend import NotOfferedError
-from gradbridge.testing.checks.catalogue import PLAIN, check, optional
+from gradbridge.testing.checks.catalogue import PLAIN, SHAPED, check, optional
 from gradbridge.testing.checks.orders import floating, wide
 from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs
-from gradbridge.testing.subject import Subject, drawn, forward, overwrite, views
+from gradbridge.testing.points import drawn, forward, overwrite, views
+from gradbridge.testing.subject import Subject
 
 #: The scenarios with parameters.
 WITH_WEIGHTS = tuple(name for name in PLAIN if name != "energy")
@@ -108,7 +109,7 @@ def packed_weights(subject: Subject) -> None:
             expect_close(got, right, what, wide(subject))
 
 
-@check(7)
+@check(7, (*PLAIN, *SHAPED))
 @optional
 def shapes_ahead(subject: Subject) -> None:
     """Shapes and dtypes that are told before a call, of the model and of its pullback, are those that it returns."""
@@ -135,44 +136,65 @@ def shapes_ahead(subject: Subject) -> None:
 @check(7)
 def results_are_checked(subject: Subject) -> None:
     """What is no gradient of each argument, or no tangent of each output, is refused before anybody uses it."""
-    for story, spoil in _SPOILT.items():
-        _expect_all_refused(subject, story, spoil)
-
-
-def _expect_all_refused(subject: Subject, story: str, spoil: Callable[[list[Any]], list[Any]]) -> None:
     point, adapter = subject.point(115), subject.fresh()
     arguments, wrt = [*point.arguments, *point.cotangents], subject.differentiable(point.inputs)
     tangents = drawn([point.arguments[i] for i in wrt], 116)
     flight = subject.start(point, adapter=adapter, packed=False)
-    _spoil(adapter, "backward", lambda gradients: spoil(list(gradients)))
-    _expect_refused(flight.pull, f"{story}, of a gradient")
-    _spoil(adapter, "pushforward", lambda both: (both[0], spoil(list(both[1]))))
-    with suppress(Unsupported):
-        _expect_refused(lambda: batched.push(flight.evaluation, wrt, tangents), f"{story}, of a tangent")
-    with suppress(HigherOrderError):
-        gradient = flight.differentiated()
-        _spoil(gradient.adapter, "evaluate", lambda both: (tuple(spoil(list(both[0]))), both[1]))
-        _expect_refused(lambda: gradient.evaluate(arguments, ()), f"{story}, of a gradient's adapter")
+    many = [np.stack([v, v]) for v in point.cotangents]
+
+    def refused(story: str, spoil: Spoil) -> None:
+        with _spoilt(adapter, "backward", spoil):
+            _expect_refused(flight.pull, f"{story}, of a gradient")
+        with _spoilt(adapter, "backward_many", spoil), suppress(Unsupported):
+            pull = lambda: batched.pull_many(flight.evaluation, many, wrt, "batched VJP")  # noqa: E731
+            _expect_refused(pull, f"{story}, of a batched gradient")
+        with _spoilt(adapter, "pushforward", spoil, 1), suppress(Unsupported):
+            _expect_refused(lambda: batched.push(flight.evaluation, wrt, tangents), f"{story}, of a tangent")
+        with suppress(HigherOrderError):
+            gradient = flight.differentiated()
+            with _spoilt(gradient.adapter, "evaluate", spoil, 0):
+                _expect_refused(lambda: gradient.evaluate(arguments, ()), f"{story}, of a gradient's adapter")
+
+    for story, spoil in (_SPOILT if adapter.results_are_typed else _SPOILT | _OF_OTHER_NUMBERS).items():
+        refused(story, spoil)
 
 
-def _spoil(adapter: Adapter, method: str, spoil: Callable[[Any], Any]) -> None:
-    """Change what a method of an adapter returns."""
+#: What an adapter returned → something else.
+Spoil = Callable[[list[Any]], Any]
+
+
+@contextmanager
+def _spoilt(adapter: Adapter, method: str, spoil: Spoil, part: int | None = None) -> Iterator[None]:
+    """Change what a method of an adapter returns, or one of the two parts of it."""
     original = getattr(adapter, method)
-    setattr(adapter, method, lambda *args: spoil(original(*args)))
+
+    def spoiling(*args: Any) -> Any:
+        result = original(*args)
+        if part is None:
+            return spoil(list(result))
+        both = list(result)
+        both[part] = spoil(list(both[part]))
+        return tuple(both)
+
+    setattr(adapter, method, spoiling)
+    try:
+        yield
+    finally:
+        delattr(adapter, method)
 
 
 def _expect_refused(step: Callable[[], Any], story: str) -> None:
     try:
         results = step()
-    except OutputError:
+    except GradientMismatchError:
         return
     except Unsupported:
         raise
     except Exception as error:
         raise AssertionError(
-            f"expected OutputError for {story}, got {type(error).__name__}: {error}"
+            f"expected GradientMismatchError for {story}, got {type(error).__name__}: {error}"
         ) from error
-    raise AssertionError(f"expected OutputError for {story}, got {results}")
+    raise AssertionError(f"expected GradientMismatchError for {story}, got {results}")
 
 
 def _expect_told(adapter: Adapter, ahead: Any, outputs: Any, what: str) -> None:
@@ -186,9 +208,19 @@ def _expect_told(adapter: Adapter, ahead: Any, outputs: Any, what: str) -> None:
         assert told == got, f"output {index} {what} was told to be {told}, got {got}"
 
 
-_SPOILT: dict[str, Callable[[list[Any]], list[Any]]] = {
+_SPOILT: dict[str, Spoil] = {
     "one array too few": lambda arrays: arrays[:-1],
     "one array too many": lambda arrays: [*arrays, arrays[-1]],
     "None in place of an array": lambda arrays: [None, *arrays[1:]],
+    "None in place of all": lambda arrays: None,
     "an axis too many": lambda arrays: [arrays[0][None], *arrays[1:]],
+    "an axis too few, or one for none": lambda arrays: [
+        *arrays[:-1],
+        arrays[-1][0] if arrays[-1].ndim else arrays[-1][None],
+    ],
+}
+
+#: For adapters that may return arrays of any dtype.
+_OF_OTHER_NUMBERS: dict[str, Spoil] = {
+    "integers in place of floating numbers": lambda arrays: [np.asarray(arrays[0]).astype(int), *arrays[1:]],
 }

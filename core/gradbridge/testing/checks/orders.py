@@ -10,12 +10,13 @@ from gradbridge.borders import INEXACT
 from gradbridge.execution.evaluation import Evaluation
 from gradbridge.layout import Array
 from gradbridge.testing import derivatives
-from gradbridge.testing.checks.catalogue import check, refusable
+from gradbridge.testing.checks.catalogue import PLAIN, SHAPED, check, refusable
 from gradbridge.testing.compare import expect_close, expect_outputs
-from gradbridge.testing.subject import Subject, drawn
+from gradbridge.testing.points import drawn
+from gradbridge.testing.subject import Subject
 
 
-@check(7)
+@check(7, (*PLAIN, *SHAPED))
 @refusable
 def gradient_again(subject: Subject) -> None:
     """The pullback's adapter computes the same gradients as backward does."""
@@ -26,7 +27,7 @@ def gradient_again(subject: Subject) -> None:
     expect_outputs(outputs, expected, subject.tolerance, "of the pullback's adapter")
 
 
-@check(7)
+@check(7, (*PLAIN, *SHAPED))
 @refusable
 def second_order(subject: Subject) -> None:
     """Pulling the pullback back gives the closed-form second derivatives of all arguments and cotangents."""
@@ -54,7 +55,7 @@ def hessian_symmetric(subject: Subject) -> None:
     expect_close(np.array(one), np.array(other), "⟨v, H w⟩, which is ⟨w, H v⟩", wide(subject))
 
 
-@check(7)
+@check(7, (*PLAIN, *SHAPED))
 @refusable
 def pushforward(subject: Subject) -> None:
     """The pullback of the pullback is the JVP: ⟨v, J w⟩ = ⟨Jᵀ v, w⟩, and J w is the closed form's."""
@@ -88,6 +89,25 @@ def third_order(subject: Subject) -> None:
     third = product.pull((vx, vy), (0, 1))
     expected = np.sum(2 * (ux * vx * wy + ux * vy * wx + uy * vx * wx))
     expect_close(np.array(dot(third, (wx, wy))), expected, "third derivative", wide(subject))
+
+
+@check(7, ("mlp", "unused"))
+@refusable
+def third_order_by_params(subject: Subject) -> None:
+    """A third derivative by the params is the change of their second one, H u, along a direction."""
+    point = subject.point(72)
+    (u,), (w,) = drawn([point.params], 73), drawn([point.params], 74)
+    rest = [*point.inputs, *point.cotangents]
+    gradient = subject.start(point, wrt=(0,)).differentiated().evaluate([point.params, *rest], (0,))
+    product = gradient.differentiated((0,)).evaluate([point.params, *rest, u], (0,))  # H u
+    got = product.pull((w,), (0,))[0]  # ∂ ⟨w, H u⟩
+
+    def second(params: Array) -> Array:
+        of_params = lambda arrays: subject.gradient_function()(arrays)[:1]  # noqa: E731
+        return derivatives.pullback(of_params, [params, *rest], [u], (0,))[0]
+
+    # ∂³ is symmetric: what is pulled back along w is how H u moves along it.
+    expect_close(got, derivatives.slope(second, point.params, w), "third derivative", 1e3 * subject.tolerance)
 
 
 def pushed_by_pullback(evaluation: Evaluation, tangents: Sequence[Array]) -> list[Array]:

@@ -9,10 +9,12 @@ from dataclasses import replace
 import numpy as np
 
 from gradbridge.errors import HigherOrderError
+from gradbridge.protocol import Adapter
 from gradbridge.testing.backend import Native, NotOfferedError
 from gradbridge.testing.checks.catalogue import PLAIN, check
 from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs, expect_same
-from gradbridge.testing.subject import Subject, forward, overwrite, views
+from gradbridge.testing.points import forward, overwrite, views
+from gradbridge.testing.subject import Subject
 
 
 @check(5)
@@ -116,17 +118,26 @@ def state_stays(subject: Subject) -> None:
 def copies_stand_alone(subject: Subject) -> None:
     """A deep copy of an adapter works, and using it changes nothing about the first."""
     adapter = subject.adapter()
-    try:
-        twin = copy.deepcopy(adapter)
-    except Exception as error:
-        raise NotOfferedError(
-            f"{subject.under_test.name}: adapters cannot be copied ({type(error).__name__}: {error})"
-        ) from error
+    twin = copied(adapter, subject)
     one, two = subject.point(37), subject.point(38)
     for which, point, used in (("a copy", one, twin), ("the first after its copy", two, adapter)):
         flight = subject.start(point, adapter=used)
         expect_outputs(flight.outputs, subject.outputs_at(point), subject.tolerance, f"of {which}")
         expect_gradients(flight.pull(), subject.gradients_at(point), subject.tolerance, f"of {which}")
+
+
+def copied(adapter: Adapter, subject: Subject) -> Adapter:
+    """A deep copy.
+
+    Raises:
+        NotOfferedError: there is none.
+    """
+    try:
+        return copy.deepcopy(adapter)
+    except Exception as error:
+        raise NotOfferedError(
+            f"{subject.under_test.name}: adapters cannot be copied ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _overwrite(arrays: list[np.ndarray], what: str) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradbridge.execution import batched
 from gradbridge.layout import Array
 from gradbridge.testing import derivatives
 from gradbridge.testing.backend import NotOfferedError
-from gradbridge.testing.checks.catalogue import check, refusable
+from gradbridge.testing.checks.catalogue import check, optional, refusable
 from gradbridge.testing.checks.function import counted
 from gradbridge.testing.checks.orders import floating, wide
-from gradbridge.testing.compare import expect_close, expect_outputs
-from gradbridge.testing.subject import Flight, Subject, drawn, overwrite
+from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs
+from gradbridge.testing.points import drawn, overwrite
+from gradbridge.testing.subject import Flight, Subject
 from gradbridge.tracing import trace
 
 
@@ -33,6 +35,40 @@ def one_forward_of_any_order(subject: Subject) -> None:
     again = evaluations() - before
     assert again <= 1, (
         f"expected the model to be evaluated once for a Hessian-vector product, counted {again}"
+    )
+
+
+@check(8, ("mlp", "energy", "outputs", "tied", "column"))
+@optional
+def one_walk(subject: Subject) -> None:
+    """What derivatives of a gradient leave at the boundary of its forward, that one's pull takes along: each once."""
+    point = subject.point(125)
+    flight = subject.start(point)
+    arguments, wrt = [*point.arguments, *point.cotangents], flight.evaluation.wrt
+    gradient = flight.differentiated()
+    if not hasattr(gradient.adapter, "pull_to_boundary"):
+        raise NotOfferedError(
+            f"{subject.under_test.name}: its pullback walks through the forward once for each"
+        )
+    evaluation = gradient.evaluate(arguments, floating(arguments))
+    first = len(point.arguments)
+    of_cotangents = [i for i in floating(arguments) if i >= first]
+    lefts, expected = [], subject.gradients_at(point)
+    for seed in (126, 127):
+        directions = drawn(evaluation.outputs, seed)
+        found, left = batched.pull_to_boundary(evaluation, directions)
+        right = derivatives.pullback(
+            subject.gradient_function(), arguments, directions, (*wrt, *of_cotangents)
+        )
+        for i, expected_one in zip(of_cotangents, right[len(wrt) :], strict=True):
+            assert i in found, f"{subject.named(i)}: expected its gradient at the boundary, got {list(found)}"
+            expect_close(found[i], expected_one, f"at the boundary, of {subject.named(i)}", wide(subject))
+        lefts.append(left)
+        expected = subject.gradients(wrt, [a + b for a, b in zip(expected.values(), right)])
+    pulled = flight.evaluation.pull(point.cotangents, wrt, lefts)
+    expect_gradients(subject.gradients(wrt, pulled), expected, wide(subject), "with two derivatives' rests")
+    expect_gradients(
+        flight.pull(), subject.gradients_at(point), subject.tolerance, "without them, afterwards"
     )
 
 

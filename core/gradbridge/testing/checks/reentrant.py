@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 from gradbridge.call_spec import CallSpec
-from gradbridge.testing.checks.catalogue import PLAIN, check
+from gradbridge.testing.checks.catalogue import PLAIN, SHAPED, check
 from gradbridge.testing.compare import expect_gradients, expect_outputs
-from gradbridge.testing.subject import Flight, Subject, views
+from gradbridge.testing.points import views
+from gradbridge.testing.subject import Flight, Subject
 
 _THREADS, _ROUNDS = 8, 6
 
@@ -25,7 +27,7 @@ def params_in_flight(subject: Subject) -> None:
     _expect_right(second, "at 2θ, with f(θ) in flight")
 
 
-@check(3)
+@check(3, (*PLAIN, *SHAPED))
 def inputs_in_flight(subject: Subject) -> None:
     """f(θ, x) + f(θ, y): two forwards at different inputs, of different lengths, are pulled back at their own."""
     one, other = subject.point(12), subject.point(13, rows=6)
@@ -84,8 +86,6 @@ def results_stand(subject: Subject) -> None:
 @check(3, ("mlp", "energy", "outputs", "tied"))
 def eight_threads(subject: Subject) -> None:
     """Eight threads that evaluate and pull back one adapter at once get what each alone would get."""
-    failures: list[BaseException] = []
-    start = threading.Barrier(_THREADS)
     expected = []
     for seed in range(100, 100 + _THREADS):
         point = subject.point(seed)
@@ -93,29 +93,14 @@ def eight_threads(subject: Subject) -> None:
 
     def work(index: int) -> None:
         point, outputs, gradients = expected[index]
-        try:
-            start.wait()
-            for _ in range(_ROUNDS):
-                flight = subject.start(point)
-                expect_outputs(flight.outputs, outputs, subject.tolerance, "in one of eight threads")
-                expect_gradients(
-                    flight.pull(), gradients, subject.tolerance, "pulled back in one of eight threads"
-                )
-        except BaseException as error:  # handed to the caller's thread
-            failures.append(error)
+        for _ in range(_ROUNDS):
+            flight = subject.start(point)
+            expect_outputs(flight.outputs, outputs, subject.tolerance, "in one of eight threads")
+            expect_gradients(
+                flight.pull(), gradients, subject.tolerance, "pulled back in one of eight threads"
+            )
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(_THREADS)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)  # threads change places often enough to meet each other
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    if failures:
-        raise failures[0]
+    at_once(work, _THREADS)
 
 
 @check(3, ("mlp", "energy"))
@@ -160,6 +145,32 @@ def params_changed_in_place(subject: Subject) -> None:
         flight.outputs, subject.outputs_at(point), subject.tolerance, "after params changed in place"
     )
     _expect_right(flight, "after params changed in place")
+
+
+def at_once(work: Callable[[int], None], count: int) -> None:
+    """Run ``work(0)``, ``work(1)`` … in threads that begin together; the first failure is the caller's."""
+    failures: list[BaseException] = []
+    start = threading.Barrier(count)
+
+    def run(index: int) -> None:
+        try:
+            start.wait()
+            work(index)
+        except BaseException as error:  # handed to the caller's thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads change places often enough to meet each other
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    if failures:
+        raise failures[0]
 
 
 def _expect_right(flight: Flight, when: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from gradbridge import trees
-from gradbridge.testing.checks.catalogue import PLAIN, check
+from gradbridge.testing.checks.catalogue import PLAIN, SHAPED, check
 from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs
 from gradbridge.testing.subject import TOLERANCES, Subject
 
 
-@check(1, (*PLAIN, "dropout", "batchnorm"))
+@check(1, (*PLAIN, *SHAPED, "dropout", "batchnorm"))
 def value_is_right(subject: Subject) -> None:
     """The outputs are those of the closed form, in the structure that the model returns."""
     point = subject.point()
@@ -20,14 +20,14 @@ def value_is_right(subject: Subject) -> None:
     assert got == expected, f"expected outputs in the structure {expected}, got {got}"
 
 
-@check(1, (*PLAIN, "dropout", "batchnorm"))
+@check(1, (*PLAIN, *SHAPED, "dropout", "batchnorm"))
 def gradient_is_right(subject: Subject) -> None:
     """One backward gives the closed-form gradients of all arguments together."""
     point = subject.point(1)
     expect_gradients(subject.start(point).pull(), subject.gradients_at(point), subject.tolerance)
 
 
-@check(1)
+@check(1, (*PLAIN, *SHAPED))
 def each_argument_alone(subject: Subject) -> None:
     """Pulling back to some of the arguments, in any order, gives the same as to all of them together."""
     point = subject.point(2)

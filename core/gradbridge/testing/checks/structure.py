@@ -13,36 +13,44 @@ import numpy as np
 from gradbridge.call_spec import CallSpec
 from gradbridge.layout import Array
 from gradbridge.testing import derivatives
-from gradbridge.testing.checks.catalogue import check, optional
+from gradbridge.testing.checks.catalogue import PLAIN, SHAPED, check, optional
 from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs
-from gradbridge.testing.subject import ScenarioPoint, Subject, drawn, forward, views
+from gradbridge.testing.points import ScenarioPoint, drawn, forward, views
+from gradbridge.testing.subject import Subject
 
-_MANY = 3
+#: How many at once: one alone, and more than any round number that a guest may have room for.
+_MANY = (1, 33)
 
 
-@check(1)
+@check(1, (*PLAIN, *SHAPED))
 @optional
 def many_cotangents(subject: Subject) -> None:
-    """Many cotangents pulled back at once give what the closed form gives for each."""
+    """Many cotangents pulled back at once, and a single one as many, give what the closed form gives for each."""
     point = subject.point(90)
     adapter, wrt = subject.adapter(), subject.differentiable(point.inputs)
     leaves = subject.leaves(adapter, point, wrt)
     _, residuals = forward(adapter, point, leaves)
-    each = [subject.with_cotangents(point, seed) for seed in range(_MANY)]
-    together = [np.stack(v) for v in zip(*(one.cotangents for one in each))]
-    adapter.zero(residuals)
-    natives = adapter.backward_many(residuals, together, leaves)
-    gradients = subject.joined(adapter, point, natives, wrt, (_MANY,))
-    for index, one in enumerate(each):
-        got = subject.gradients(wrt, [g[index] for g in gradients.values()])
-        expect_gradients(got, subject.gradients_at(one), subject.tolerance, f"for cotangent {index} of many")
+    each = [subject.with_cotangents(point, seed) for seed in range(max(_MANY))]
+    for many in _MANY:
+        together = [np.stack(v) for v in zip(*(one.cotangents for one in each[:many]))]
+        adapter.zero(residuals)
+        natives = adapter.backward_many(residuals, together, leaves)
+        gradients = subject.joined(adapter, point, natives, wrt, (many,))
+        for index, one in enumerate(each[:many]):
+            got = subject.gradients(wrt, [g[index] for g in gradients.values()])
+            when = f"for cotangent {index} of {many}"
+            expect_gradients(got, subject.gradients_at(one), subject.tolerance, when)
 
 
-@check(1, ("mlp", "embedding", "tied"))
+@check(1, ("mlp", "embedding", "tied", "column"))
 @optional
 def per_example_jacobians(subject: Subject) -> None:
-    """Per-example Jacobians are those of each row as a batch of its own."""
-    point = subject.point(91)
+    """Per-example Jacobians are those of each row as a batch of its own, be there one row or several."""
+    for rows in (4, 1):
+        _expect_rows_apart(subject, subject.point(91, rows))
+
+
+def _expect_rows_apart(subject: Subject, point: ScenarioPoint) -> None:
     adapter = subject.adapter()
     spec, has_rows = CallSpec.of_arrays(len(point.inputs)), (True,) * len(point.inputs)
     loaded = adapter.update(adapter.layout.cut(point.params))
@@ -63,7 +71,7 @@ def per_example_jacobians(subject: Subject) -> None:
         expect_close(jacobian, expected, f"Jacobian of output {index}, per example", subject.tolerance)
 
 
-@check(1)
+@check(1, (*PLAIN, *SHAPED))
 @optional
 def forward_mode(subject: Subject) -> None:
     """The guest's own forward mode gives the outputs and the closed form's J t, for all arguments and each alone."""
@@ -79,25 +87,27 @@ def forward_mode(subject: Subject) -> None:
         )
 
 
-@check(1)
+@check(1, (*PLAIN, *SHAPED))
 @optional
 def forward_mode_many(subject: Subject) -> None:
-    """Many tangents pushed at once give what the closed form gives for each."""
+    """Many tangents pushed at once, and a single one as many, give what the closed form gives for each."""
     point = subject.point(94)
     adapter, wrt = subject.adapter(), subject.differentiable(point.inputs)
-    each = [_tangents(point, wrt, 95 + seed) for seed in range(_MANY)]
-    pushed = adapter.pushforward_many(
-        adapter.update(adapter.layout.cut(point.params)),
-        point.inputs,
-        CallSpec.of_arrays(len(point.inputs)),
-        subject.leaves(adapter, point, wrt),
-        _cut(subject, {argument: np.stack([one[argument] for one in each]) for argument in wrt}),
-    )
-    arrays = [adapter.border.view(t) for t in pushed]
-    for index, one in enumerate(each):
-        expected = _expected(subject, point, one)
-        got = [y[index] for y in arrays]
-        expect_outputs(got, expected, subject.tolerance, f"for tangent {index} of many")
+    every = [_tangents(point, wrt, 95 + seed) for seed in range(max(_MANY))]
+    for many in _MANY:
+        each = every[:many]
+        pushed = adapter.pushforward_many(
+            adapter.update(adapter.layout.cut(point.params)),
+            point.inputs,
+            CallSpec.of_arrays(len(point.inputs)),
+            subject.leaves(adapter, point, wrt),
+            _cut(subject, {argument: np.stack([one[argument] for one in each]) for argument in wrt}),
+        )
+        arrays = [adapter.border.view(t) for t in pushed]
+        for index, one in enumerate(each):
+            expected = _expected(subject, point, one)
+            got = [y[index] for y in arrays]
+            expect_outputs(got, expected, subject.tolerance, f"for tangent {index} of {many}")
 
 
 @check(9, ("dropout",), "train")

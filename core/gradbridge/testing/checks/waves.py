@@ -12,7 +12,8 @@ from gradbridge.testing.checks.catalogue import check, refusable
 from gradbridge.testing.checks.orders import pushed_by_pullback
 from gradbridge.testing.checks.structure import pushed_by_guest
 from gradbridge.testing.compare import expect_close, expect_gradients, expect_outputs
-from gradbridge.testing.subject import Subject, drawn
+from gradbridge.testing.points import drawn
+from gradbridge.testing.subject import Subject
 
 
 @check(1, ("wave",))

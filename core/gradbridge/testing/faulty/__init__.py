@@ -1,14 +1,19 @@
-"""For every check a backend that breaks its law, silently, in a way that has been seen or feared.
+"""For every check backends that break its law, silently, in ways that have been seen or feared.
 
-`FAULTS` maps each check to the fault that it must catch. Those who add a check add its fault, in
+`FAULTS` maps each check to the faults that it must catch. Those who add a check add its faults, in
 the module of the same name as the check's.
 """
 
 from gradbridge.testing.faulty import (
+    audited,
+    batches,
     borders,
+    built,
+    crowds,
     function,
     honest,
     leaves,
+    numbers,
     orders,
     pure,
     recorded,
@@ -22,11 +27,16 @@ from gradbridge.testing.faulty.catalogue import FAULTS, Fault, breaks
 __all__ = [
     "FAULTS",
     "Fault",
+    "audited",
+    "batches",
     "borders",
     "breaks",
+    "built",
+    "crowds",
     "function",
     "honest",
     "leaves",
+    "numbers",
     "orders",
     "pure",
     "recorded",

@@ -10,7 +10,7 @@ import numpy as np
 from gradbridge.call_spec import CallSpec
 from gradbridge.layout import Array
 from gradbridge.testing.faulty.catalogue import HANDS_ON, breaks
-from gradbridge.testing.reference import ReferenceAdapter
+from gradbridge.testing.paper import ReferenceAdapter
 
 
 @breaks("arrays_leave")

@@ -9,7 +9,8 @@ from typing import Any
 from unittest import mock
 
 from gradbridge.protocol import Adapter, GuestOptions
-from gradbridge.testing.reference import PaperModel, Reference, ReferenceAdapter
+from gradbridge.testing.paper import PaperModel, ReferenceAdapter
+from gradbridge.testing.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class _Faulty(Reference):
         return [(words, enter()) for words, enter in self._fault.surroundings]
 
 
-FAULTS: dict[str, Fault] = {}
+#: The faults that each check must catch, the plainest first.
+FAULTS: dict[str, list[Fault]] = {}
 
 
 def core_with(target: str, replacement: Any) -> Callable[[], AbstractContextManager[Any]]:
@@ -67,9 +69,17 @@ CHECKS_NOTHING = core_with("execution.steps.check_results", lambda *args, **kwar
 def breaks(
     check: str, scenario: str = "mlp", **options: Any
 ) -> Callable[[type[ReferenceAdapter]], type[ReferenceAdapter]]:
+    """Enter an adapter in the catalogue; its docstring says what is wrong.
+
+    Args:
+        check: that must catch it.
+        scenario: where it shows.
+        **options: of the `Fault`.
+    """
+
     def enter(adapter: type[ReferenceAdapter]) -> type[ReferenceAdapter]:
-        assert check not in FAULTS, f"two faults for {check}"
-        FAULTS[check] = Fault(check, adapter.__doc__ or "", scenario, adapter, **options)
+        fault = Fault(check, adapter.__doc__ or "", scenario, adapter, **options)
+        FAULTS.setdefault(check, []).append(fault)
         return adapter
 
     return enter

@@ -12,7 +12,7 @@ import numpy as np
 from gradbridge.call_spec import CallSpec
 from gradbridge.layout import Array
 from gradbridge.testing.faulty.catalogue import breaks
-from gradbridge.testing.reference import ReferenceAdapter
+from gradbridge.testing.paper import ReferenceAdapter
 
 
 @breaks("one_forward")
@@ -126,3 +126,33 @@ class _MovesOnReplay(ReferenceAdapter):
         loaded, inputs, spec = residuals
         self.forward(loaded, inputs, spec, wrt)
         return super().backward(residuals, cotangents, wrt)
+
+
+@breaks("copies_keep_their_state", "batchnorm")
+class _SharesStatistics(ReferenceAdapter):
+    """A copy that moves the statistics of its original as well."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = _Follower(self._model, self._options)
+        twin.original = self
+        twin.mean, twin.variance = self.mean, self.variance
+        return twin
+
+
+class _Follower(ReferenceAdapter):
+    original: ReferenceAdapter
+
+    def forward(
+        self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
+    ) -> tuple[Any, Any]:
+        result = super().forward(loaded, inputs, spec, wrt)
+        self.original.mean, self.original.variance = self.mean, self.variance
+        return result
+
+
+@breaks("copies_keep_their_state", "batchnorm")
+class _CopiesAnew(ReferenceAdapter):
+    """A copy that begins with the statistics of a new model."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return type(self)(self._model, self._options)

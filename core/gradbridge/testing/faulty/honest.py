@@ -10,7 +10,7 @@ import numpy as np
 from gradbridge.call_spec import CallSpec
 from gradbridge.layout import Array
 from gradbridge.testing.faulty.catalogue import CHECKS_NOTHING, breaks, core_with
-from gradbridge.testing.reference import ReferenceAdapter
+from gradbridge.testing.paper import ReferenceAdapter
 
 
 @breaks(

@@ -11,7 +11,7 @@ from gradbridge.call_spec import CallSpec
 from gradbridge.layout import Array
 from gradbridge.protocol import ArraySpec
 from gradbridge.testing.faulty.catalogue import CHECKS_NOTHING, breaks
-from gradbridge.testing.reference import ReferenceAdapter
+from gradbridge.testing.paper import ReferenceAdapter
 
 
 @breaks("foreign_arrays")

@@ -11,7 +11,7 @@ from gradbridge.call_spec import CallSpec
 from gradbridge.layout import Array
 from gradbridge.protocol import Adapter
 from gradbridge.testing.faulty.catalogue import breaks
-from gradbridge.testing.reference import ReferenceAdapter, ReferencePullback
+from gradbridge.testing.paper import ReferenceAdapter, ReferencePullback
 
 
 class _ZeroPullback(ReferencePullback):
@@ -89,6 +89,14 @@ class _ConstantCotangent(ReferenceAdapter):
 @breaks("third_order", "energy")
 class _ZeroThird(ReferenceAdapter):
     """Right to second order, zeros in the third."""
+
+    def pullback(self, spec: CallSpec, wrt: tuple[int, ...], residuals: Any = None) -> Adapter:
+        return _ConstantPullback(self, spec, wrt, residuals)
+
+
+@breaks("third_order_by_params", "unused")
+class _ThirdWithoutParams(ReferenceAdapter):
+    """The second derivative does not move with the params."""
 
     def pullback(self, spec: CallSpec, wrt: tuple[int, ...], residuals: Any = None) -> Adapter:
         return _ConstantPullback(self, spec, wrt, residuals)

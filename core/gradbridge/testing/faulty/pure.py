@@ -11,7 +11,7 @@ from gradbridge.call_spec import CallSpec
 from gradbridge.layout import Array
 from gradbridge.protocol import GuestOptions
 from gradbridge.testing.faulty.catalogue import breaks, core_with
-from gradbridge.testing.reference import PaperModel, ReferenceAdapter
+from gradbridge.testing.paper import PaperModel, ReferenceAdapter
 
 
 @breaks("arrays_intact")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from gradbridge.call_spec import CallSpec
 from gradbridge.layout import Array
 from gradbridge.protocol import Adapter
 from gradbridge.testing.faulty.catalogue import breaks
-from gradbridge.testing.reference import ReferenceAdapter, ReferencePullback
+from gradbridge.testing.paper import ReferenceAdapter, ReferencePullback
 
 
 class _EvaluatesAgain(ReferencePullback):
@@ -26,6 +28,34 @@ class _ReadsCaller(ReferencePullback):
     ) -> None:
         super().__init__(parent, spec, wrt)
         self.step = "backward"
+
+
+class _ForgetsBoundary(ReferencePullback):
+    def pull_to_boundary(self, residuals: Any, cotangents: Sequence[Array]) -> Any:
+        gradients, left = super().pull_to_boundary(residuals, cotangents)
+        return {leaf: np.zeros_like(g) for leaf, g in gradients.items()}, left
+
+
+@breaks("one_walk")
+class _TakesTheFirstAlong(ReferenceAdapter):
+    """Takes along what the first derivative left, and forgets the others."""
+
+    def backward_merged(
+        self,
+        residuals: Any,
+        cotangents: Sequence[Array],
+        wrt: tuple[int, ...],
+        left: Sequence[dict[int, Array]],
+    ) -> list[Array]:
+        return super().backward_merged(residuals, cotangents, wrt, left[:1])
+
+
+@breaks("one_walk")
+class _StopsBefore(ReferenceAdapter):
+    """Pulls a derivative back to the boundary, and leaves out the cotangents that lie on it."""
+
+    def pullback(self, spec: CallSpec, wrt: tuple[int, ...], residuals: Any = None) -> Adapter:
+        return _ForgetsBoundary(self, spec, wrt, residuals)
 
 
 @breaks("one_forward_of_any_order")

@@ -10,7 +10,7 @@ import numpy as np
 from gradbridge.layout import Array
 from gradbridge.protocol import GuestOptions
 from gradbridge.testing.faulty.catalogue import breaks
-from gradbridge.testing.reference import PaperModel, ReferenceAdapter
+from gradbridge.testing.paper import PaperModel, ReferenceAdapter
 
 
 @breaks("value_is_right")

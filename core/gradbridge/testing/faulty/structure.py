@@ -11,7 +11,7 @@ import numpy as np
 from gradbridge.call_spec import CallSpec
 from gradbridge.layout import Array
 from gradbridge.testing.faulty.catalogue import breaks
-from gradbridge.testing.reference import ReferenceAdapter
+from gradbridge.testing.paper import ReferenceAdapter
 
 
 @breaks("many_cotangents")
@@ -20,6 +20,17 @@ class _FirstOfMany(ReferenceAdapter):
 
     def backward_many(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
         return super().backward_many(residuals, [np.broadcast_to(c[:1], c.shape) for c in cotangents], wrt)
+
+
+@breaks("many_cotangents")
+class _EightAtOnce(ReferenceAdapter):
+    """Has room for eight cotangents, and zeros for the others."""
+
+    def backward_many(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
+        gradients = super().backward_many(residuals, cotangents, wrt)
+        for g in gradients:
+            g[8:] = 0
+        return gradients
 
 
 @breaks("per_example_jacobians")
@@ -69,6 +80,22 @@ class _Summed(ReferenceAdapter):
     ) -> list[Array]:
         summed = [np.broadcast_to(t.sum(0), t.shape) for t in tangents]
         return super().pushforward_many(loaded, inputs, spec, wrt, summed)
+
+
+@breaks("forward_mode_many")
+class _SixteenAtOnce(ReferenceAdapter):
+    """Answers the tangents from the seventeenth on with those of the first ones."""
+
+    def pushforward_many(
+        self,
+        loaded: list[Array],
+        inputs: Sequence[Any],
+        spec: CallSpec,
+        wrt: tuple[int, ...],
+        tangents: Sequence[Array],
+    ) -> list[Array]:
+        around = [t[np.arange(len(t)) % 16] for t in tangents]
+        return super().pushforward_many(loaded, inputs, spec, wrt, around)
 
 
 @breaks("forward_mode_mask", "dropout")

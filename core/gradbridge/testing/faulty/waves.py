@@ -11,7 +11,7 @@ from gradbridge.call_spec import CallSpec
 from gradbridge.layout import Array
 from gradbridge.protocol import Adapter
 from gradbridge.testing.faulty.catalogue import breaks
-from gradbridge.testing.reference import ReferenceAdapter, ReferencePullback
+from gradbridge.testing.paper import ReferenceAdapter, ReferencePullback
 
 
 @breaks("complex_gradient", "wave")

@@ -44,3 +44,19 @@ class UnderTest(BackendUnderTest):
     def unused(self, weight: Array, spare: Array) -> Any:
         """A parameter and an input without influence."""
         return Native(lambda p, x, y: mg.exp(x @ p["weight"] / 4), params={"weight": weight, "spare": spare})
+
+    def broadcast(self, scale: Array) -> Any:
+        """A vector, a matrix and a row."""
+        return Native(lambda p, t, x, m: mg.tanh(p * x + m) * t[:, None], params=scale)
+
+    def masked(self) -> Any:
+        """Booleans and integers; where() takes its condition from NumPy alone."""
+        return lambda x, m, k: mg.where(m.data, k * x**2, x)
+
+    def root(self, scale: Array) -> Any:
+        """A derivative that may be infinite."""
+        return Native(lambda p, x: p * mg.sqrt(x), params=scale)
+
+    def switch(self) -> Any:
+        """A string and a number."""
+        return lambda x, name, k: k * x**3 if name == "cube" else k * x**2

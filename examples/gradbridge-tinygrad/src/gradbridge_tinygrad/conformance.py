@@ -49,6 +49,22 @@ class UnderTest(BackendUnderTest):
         """A parameter and an input without influence."""
         return Native(lambda p, x, y: (x @ p["weight"] / 4).exp(), params={"weight": weight, "spare": spare})
 
+    def broadcast(self, scale: Array) -> Any:
+        """A vector, a matrix and a row."""
+        return Native(lambda p, t, x, m: (p * x + m).tanh() * t.unsqueeze(1), params=scale)
+
+    def masked(self) -> Any:
+        """Booleans and integers."""
+        return lambda x, m, k: m.where(k * x**2, x)
+
+    def root(self, scale: Array) -> Any:
+        """A derivative that may be infinite."""
+        return Native(lambda p, x: p * x.sqrt(), params=scale)
+
+    def switch(self) -> Any:
+        """A string and a number."""
+        return lambda x, name, k: k * x**3 if name == "cube" else k * x**2
+
     def state(self, model: Any) -> Any:
         """The numbers in a model, and tinygrad's flags and random state."""
         with turns:

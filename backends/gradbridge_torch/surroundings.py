@@ -1,0 +1,65 @@
+"""What a program around a bridge may have switched on in torch, and what must neither see our tensors nor change them.
+
+Transforms (`torch.func`) wrap every tensor that is made within them, and modes (fake tensors, tracers, loggers,
+a default device) get every operation. All of them are lists of the thread, so they can be set aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _disable_current_modes
+
+#: The innermost transform, or None; how many modes there are of either kind. All without a call of Python's,
+#: since they are asked in every step.
+transform = torch._C._functorch.peek_interpreter_stack
+dispatch_modes = torch._C._len_torch_dispatch_stack
+function_modes = torch._C._len_torch_function_stack
+#: The recording of `torch.jit.trace`, or None.
+recording = torch._C._get_tracing_state
+
+
+def default_device() -> torch.device | None:
+    """Where tensors are made by default; None where nobody said."""
+    for mode in reversed(_get_current_function_mode_stack()):
+        if isinstance(mode, DeviceContext):
+            return mode.device  # type: ignore[no-any-return]
+    return None
+
+
+@contextmanager
+def set_aside(device: torch.device | None = None) -> Iterator[None]:
+    """Without transforms and modes.
+
+    Args:
+        device: where tensors are made by default meanwhile; None is the CPU.
+    """
+    with ExitStack() as stack:
+        state = recording()
+        if state is not None:
+            stack.callback(torch._C._set_tracing_state, state)
+            torch._C._set_tracing_state(None)
+        if transform() is not None:
+            stack.enter_context(temporarily_clear_interpreter_stack())
+        if dispatch_modes():
+            stack.enter_context(_disable_current_modes())
+        if function_modes():
+            stack.enter_context(_without_function_modes())
+        if device is not None:
+            stack.enter_context(device)
+        yield
+
+
+@contextmanager
+def _without_function_modes() -> Iterator[None]:
+    modes = [torch._C._pop_torch_function_stack() for _ in range(function_modes())]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            torch._C._push_on_torch_function_stack(mode)

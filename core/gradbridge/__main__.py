@@ -1,0 +1,5 @@
+"""``python -m gradbridge``: the command line."""
+
+from gradbridge.cli import main
+
+main()

@@ -1,0 +1,115 @@
+"""What an adapter of a `Framework` and a `Model` tells of the model."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import Any, Self, TypeVar
+
+from gradbridge.errors import GuestError, NotDifferentiableError, Unsupported
+from gradbridge.framework import Framework, Model
+from gradbridge.inspection import Stranger
+from gradbridge.protocol import Adapter
+
+T = TypeVar("T")
+
+
+class ModelAdapter(Adapter):
+    """The half of `FunctionalAdapter` that tells of its model.
+
+    Args:
+        framework: the autodiff primitives.
+        source: the model.
+    """
+
+    results_are_typed = True
+    refusals_met: dict[str, str]
+
+    def __init__(self, framework: Framework, source: Model) -> None:
+        self.framework, self.source = framework, source
+
+    @abstractmethod
+    def _loaded(self, weights: Any, flat: bool, packed: bool) -> list[Any]:
+        """The weights, or the vector of them, as natives."""
+
+    @abstractmethod
+    def _isolated(
+        self,
+        step: Callable[[], T],
+        inputs: Sequence[Any],
+        noise: int | None,
+        record: bool,
+        doing: str = "",
+        residuals: Any = None,
+    ) -> T:
+        """Run a step in the model's isolation, its errors explained."""
+
+    def update(self, weights: Sequence[Any]) -> list[Any]:
+        return self._isolated(partial(self._loaded, weights, False, False), (), None, False)
+
+    def update_flat(self, vector: Any, packed: bool) -> list[Any]:
+        return self._isolated(partial(self._loaded, vector, True, packed), (), None, False)
+
+    def backward_many(self, residuals: Any, cotangents: Sequence[Any], wrt: tuple[int, ...]) -> list[Any]:
+        if self.refusal("backward_many"):
+            raise Unsupported(self.refusal("backward_many"))
+        if not residuals.dtypes:
+            self._refuse_no_output()
+        step = partial(residuals.pull, self.framework, cotangents, wrt, True)
+        try:
+            return self._isolated(step, residuals.inputs, None, True, "the derivative of", residuals)
+        except (Unsupported, GuestError) as error:
+            reason = str(error)
+            if isinstance(error, GuestError):
+                reason = f"{self.label} cannot be pulled back for many at once: {error}"
+            self.refusals_met["backward_many"] = reason
+            raise Unsupported(reason) from error
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Whether the model draws random numbers or moves state."""
+        return self.source.draws
+
+    def weights(self) -> Sequence[Any]:
+        return self.source.weights()
+
+    def model(self, weights: Sequence[Any]) -> Any:
+        return self.source.native(weights)
+
+    def in_dtype(self, name: str) -> Self:
+        model = self.source.in_dtype(name)
+        return self if model is self.source else type(self)(self.framework, model)
+
+    def fresh(self) -> Self | None:
+        model = self.source.fresh()
+        return None if model is None else type(self)(self.framework, model)
+
+    def isolate_calls(self) -> bool:
+        return self.source.isolate_calls()
+
+    def strangers(self, residuals: Any) -> Sequence[Stranger]:
+        if residuals is None:
+            return ()
+        return [self.source.stranger(native) for native in residuals.program.strangers(residuals.kept)]
+
+    def operations(self, residuals: Any) -> Hashable:
+        return None if residuals is None else residuals.program.operations(residuals.kept)
+
+    def _refuse_no_output(self) -> None:
+        raise NotDifferentiableError(
+            f"{self.label} returned no floating array, so it has no derivative; return probabilities rather than a "
+            f"class, say"
+        )
+
+    def refusal(self, operation: str) -> str:
+        traits = self.framework.traits
+        if operation.startswith("pushforward") and not traits.has_forward_mode:
+            return f"the framework of {self.label} has no forward mode"
+        if operation == "pullback" and not traits.has_higher_orders:
+            return f"the framework of {self.label} cannot differentiate a gradient again"
+        if operation in ("pushforward_many", "row_jacobians", "backward_many") and not traits.has_vmap:
+            return f"the framework of {self.label} maps no function over a leading axis"
+        if operation == "output_spec" and type(self.framework).shapes is Framework.shapes:
+            return f"the framework of {self.label} knows shapes only after it has computed"
+        return ""
