@@ -46,8 +46,8 @@ def test_a_tensor_is_taken_as_it_is():
 
 @pytest.mark.parametrize("wrap", [np.asarray, Foreign])
 def test_what_may_change_is_copied_once(wrap, monkeypatch):
-    copies, aligned = [], tensors._aligned
-    monkeypatch.setattr(tensors, "_aligned", lambda *how: copies.append(aligned(*how)) or copies[-1])
+    copies, aligned = [], tensors.aligned_copy
+    monkeypatch.setattr(tensors, "aligned_copy", lambda *how: copies.append(aligned(*how)) or copies[-1])
     mine = LARGE.copy()
     crossed = FRAMEWORK.asarray(wrap(mine), None)
     assert address(crossed) == copies[0].ctypes.data != mine.ctypes.data  # TensorFlow made no other
