@@ -117,7 +117,7 @@ def test_autograds_counter_of_open_traces_is_not_touched():
     f = bridged(watched)
     outside = trace_stack.top
     autograd.grad(lambda x: f(NO_PARAMS, x))(1.0)
-    assert levels == [outside + 1]  # the host's own
+    assert set(levels) == {outside + 1}  # the host's own, also where the first call is repeated
     assert trace_stack.top == outside
 
 
