@@ -45,7 +45,7 @@ def explain_error(error: Exception, label: str, inputs: Sequence[Any]) -> Gradbr
         label: the model's name.
         inputs: the leaves that the model was given.
     """
-    given, said = wording.given(inputs), wording.in_short(error)
+    given, said = wording.given(inputs), _said(error)
     if isinstance(error, NOT_TRACEABLE):
         return GuestError(
             f"{label} asks for the value of an array while JAX traces it, on {given}: {said}; write it with "
@@ -73,6 +73,13 @@ def explain_error(error: Exception, label: str, inputs: Sequence[Any]) -> Gradbr
         f"the bridge over {label}: {where} expects {expects}{got}; the model was given {given} ({said}); check "
         f"the number of columns and the axes of the inputs{rows}"
     )
+
+
+def _said(error: Exception) -> str:
+    """The error in a line; of one that a callback raised, which XLA hands on with its traceback, what it says."""
+    _, traced, told = str(error).partition("Traceback (most recent call last):")
+    lines = [line for line in told.splitlines() if line.strip() and not line.startswith((" ", "\t"))]
+    return f"{type(error).__name__}: {lines[0]}" if traced and lines else wording.in_short(error)
 
 
 def _expected(layer: Any) -> str | None:

@@ -15,6 +15,7 @@ from gradbridge.framework import filled
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions
 from gradbridge_jax.arrays import floating_dtype
+from gradbridge_jax.dtypes import InDtype
 from gradbridge_jax.isolation import isolated
 from gradbridge_jax.models import JaxModel, refuse_options
 from gradbridge_jax.parameters import ParameterTree
@@ -35,10 +36,16 @@ class FunctionModel(JaxModel):
         layout, dtypes, arrays, fixed = ParameterLayout.empty(), [], [], ()
         if options.params is not None:
             with isolated(True):
-                self._tree = tree = ParameterTree(options.params, dtype, f"params= of {label}")
+                own = InDtype(dtype)(options.params)
+                self._tree = tree = ParameterTree(own, dtype, f"params= of {label}")
             layout, dtypes, arrays, fixed = tree.layout, tree.dtypes, tree.arrays, tree.fixed
             dtype = tree.common_dtype()
         super().__init__(label, layout, dtypes, dtype, options, arrays, fixed, self._key is not None)
+
+    def _recast(self, dtype: np.dtype[Any]) -> None:
+        if (tree := self._tree) is not None:
+            own = InDtype(dtype)(tree.fill(tree.arrays, tree.fixed))
+            self._tree = ParameterTree(own, dtype, f"params= of {self.label}")
 
     def readers(self) -> Sequence[Any]:
         return (self._function,)

@@ -6,14 +6,20 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from gradbridge.errors import OptionError, UnknownModelError
+from gradbridge.errors import UnknownModelError
 from gradbridge.execution.functional import FunctionalAdapter
+from gradbridge.option_values import ANYTHING, FLAG, TEXT, one_of
 from gradbridge.protocol import GuestOptions, refuse_unknown_options
 from gradbridge_jax.framework import JaxFramework
 from gradbridge_jax.functions import FunctionModel
 from gradbridge_jax.models import JaxModel
 
-OPTIONS = ("jit", "key", "vmap", "state")
+OPTIONS = {
+    "jit": one_of(True, False, "auto"),
+    "key": TEXT,
+    "vmap": FLAG,
+    "state": ANYTHING,
+}
 
 # Imported when such a model comes: JAX works without Flax and Equinox.
 _MODULES = {
@@ -41,7 +47,7 @@ def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
         options: besides the common ones:
             jit: ``"auto"`` compiles, and runs step by step from the first time that the model
                 asks for an array's value (Python's ``if`` on data). True never does that, False
-                always; False is also for a function that reads variables which change.
+                always; False is also for a function that reads what changes and has no name in its code.
             key: name of the keyword argument by which the model takes a PRNG key; each call is
                 given one made from the bridge's own seed. Equinox modules that have an argument
                 ``key`` need not say so; an NNX module gets ``nnx.Rngs``.
@@ -56,8 +62,6 @@ def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
     """
     refuse_unknown_options("jax", options.extra, OPTIONS)
     jit = options.extra.get("jit", "auto")
-    if jit not in (True, False, "auto"):
-        raise OptionError(f"jit must be True, False or 'auto', got {jit!r}")
     kind = _model_class(model)
     if kind is None:
         raise UnknownModelError(

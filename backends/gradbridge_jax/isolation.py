@@ -41,6 +41,12 @@ _WATCHING: dict[str, tuple[Callable[[Any], Any], Any, Any]] = {
     "jax_default_device": (jax.default_device, None, None),
 }
 
+# JAX has no context of its own that ends `jax.ensure_compile_time_eval`, in which a trace computes its constants
+# at once, callbacks on constants included.
+_folding = vars(jax.config).get("_value_holders", {}).get("eager_constant_folding")
+if callable(_folding):
+    _WATCHING["eager_constant_folding"] = (_folding, False, False)
+
 #: Flags that decide what is computed: a bridge keeps those that it was made under.
 _DECIDING: dict[str, Callable[[Any], Any]] = {
     "jax_default_matmul_precision": jax.default_matmul_precision,

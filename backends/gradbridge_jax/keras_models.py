@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
+import jax
+
+from gradbridge.protocol import Array
 from gradbridge_jax.functions import FunctionModel
 from gradbridge_keras.stateless import StatelessModel
 
@@ -13,3 +17,8 @@ class KerasModel(StatelessModel, FunctionModel):
 
     running: ClassVar[str] = "jax"
     framework: ClassVar[str] = "JAX"
+
+    def native(self, weights: Sequence[Array]) -> Any:
+        # Outside of a bridge, JAX has float64 only where the process says so.
+        snapshot = self._snapshot if jax.config.jax_enable_x64 else self._snapshot.in_dtype(None)
+        return snapshot.native([*weights, *snapshot.fixed])

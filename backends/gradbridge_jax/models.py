@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Self
 
 import jax
@@ -58,13 +57,15 @@ class JaxModel(OnDevice, Model):
         moves: bool = False,
     ) -> None:
         self.label, self.layout = label, layout
-        self.device = compute_device(options.device) or own_device(arrays)
+        # Where JAX likes is where it liked when the bridge was made.
+        liked = jax.config.jax_default_device  # type: ignore[attr-defined]
+        self.device = compute_device(options.device) or own_device(arrays) or compute_device(liked)
         self.state: tuple[Any, ...] = tuple(state)
         self.has_key, self.moves = has_key, moves
         self.draws = has_key or moves
         self._flags = usual_flags(has_key)
         readers = self.readers() if options.extra.get("jit", "auto") is not False else ()
-        self.surroundings = surroundings(partial(print, *readers)) if readers else None
+        self.surroundings = surroundings(*readers) if readers else None
         self._compute_in(dtypes, dtype)
 
     def readers(self) -> Sequence[Any]:

@@ -20,7 +20,7 @@ from gradbridge.options import floating_name
 from gradbridge_keras.copies import compute_dtypes, copied, is_in_dtype, value_of
 from gradbridge_keras.variables import Roles, Scope, called
 
-_settings = threading.RLock()
+_lock = threading.RLock()
 _NARROWED: dict[str, str] = getattr(dtypes, "BIT64_TO_BIT32_DTYPE", {})
 
 
@@ -34,6 +34,7 @@ class Snapshot:
         name: of the model.
         roles: of its variables.
         variables: the user's, by their roles.
+        as_it_was: the copy; its variables have no values of their own.
         fixed: values of those that are not trained, state first, then seeds.
         dtype: what calls compute in; None for the model's own.
         foreign: {path: trainable variable} that calls read, and that are none of the model's.
@@ -46,7 +47,7 @@ class Snapshot:
     def __init__(self, model: Any) -> None:
         _refuse_unready(model)
         self._model, self.name, self.roles = model, model.name, Roles(model)
-        self._as_it_was = copied(model, detached=True)
+        self.as_it_was = copied(model, detached=True)
         self._own_floatx = keras.config.floatx()
         self.variables = self.roles.of(model)
         self.fixed = [value_of(v) for v in self.variables[self.roles.trained :]]
@@ -60,7 +61,7 @@ class Snapshot:
             UnknownModelError: it has none.
         """
         name = floating_name(name)
-        if name is not None and is_in_dtype(self._as_it_was, name):
+        if name is not None and is_in_dtype(self.as_it_was, name):
             name = None
         if name == self.dtype:
             return self
@@ -72,7 +73,7 @@ class Snapshot:
 
     def twin(self) -> Any:
         """A copy that was never called since, in the dtype of the computation; its variables have no values."""
-        return copied(self._as_it_was, self.dtype)
+        return copied(self.as_it_was, self.dtype)
 
     def native(self, values: Sequence[Any]) -> Any:
         """A model for the user that holds these values; its seeds are the model's own.
@@ -80,9 +81,9 @@ class Snapshot:
         Args:
             values: of the trained variables, then state, then seeds.
         """
-        own = self.roles.of(self._as_it_was)
+        own = self.roles.of(self.as_it_was)
         given = {id(v): value for v, value in zip(own, values, strict=True)}
-        return copied(self._as_it_was, self.dtype, values=given)
+        return copied(self.as_it_was, self.dtype, values=given)
 
     def call(
         self,
@@ -108,7 +109,7 @@ class Snapshot:
         variables = self.roles.of(model)
         # What leads to the user's own variables by a global name gets the tensors of the call, too.
         aliases = {id(v): value for v, value in zip(self.variables, values)}
-        with _precision(self.dtype or self._own_floatx):
+        with _settings(self.dtype or self._own_floatx):
             scope = Scope(zip(variables, values, strict=True), aliases)
             output = called(model, scope, args, kwargs, training, **how)
         self.foreign.update((v.path, v) for v in scope.foreign.values() if v.trainable)
@@ -145,7 +146,7 @@ class Snapshot:
                     raise
                 return  # it computes in graphs alone, or not at all in its own dtype: there is nothing to compare
             results.append([np.asarray(keras.ops.convert_to_numpy(x)) for x in trees.flatten(output)[0]])
-        narrow = bool(compute_dtypes(self._as_it_was) & {"float16", "bfloat16"})
+        narrow = bool(compute_dtypes(self.as_it_was) & {"float16", "bfloat16"})
         tolerance = 0.1 if narrow or self.dtype in ("float16", "bfloat16") else 1e-3
         if _agree(*results[:2], tolerance) and not _agree(*results[1:], tolerance):
             raise GuestError(
@@ -207,21 +208,27 @@ def _agree(ours: Sequence[Any], theirs: Sequence[Any], tolerance: float) -> bool
 
 
 @contextmanager
-def _precision(name: str) -> Iterator[None]:
-    """Keras' default float, as it was when the model was bridged or as the copy has it; and float64 remains float64.
+def _settings(floatx: str) -> Iterator[None]:
+    """Keras' settings for a call; but for the last they are the process's, so under a lock, and all are put back.
 
-    On JAX and torch, Keras' own promotion brings float64 down to float32 even between two of float64.
-    All of that is global, so under a lock and put back.
+    The default float is what it was when the model was bridged, or that of the copy. Float64 remains
+    float64: on JAX and torch, Keras' own promotion brings it down to float32. And errors come as they
+    were raised: Keras makes others of them, which frameworks do not know as theirs any more.
     """
-    with _settings:
+    filters = keras.config.is_traceback_filtering_enabled()
+    with _lock:
         before, narrowed = keras.config.floatx(), dict(_NARROWED)
-        if before != name:
-            keras.config.set_floatx(name)
-        if name == "float64":
+        if before != floatx:
+            keras.config.set_floatx(floatx)
+        if floatx == "float64":
             _NARROWED.update({wide: wide for wide in ("float64", "complex128")})
+        if filters:
+            keras.config.disable_traceback_filtering()
         try:
             yield
         finally:
+            if filters:
+                keras.config.enable_traceback_filtering()
             _NARROWED.update(narrowed)
-            if before != name:
+            if before != floatx:
                 keras.config.set_floatx(before)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import keras
 
 from gradbridge.call_spec import CallSpec, argument_names
-from gradbridge.errors import GradbridgeError, OptionError, UnknownModelError
+from gradbridge.errors import OptionError, UnknownModelError
 from gradbridge.inspection import Stranger
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, GuestOptions
@@ -97,23 +96,24 @@ class StatelessModel:
         run = thunk if self._is_checked or noise is None else lambda: self._checked(thunk, inputs)
         return super().isolated(run, inputs, noise, record)  # type: ignore[misc]
 
-    def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
-        return super().explain(_without_heading(error), inputs, doing)  # type: ignore[misc,no-any-return]
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Nothing in it is written to, and Keras copies models by their configs.
         memo[id(self)] = twin = copy.copy(self)
         return twin
 
-    def twin(self) -> Any:
-        """The copy that a call is computed with."""
+    def twin(self, values: Sequence[Any]) -> Any:
+        """The copy that a call is computed with.
+
+        Args:
+            values: natives for its variables.
+        """
         return self._snapshot.twin()
 
     # -- private ------------------------------------------------------------------------------
 
     def _stateless(self, trainable: list[Any], *args: Any, **kwargs: Any) -> Any:
         values = (*trainable, *map(keras.ops.convert_to_tensor, self._snapshot.fixed))
-        return self._snapshot.call(self.twin(), values, args, kwargs)[0]
+        return self._snapshot.call(self.twin(values), values, args, kwargs)[0]
 
     def _checked(self, thunk: Callable[[], Any], inputs: Sequence[Any]) -> Any:
         result = thunk()
@@ -128,14 +128,3 @@ def read(variable: Any) -> Array:
     """A variable's value, a new array; bfloat16, which NumPy lacks, widens."""
     value = value_of(variable)
     return value.astype("float32" if value.dtype.name == "bfloat16" else value.dtype)
-
-
-def _without_heading(error: Exception) -> Exception:
-    """What a layer raised, without what Keras puts around its message, where that can be told."""
-    found = re.search(r"\x1b\[1m(.*?)\x1b\[0m", str(error), re.DOTALL)
-    if found is None or not found[1].strip():
-        return error
-    try:
-        return type(error)(found[1].strip())
-    except TypeError:  # its class takes more than a message
-        return error

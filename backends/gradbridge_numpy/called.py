@@ -163,7 +163,7 @@ class CalledJet(Jet):
         layout, label, structure = self.plain.layout, self.plain.label, self._structure(place)
         is_params = place == 0 and self.plain.has_params
         if is_params and _is_flat(value, layout):
-            return layout.cut(np.asarray(value))
+            return layout.cut(value if hasattr(value, "reshape") else np.asarray(value))
         if is_params and isinstance(value, Mapping) and set(value) == set(layout.names):
             return [value[name] for name in layout.names]
         if structure.num_nodes == 1:

@@ -12,6 +12,7 @@ from gradbridge import trees
 from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import OptionError
 from gradbridge.layout import Array, ParameterLayout
+from gradbridge.option_values import ANYTHING, POSITIVE, Takes, whole
 from gradbridge.options import parameter_array
 from gradbridge.protocol import Adapter, GuestOptions, Traits, refuse_unknown_options
 from gradbridge_numpy.architectures import Network, NetworkAdapter
@@ -22,9 +23,16 @@ from gradbridge_numpy.estimators import EstimatorAdapter, is_estimator
 from gradbridge_numpy.numeric import Differences, NumericGradient, NumericJet, numeric_refusal
 from gradbridge_numpy.outputs import TriedOutputs
 from gradbridge_numpy.rules import Rules
+from gradbridge_numpy.traced import system_of
 from gradbridge_numpy.written import WrittenJet
 
-OPTIONS = ("gradient", "vjp", "jvp", "step", "order")
+OPTIONS = {
+    "gradient": Takes("'numeric' or left out", lambda value: isinstance(value, str) and value == "numeric"),
+    "vjp": ANYTHING,
+    "jvp": ANYTHING,
+    "step": POSITIVE,
+    "order": whole("a positive whole number", 1),
+}
 
 
 def adapt(model: Callable[..., Any], options: GuestOptions) -> Adapter:
@@ -56,8 +64,6 @@ def adapt(model: Callable[..., Any], options: GuestOptions) -> Adapter:
             f"backend 'numpy' computes where NumPy does and has no device, got {options.device!r}"
         )
     gradient = options.extra.get("gradient")
-    if gradient not in (None, "numeric"):
-        raise OptionError(f"gradient must be 'numeric' or left out, got {gradient!r}")
     numeric = {k: options.extra[k] for k in ("step", "order") if options.extra.get(k) is not None}
     if numeric and gradient is None:
         raise OptionError(f"{', '.join(numeric)} belong to gradient='numeric', which was not asked for")
@@ -83,7 +89,7 @@ class CallableAdapter(FormsAdapter):
         arrays = [parameter_array(leaf, name, "fiu") for leaf, name in zip(leaves, self.layout.names)]
         # Law 5: the caller may change the arrays of the tree later.
         self._present = [np.array(array, dtype=np.float64) for array in arrays]
-        self._differences = Differences(numeric) if numeric is not None else None
+        self._differences = Differences(numeric, self.label) if numeric is not None else None
         self._rules = Rules.of(function, self.label)
         self._plain = PlainFunction(function, self.label, self.layout, self._rules)
         self._outputs = TriedOutputs(self.label)
@@ -219,6 +225,8 @@ class CallableAdapter(FormsAdapter):
         count = len(names) if names is not None else max([*self._rules.vjps, *self._rules.jvps, 0]) + 1
         if self.traits.has_forward_mode and has_second_order(self._rules, count):
             return ""
+        if any(rule is not None and system_of(rule) for rule in self._rules.vjps.values()):
+            return ""  # by the system in whose functions a rule is written
         return (
             f"a derivative of the written-down gradient of {self.label} was asked for, and NumPy code cannot be "
             f"differentiated; use first-order derivatives only, write the derivative of Q_vjp, the rule that "

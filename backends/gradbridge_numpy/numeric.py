@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +12,16 @@ import numpy as np
 
 from gradbridge import trees
 from gradbridge.call_spec import CallSpec
-from gradbridge.errors import BackendUnavailableError, HigherOrderError
+from gradbridge.errors import (
+    GradbridgeWarning,
+    GuestError,
+    HigherOrderError,
+    NotDifferentiableError,
+    OptionError,
+)
 from gradbridge.layout import Array
 from gradbridge_numpy.called import CalledJet, PlainFunction, copies
+from gradbridge_numpy.differences import VectorFunction, column
 from gradbridge_numpy.forms import OUTPUTS, Leaves
 
 # One for all, because a lock of their own could not be copied with them.
@@ -27,7 +35,7 @@ class NumericGradient:
     Attributes:
         method: of the differences.
         order: of their error in the step, before extrapolation.
-        step: that was asked for; None where the library chooses several and extrapolates.
+        step: that was asked for; None where several are tried, each relative to the number it is for.
         latest_error: largest estimated error of an entry of the latest Jacobian; None before the first.
         estimated_error: the same of all Jacobians so far.
     """
@@ -52,42 +60,67 @@ class Differences:
     """The numeric differentiation of one function; keeps account of the errors. Any number of threads.
 
     Args:
-        options: ``step`` and ``order`` of numdifftools, those that were given.
+        options: ``step`` and ``order``, those that were given.
+        label: of the function.
+
+    Raises:
+        OptionError: a step that is no positive number, or an order that is no even one.
     """
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._options = options
+    def __init__(self, options: dict[str, Any], label: str) -> None:
+        step, order = options.get("step"), options.get("order", 2)
+        if step is not None and not (isinstance(step, (int, float, np.number)) and 0 < step < np.inf):
+            raise OptionError(f"step must be a positive number, got {step!r}")
+        if isinstance(order, bool) or order not in (2, 4, 6):
+            raise OptionError(f"order must be 2, 4 or 6, that of central differences, got {order!r}")
+        self._label, self._is_warned = label, False
         #: What is known of them now.
-        self.account = NumericGradient(order=options.get("order", 2), step=options.get("step"))
+        self.account = NumericGradient(order=order, step=step)
 
-    def jacobian(self, function: Callable[[Array], Array], point: Array) -> Array:
-        """(outputs, numbers of the point) of a function of a vector.
+    def jacobian(
+        self, function: VectorFunction, point: Array, base: Array, precision: Array, what: str
+    ) -> Array:
+        """(outputs, numbers of the point) of a function of a vector; a warning once where it has no certain digit.
 
-        Source:
-            P. Brodtkorb & J. D'Errico, numdifftools; J. N. Lyness & C. B. Moler (1967), Numerical
-            differentiation of analytic functions, for the extrapolation.
+        Args:
+            function: gives NaN where it is not defined.
+            point: (numbers,) floating, finite.
+            base: what it is there, finite.
+            precision: of the outputs, relative.
+            what: errors call the point.
 
         Raises:
+            NotDifferentiableError: there is no slope.
             BackendUnavailableError: numdifftools is not installed.
         """
-        try:
-            import numdifftools
-        except ImportError as error:
-            raise BackendUnavailableError(
-                "gradient='numeric' needs numdifftools, which is not installed; install it with: "
-                'pip install "gradbridge[numeric]"'
-            ) from error
-        # Step sizes are chosen by the library, unless they were given.
-        result = numdifftools.Jacobian(function, method="central", full_output=True, **self._options)(point)
-        # Its releases differ in what stands beside the value and the estimate of its error.
-        estimate = result if hasattr(result, "error_estimate") else result[1]
-        latest = float(np.max(np.abs(estimate.error_estimate)))
+        jacobian = np.zeros((base.size, point.size))
+        latest, vague = 0.0, 0
+        for index in range(point.size):
+            estimate, is_vague = column(
+                function, point, base, index, precision, self.account.step, self.account.order
+            )
+            if not np.isfinite(estimate.error).all():
+                raise NotDifferentiableError(
+                    f"the numeric gradient of {self._label} with respect to {what} was asked for, and at number {index} "
+                    f"of it, {point[index]}, no step gives a slope: it jumps there, rises infinitely, or is defined on "
+                    f"neither side; differentiate elsewhere, or write the gradient down"
+                )
+            jacobian[:, index] = estimate.value
+            latest, vague = max(latest, float(np.max(estimate.error))), vague + int(is_vague.sum())
         with _counting:
             worst = self.account.estimated_error
-            # A NaN stays: an error that is not known is not small.
-            worst = latest if worst is None else float(np.maximum(worst, latest))
+            worst = latest if worst is None else max(worst, latest)
             self.account = replace(self.account, latest_error=latest, estimated_error=worst)
-        return np.asarray(result[0])
+            is_first, self._is_warned = vague and not self._is_warned, self._is_warned or bool(vague)
+        if is_first:
+            warnings.warn(
+                f"{vague} of {jacobian.size} entries of the numeric Jacobian of {self._label} have no certain digit, "
+                f"their estimated error is {latest:.0e}: there is a kink, a jump or noise, or rounding eats every step; "
+                f"choose the step with step=, or write the gradient down",
+                GradbridgeWarning,
+                stacklevel=2,
+            )
+        return jacobian
 
 
 class NumericJet(CalledJet):
@@ -137,19 +170,81 @@ class NumericJet(CalledJet):
         return self._jacobians[position]
 
     def _computed(self, position: int) -> Array:
-        point = self.leaves[position]
-        size, outputs = int(np.size(point)), sum(np.size(leaf) for leaf in self.answer)
-        if size == 0 or outputs == 0:
-            return np.zeros((outputs, size))
+        point = np.asarray(self.leaves[position])
+        moving = [self.moves(OUTPUTS, i) for i in range(len(self.answer))]
+        outputs = sum(np.size(leaf) for leaf in self.answer)
+        if point.size == 0 or outputs == 0:
+            return np.zeros((outputs, point.size))
+        what = f"argument {self._named(position)}"
+        self._require_finite(point, what)
+        for leaf in self.answer:
+            self._require_finite(np.asarray(leaf), "what it returns")
+        answer = self._flat(self.answer, moving)
 
         def flat(x: Array) -> Array:
             leaves = copies(self.leaves)
-            leaves[position] = x.reshape(np.shape(point)).astype(np.result_type(point, np.float64))
-            result, _ = trees.flatten(self.plain(leaves, self.spec))
-            return np.concatenate([np.ravel(np.asarray(leaf, dtype=np.float64)) for leaf in result])
+            leaves[position] = x.reshape(point.shape)
+            values = self._flat(trees.flatten(self.plain(leaves, self.spec))[0], moving)
+            if values.shape != answer.shape:
+                raise NotDifferentiableError(
+                    f"the numeric gradient of {self.plain.label} was asked for, and {values.size} numbers come out of "
+                    f"it where a step before {answer.size} did; it has a derivative where their count is fixed"
+                )
+            return values
 
-        jacobian = self._differences.jacobian(flat, np.ravel(point).astype(np.float64))
-        return jacobian.reshape(outputs, size)
+        def defined(x: Array) -> Array:
+            try:
+                return flat(x)
+            except GuestError as error:
+                # As math.log does at -1; whatever else it raises is no matter of the place.
+                if isinstance(error.__cause__, (ValueError, ArithmeticError)):
+                    return np.full(answer.shape, np.nan)
+                raise
+
+        x = np.ravel(point).astype(np.result_type(point, np.float64))
+        base = answer
+        if x.dtype != point.dtype:
+            # In double where the function takes it for the same numbers; it may read the memory of float32.
+            base = defined(x)
+            if not np.allclose(base, answer, 1e-2, 1e-2 * np.max(np.abs(answer), initial=0.0)):
+                x, base = np.ravel(point), answer
+        precision = np.concatenate(
+            [
+                np.full(np.size(leaf), _precision(leaf) if yes else 0.0)
+                for leaf, yes in zip(self.answer, moving)
+            ]
+        )
+        return self._differences.jacobian(defined, x, base, precision, what)
+
+    def _flat(self, leaves: Sequence[Any], moving: Sequence[bool]) -> Array:
+        """Output leaves as a vector, with zeros for those that have no derivative."""
+        return np.concatenate(
+            [
+                np.ravel(np.asarray(leaf, np.float64)) if yes else np.zeros(np.size(leaf))
+                for leaf, yes in zip(leaves, moving)
+            ]
+        )
+
+    def _named(self, position: int) -> str:
+        argument = next(
+            a for a, (start, tree) in self._arguments.items() if 0 <= position - start < tree.num_leaves
+        )
+        return self.plain.rules.name(argument) if argument >= 0 else self.plain.keyword(argument, self.spec)
+
+    def _require_finite(self, array: Array, what: str) -> None:
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            first = int(np.argmin(np.isfinite(array).ravel()))
+            where = f"[{', '.join(map(str, np.unravel_index(first, array.shape)))}]" if array.shape else ""
+            raise NotDifferentiableError(
+                f"the numeric gradient of {self.plain.label} was asked for at a point where {what} is not finite, "
+                f"{array.flat[first]} at {where or 'its only number'}; there is no difference to be taken: look at the "
+                f"step before"
+            )
+
+
+def _precision(leaf: Any) -> float:
+    dtype = np.asarray(leaf).dtype
+    return float(np.finfo(dtype).eps) if dtype.kind == "f" else 0.0
 
 
 def numeric_refusal(label: str) -> str:

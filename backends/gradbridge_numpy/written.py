@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from gradbridge import trees
 from gradbridge.admission import as_array
 from gradbridge.errors import (
     GradbridgeError,
@@ -23,6 +24,7 @@ from gradbridge_numpy.called import CalledJet, copied_tree, copies, kind_of
 from gradbridge_numpy.chains import Chain, choose
 from gradbridge_numpy.forms import OUTPUTS, Leaves
 from gradbridge_numpy.rules import Rules, VJPRule, name_of
+from gradbridge_numpy.traced import pulled, system_of
 
 
 class WrittenJet(CalledJet):
@@ -41,7 +43,9 @@ class WrittenJet(CalledJet):
             HigherOrderError: no rule is written for the derivative of its rule.
             GradientShapeError: a rule returned a wrong shape.
         """
-        chain = self._chain(places, free)
+        chain = choose(self.plain.rules, self._count, places, free)
+        if chain is None:
+            return self._traced(places, free, fills, wanted)
         if chain.zero:
             return None
         if chain.free == free:
@@ -49,7 +53,10 @@ class WrittenJet(CalledJet):
         return [self._by_units(chain, places, free, fills, leaf) for leaf in wanted]
 
     def require(self, places: tuple[int, ...], free: int) -> None:
-        self._chain(places, free)
+        if choose(self.plain.rules, self._count, places, free) is None and not system_for(
+            self.plain.rules, places, free
+        ):
+            self._refuse(places)
 
     # -- private ------------------------------------------------------------------------------
 
@@ -75,9 +82,46 @@ class WrittenJet(CalledJet):
         names = (self.plain.rules.names or ())[: len(args)]
         return args, {name: value for name, value in kwargs.items() if name not in names}
 
-    def _chain(self, places: tuple[int, ...], free: int) -> Chain:
-        chain = choose(self.plain.rules, self._count, places, free)
-        return chain if chain is not None else self._refuse(places)
+    def _traced(
+        self, places: tuple[int, ...], free: int, fills: Sequence[Leaves | None], wanted: Sequence[int]
+    ) -> list[Array]:
+        """A form of second order by the system in whose functions the first argument's rule is written."""
+        system = system_for(self.plain.rules, places, free)
+        if not system:
+            self._refuse(places)
+        moved, place = places[3 - free], places[free]  # second derivatives are symmetric
+        rule = self.plain.rules.vjps[moved]
+        assert rule is not None
+        start, _ = self._arguments[place]
+        like = self.zeros
+        along = [like(moved, i) if t is None else np.asarray(t) for i, t in enumerate(fills[3 - free] or ())]
+
+        def gradient(answer: Sequence[Any], arguments: Sequence[Any], cotangents: Sequence[Any]) -> Any:
+            args, kwargs = self.plain.bind(arguments, self.spec)
+            pull = rule(trees.unflatten(self.structure, answer), *args, **kwargs)
+            value = pull(self.tree_of(OUTPUTS, cotangents, self.tree))
+            leaves = self.leaves_of(moved, value, "VJP")
+            return [like(moved, i) if g is None else g for i, g in enumerate(leaves)]
+
+        cotangents = [like(OUTPUTS, i) if v is None else np.array(v) for i, v in enumerate(fills[0] or ())]
+        try:
+            gradients, by_answer = pulled(
+                system,
+                gradient,
+                copies(self.answer),
+                copies(self.leaves),
+                cotangents,
+                [start + leaf for leaf in wanted],
+                along,
+            )
+        except GradbridgeError as error:
+            self._refuse(
+                places, f"; {system}, in whose functions {name_of(rule)} is written, could not: {error}"
+            )
+        if any(map(np.any, by_answer)):
+            first = self.form((OUTPUTS, place), 1, [list(by_answer), None], wanted)
+            gradients = [g if f is None else g + f for g, f in zip(gradients, first or [None] * len(wanted))]
+        return gradients
 
     def _follow(
         self, chain: Chain, places: tuple[int, ...], fills: Sequence[Leaves | None], wanted: Sequence[int]
@@ -220,7 +264,7 @@ class WrittenJet(CalledJet):
                 f"declare that the argument has no influence by giving None in place of the rule"
             )
 
-    def _refuse(self, places: tuple[int, ...]) -> NoReturn:
+    def _refuse(self, places: tuple[int, ...], tried: str = "") -> NoReturn:
         rules, label = self.plain.rules, self.plain.label
         spelled = label if label.isidentifier() else "f"  # a lambda has no name to write
         keywords = [p for p in places[1:] if p < OUTPUTS]
@@ -237,10 +281,16 @@ class WrittenJet(CalledJet):
                 f"the gradient of {label} with respect to argument {rules.name(places[1])} was asked for, and {state}; "
                 f"write it with @{spelled}.defvjp, or make the function with gradient='numeric'"
             )
-        _refuse_order(rules, places)
+        _refuse_order(rules, places, tried)
 
 
-def _refuse_order(rules: Rules, places: tuple[int, ...]) -> NoReturn:
+def system_for(rules: Rules, places: tuple[int, ...], free: int) -> str | None:
+    """The system that differentiates the rule which a form of second order follows from, where there is one."""
+    rule = rules.vjps.get(places[3 - free]) if len(places) == 3 and free else None
+    return system_of(rule) if rule is not None else None
+
+
+def _refuse_order(rules: Rules, places: tuple[int, ...], tried: str) -> NoReturn:
     """Say which rule a higher derivative needs."""
     asked = " and then ".join(f"argument {rules.name(a)}" for a in places[1:])
     rule = rules.vjps.get(places[1])
@@ -255,5 +305,5 @@ def _refuse_order(rules: Rules, places: tuple[int, ...]) -> NoReturn:
     raise HigherOrderError(
         f"a derivative of the written-down gradient of {rules.label} was asked for, with respect to {asked}, and no "
         f"rule gives it: NumPy code cannot be differentiated; {how}, or write {rules.label} in a framework that has "
-        f"higher orders: @gradbridge.primitive(backend='torch')"
+        f"higher orders: @gradbridge.primitive(backend='torch'){tried}"
     )

@@ -12,7 +12,9 @@ from typing import Any
 import tensorflow as tf
 
 from gradbridge.errors import HigherOrderError, NotDifferentiableError
+from gradbridge.wording import first_line
 from gradbridge_tensorflow.explain import refuse_lost_derivatives
+from gradbridge_tensorflow.op_gradients import own_gradients
 from gradbridge_tensorflow.partition import TracedGraph, compiled
 from gradbridge_tensorflow.repairs import repaired_derivatives
 from gradbridge_tensorflow.tensors import is_inexact
@@ -47,21 +49,24 @@ def gradients(
     graph = tf.compat.v1.get_default_graph()
     refuse_lost_derivatives(graph, label)
     is_higher = any(_GRADIENT.search(op.name) for op in graph.get_operations())
+    refused = HigherOrderError if is_higher else NotDifferentiableError
     try:
-        found = tf.gradients(
-            list(outputs), list(sources), list(cotangents), stop_gradients=list(stops) or None
-        )
+        with own_gradients(sources):
+            found = tf.gradients(
+                list(outputs), list(sources), list(cotangents), stop_gradients=list(stops) or None
+            )
     except LookupError as error:
-        raise NotDifferentiableError(
+        if "registry has no entry" not in str(error) and "No gradient defined" not in str(error):
+            raise  # of a user's own code
+        raise refused(
             f"the derivative of {label} was asked for, and TensorFlow has none for an operation in it "
-            f"({str(error).splitlines()[0]}); replace that operation, or give it a gradient with "
-            f"tf.custom_gradient"
+            f"({first_line(error)}); replace that operation, or give it a gradient with tf.custom_gradient"
         ) from error
     except NotImplementedError as error:  # by a gradient that is written in Python
-        raise (HigherOrderError if is_higher else NotDifferentiableError)(
+        raise refused(
             f"the derivative of {label} was asked for, and the gradient of an operation in it refuses "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); replace that operation "
-            f"(a function within tf.recompute_grad has first derivatives only: call it without)"
+            f"({first_line(error) or type(error).__name__}); replace that operation, or give it a gradient with "
+            f"tf.custom_gradient (a function within tf.recompute_grad has first derivatives only: call it without)"
         ) from error
     return [None if g is None else tf.convert_to_tensor(g) for g in found]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -13,10 +13,10 @@ from gradbridge.errors import (
     GuestError,
     HigherOrderError,
     InputError,
-    NotDifferentiableError,
     Unsupported,
 )
-from gradbridge_tensorflow.repairs import flat_gradients, lost_moments
+from gradbridge.wording import given
+from gradbridge_tensorflow.repairs import lost_moments
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _NODE = re.compile(r"\{\{[^}]*\}\}\s*")
@@ -59,20 +59,20 @@ def explained(
         dtype: that floating ones are cast to; None keeps theirs.
         doing: what was done where it was no forward: ``"the derivative of"``.
     """
-    kinds = {i: _named(x, dtype) for i, x in enumerate(inputs) if hasattr(x, "dtype") and hasattr(x, "shape")}
-    given = ", ".join(f"input {i} of shape {tuple(inputs[i].shape)} {name}" for i, name in kinds.items())
+    arrays = [x for x in inputs if hasattr(x, "dtype") and hasattr(x, "shape")]
+    came = given(inputs, lambda x: _named(x, dtype))
     text = _first_line(str(error))
     said = f"{type(error).__name__}: {text}"
     if _MISFIT.search(text) and not isinstance(error, (AttributeError, NameError)):
         return InputError(
-            f"the bridge over {label}: the model was given {given or 'no array'} and refused ({said}); check "
+            f"the bridge over {label}: the model was given {came} and refused ({said}); check "
             f"the number of columns and the axes of the inputs"
         )
-    came = {name for name in kinds.values() if name.startswith(("int", "uint", "bool"))}
-    refused = re.search(rf"\b(?:DataType|type|of|got|an?) ({'|'.join(came)})\b", text) if came else None
+    whole = {name for x in arrays if (name := _named(x, dtype)).startswith(("int", "uint", "bool"))}
+    refused = re.search(rf"\b(?:DataType|type|of|got|an?) ({'|'.join(whole)})\b", text) if whole else None
     if refused:
         return InputError(
-            f"the bridge over {label}: it was given {given}, and an operation in it does not take {refused[1]} "
+            f"the bridge over {label}: it was given {came}, and an operation in it does not take {refused[1]} "
             f"there; integers pass the bridge untouched, so cast them with X.astype(float) if floats are meant "
             f"({said})"
         )
@@ -87,20 +87,21 @@ def explained(
             "it follows the dtype of its inputs"
         )
     what = f"{doing} {label}" if doing else label
-    return GuestError(f"{what} failed on {given or 'no array'}: {said}{advice}")
+    return GuestError(f"{what} failed on {came}: {said}{advice}")
 
 
-def refuse_foreign_operations(graph: Any, label: str, differentiated: bool) -> None:
-    """Refuse a traced graph that draws global noise, writes variables, or hides from differentiation.
+def refuse_foreign_operations(graph: Any, label: str) -> set[str]:
+    """Refuse a traced graph that draws global noise or writes variables.
 
     Args:
         graph: the function graph, with its library of called functions.
         label: the model's name.
-        differentiated: whether gradients are wanted of it.
+
+    Returns:
+        The types of its operations.
 
     Raises:
         GuestError: it draws from TensorFlow's random state, or assigns a variable.
-        NotDifferentiableError: it leaves TensorFlow.
     """
     kinds = {op.type for op in graph.get_operations()}
     kinds |= {node.op for function in graph.as_graph_def().library.function for node in function.node_def}
@@ -117,11 +118,7 @@ def refuse_foreign_operations(graph: Any, label: str, differentiated: bool) -> N
             f"variables; return the new value as an output instead, or keep the variable an attribute of the "
             f"module and assign it outside of nested tf.functions"
         )
-    if differentiated and kinds & {"PyFunc", "PyFuncStateless"}:
-        raise NotDifferentiableError(
-            f"{label} calls tf.numpy_function, which TensorFlow cannot differentiate (it would give zeros); "
-            f"use TensorFlow's operations, or tf.custom_gradient around it"
-        )
+    return kinds
 
 
 def refuse_lost_derivatives(graph: Any, label: str) -> None:
@@ -144,13 +141,6 @@ def refuse_lost_derivatives(graph: Any, label: str) -> None:
                 f"the mean, and would give a wrong number; make the tf.function after bridging it or pass its "
                 f".python_function, or write the variance as tf.math.reduce_variance(x, axes)"
             )
-        flat = next((op for op, repaired in flat_gradients(nodes) if not repaired), None)
-        if flat is not None:
-            raise HigherOrderError(
-                f"the derivative of a derivative was asked for, and {label} has {flat} in it, which TensorFlow "
-                f"takes for a constant: it would give zeros; replace the operation that it is a gradient of, or "
-                f"give that one a gradient with tf.custom_gradient"
-            )
 
 
 def refuse_lost_tangents(graph: Any, label: str, plain: Callable[[], Any]) -> None:
@@ -171,8 +161,6 @@ def refuse_lost_tangents(graph: Any, label: str, plain: Callable[[], Any]) -> No
             # An accumulator pushes tangents through what the operation computes, and does not ask its
             # gradient: a JVP would not be the transposed of the VJP.
             raise Unsupported(f"{label} has no forward mode: an operation in it has a custom gradient")
-        if any(flat_gradients(nodes)):
-            raise HigherOrderError(f"{label} has no forward mode: the gradient of an operation in it is flat")
         lost = lost or next(lost_moments(nodes, returned), None) is not None
     if lost:  # the first derivative is right: is there one within it already?
         refuse_lost_derivatives(plain(), label)
@@ -193,10 +181,10 @@ def refuse_missing_derivatives(error: tf.errors.NotFoundError, graph: Any, label
     """
     asked = [n for nodes, _ in bodies(graph) for n in nodes if n.op == "SymbolicGradient"]
     if asked:
-        scopes = [part for part in asked[0].name.split("/") if not part.startswith("gradient")]
+        scopes = (part for part in asked[0].name.split("/") if not part.startswith("gradient"))
         raise HigherOrderError(
             f"the derivative of {label} was asked for, and TensorFlow has none for an operation of the model, "
-            f"{scopes[0]!r}; replace that operation, or give it a gradient with tf.custom_gradient"
+            f"{next(scopes, asked[0].name)!r}; replace that operation, or give it a gradient with tf.custom_gradient"
         ) from error
 
 
@@ -217,9 +205,6 @@ def _named(array: Any, dtype: tf.DType | None) -> str:
 def _first_line(text: str) -> str:
     """The first line that says something: Keras puts a heading before it, and colours."""
     lines = [_NODE.sub("", line.strip()) for line in _ANSI.sub("", text).splitlines() if line.strip()]
-    telling: Iterable[str] = (
-        line
-        for line in lines
-        if not line.startswith(("Exception encountered", "Graph execution error", "Detected at node"))
-    )
-    return next(iter(telling), lines[0] if lines else "")
+    headings = ("Exception encountered", "Graph execution error", "Detected at node", "<stack traces")
+    telling = (line for line in lines if not line.startswith(headings))
+    return next(telling, lines[0] if lines else "")

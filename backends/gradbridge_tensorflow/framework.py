@@ -9,17 +9,20 @@ import numpy as np
 import tensorflow as tf
 
 from gradbridge.constants import Same
+from gradbridge.errors import HigherOrderError
 from gradbridge.framework import Framework, FrameworkBorder
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.program import Computation, Form, Function
 from gradbridge.traits import ArraySpec, Traits
+from gradbridge.wording import first_line
 from gradbridge_tensorflow.derivatives import gradients, quiet
 from gradbridge_tensorflow.explain import refuse_lost_tangents
 from gradbridge_tensorflow.isolation import apart, tracing
+from gradbridge_tensorflow.open_sizes import Looks
 from gradbridge_tensorflow.partition import compiled
 from gradbridge_tensorflow.programs import TensorFlowProgram
 from gradbridge_tensorflow.repairs import repaired_derivatives
-from gradbridge_tensorflow.tensors import carrier, cut, is_inexact, to_array, to_tensor
+from gradbridge_tensorflow.tensors import carrier, cut, floating_dtype, is_inexact, to_array, to_tensor
 
 
 class TensorFlow(Framework):
@@ -41,7 +44,7 @@ class TensorFlow(Framework):
     packs_below = 16384
 
     def __init__(self, label: str) -> None:
-        self.label = label
+        self.label, self._looks = label, Looks()
 
     # -- arrays -------------------------------------------------------------------------------
 
@@ -76,6 +79,9 @@ class TensorFlow(Framework):
     def conj(self, native: tf.Tensor) -> tf.Tensor:
         return tf.math.conj(native) if native.dtype.is_complex else native
 
+    def floating_dtype(self, name: str) -> tf.DType | None:
+        return floating_dtype(name)
+
     def cast(self, native: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
         return tf.cast(native, like.dtype)
 
@@ -105,7 +111,7 @@ class TensorFlow(Framework):
     def trace(
         self, fn: Computation, places: tuple[int, ...], reusable: bool, rows: Sequence[int]
     ) -> TensorFlowProgram:
-        return TensorFlowProgram(self.label, fn, places, rows)
+        return TensorFlowProgram(self.label, fn, places, rows, self._looks)
 
     def vjp(
         self, fn: Function, primals: list[tf.Tensor]
@@ -120,8 +126,11 @@ class TensorFlow(Framework):
         def one(tangents: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
             # New tensors: an accumulator is told of a tensor once, and this may be traced twice.
             inner = [tf.identity(x) for x in primals]
-            with tf.autodiff.ForwardAccumulator(inner, list(tangents)) as accumulator:
-                outputs = fn(inner)
+            try:
+                with tf.autodiff.ForwardAccumulator(inner, list(tangents)) as accumulator:
+                    outputs = fn(inner)
+            except NotImplementedError as error:  # by the gradient of an operation
+                raise HigherOrderError(f"{self.label} has no forward mode: {first_line(error)}") from error
             zero = tf.UnconnectedGradients.ZERO
             # Some operations give slices of a tensor.
             moved = [tf.convert_to_tensor(accumulator.jvp(y, unconnected_gradients=zero)) for y in outputs]

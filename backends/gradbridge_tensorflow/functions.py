@@ -12,11 +12,13 @@ from gradbridge import functions
 from gradbridge.call_spec import CallSpec
 from gradbridge.closures import surroundings
 from gradbridge.errors import GradbridgeError
+from gradbridge.inspection import Stranger
 from gradbridge.model import Model
 from gradbridge.options import GuestOptions
 from gradbridge_tensorflow.explain import explained
 from gradbridge_tensorflow.framework import TensorFlow
 from gradbridge_tensorflow.isolation import eagerly
+from gradbridge_tensorflow.open_sizes import unrolled_loops
 from gradbridge_tensorflow.tensors import compute_device, floating_dtype
 
 
@@ -32,6 +34,9 @@ class TensorFlowModel(Model):
 
     def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
         return explained(error, self.label, inputs, self.dtype, doing)
+
+    def stranger(self, native: Any) -> Stranger:
+        return Stranger(f"the tf.Variable {native.name!r} of shape {tuple(native.shape)}", False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # The user's model is read and never written to, and state is replaced: copies may share both.
@@ -65,9 +70,18 @@ class FunctionModel(TensorFlowModel, functions.FunctionModel):
 def called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a function of symbolic tensors; with AutoGraph if it branches on their values in Python.
 
-    AutoGraph rewrites the source, so code that does not need it is spared it.
+    AutoGraph rewrites the source, so code that does not need it is spared it. A loop over rows that it
+    cannot rewrite (one that fills a list, or whose variables change their kind) is unrolled.
     """
     try:
         return function(*args, **kwargs)
     except tf.errors.OperatorNotAllowedInGraphError:
+        pass
+    try:
         return tf.function(lambda: function(*args, **kwargs), autograph=True)()
+    except (TypeError, ValueError, tf.errors.OperatorNotAllowedInGraphError) as error:
+        try:
+            with unrolled_loops():
+                return function(*args, **kwargs)
+        except tf.errors.OperatorNotAllowedInGraphError:
+            raise error from None

@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from gradbridge.errors import OptionError, UnknownModelError
+from gradbridge.errors import UnknownModelError
 from gradbridge.execution.functional import FunctionalAdapter
-from gradbridge.options import GuestOptions, refuse_unknown_options
+from gradbridge.options import GuestOptions, refuse_params, refuse_unknown_options
 from gradbridge_tensorflow.framework import TensorFlow
 from gradbridge_tensorflow.functions import FunctionModel, TensorFlowModel
 from gradbridge_tensorflow.isolation import eagerly
@@ -35,8 +35,8 @@ def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
 
 
 def _model(model: Any, options: GuestOptions) -> TensorFlowModel:
-    if options.params is not None and (_is_keras(model) or isinstance(model, tf.Module)):
-        raise OptionError(f"params= belongs to functions; a {type(model).__name__} brings its own parameters")
+    if _is_keras(model) or isinstance(model, tf.Module):
+        refuse_params(options, f"a {type(model).__name__}")
     if _is_keras(model):
         _refuse_other_keras_backends(model)
         # Keras takes a second to import: it is there already when there is a model of it.

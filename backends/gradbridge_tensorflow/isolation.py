@@ -11,8 +11,37 @@ import tensorflow as tf
 
 T = TypeVar("T")
 
-#: One trace at a time in the process: Keras' layers keep notes on the call under way.
-tracing = threading.RLock()
+
+class _Tracing:
+    """One trace at a time in the process: Keras' layers keep notes on the call under way.
+
+    Held by a thread and by those that it waits for in `apart`: what is traced may call another bridge.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._mine = threading.Lock(), threading.local()
+
+    @property
+    def depth(self) -> int:
+        """How often this thread has entered it, with those that wait for it."""
+        return getattr(self._mine, "depth", 0)
+
+    @depth.setter
+    def depth(self, depth: int) -> None:
+        self._mine.depth = depth
+
+    def __enter__(self) -> None:
+        if not self.depth:
+            self._lock.acquire()
+        self.depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        self.depth -= 1
+        if not self.depth:
+            self._lock.release()
+
+
+tracing = _Tracing()
 
 
 def eagerly(device: str | None, step: Callable[[], T]) -> T:
@@ -36,5 +65,11 @@ def apart(step: Callable[[], T]) -> T:
     Graphs, tapes, name scopes and Keras' scopes belong to a thread. A caller within
     ``tape.stop_recording()`` or `tf.init_scope` would have every gradient traced as zero.
     """
+    depth = tracing.depth
+
+    def here() -> T:
+        tracing.depth = depth
+        return step()
+
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(step).result()
+        return pool.submit(here).result()

@@ -8,12 +8,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from gradbridge.call_spec import CallSpec, argument_names
+from gradbridge.closures import surroundings
 from gradbridge.errors import GuestError, NotDifferentiableError, UnknownModelError
+from gradbridge.inspection import Stranger
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.options import GuestOptions
+from gradbridge.outside import names_in
 from gradbridge_tensorflow.functions import TensorFlowModel, called
 from gradbridge_tensorflow.isolation import eagerly
 from gradbridge_tensorflow.slots import filled, slot
@@ -38,17 +42,35 @@ class ModuleModel(TensorFlowModel):
             tuple(tuple(int(n) for n in v.shape) for v in self._own),
             tuple(v.dtype.name for v in self._own),
         )
-        self._asked = floating_dtype(options.dtype)
-        self._template, *self._places = _duplicated(module, self._asked)
-        own, others = self._places
-        floating = next((v.dtype for v in (*own, *others) if v.dtype.is_floating), None)
         self.label, self.device = type(module).__name__, compute_device(options.device)
-        self.dtypes, self.dtype = [v.dtype for v in own], self._asked or floating
+        self._computes(module, floating_dtype(options.dtype))
         self.argument_names = argument_names(_body(module))
         train = options.mode == "train"
         self._mode = dict.fromkeys(_mode_arguments(module), train)
-        self._rest = [v.read_value() for v in others]
-        self.draws = self._moves = train and bool(others)
+        self.draws = self._moves = train and bool(self._rest)
+
+    def _computes(self, module: tf.Module, dtype: tf.DType | None) -> None:
+        """Compute what a module computes, in a dtype; None keeps its own."""
+        self._asked, (self._template, own, others) = dtype, _duplicated(module, dtype)
+        floating = next((v.dtype for v in (*own, *others) if v.dtype.is_floating), None)
+        self.dtypes, self.dtype = [v.dtype for v in own], dtype or floating
+        self._places, self._rest = (own, others), [v.read_value() for v in others]
+        # Of the copy: what a user sets on the module later is not the bridge's.
+        self.surroundings = surroundings(_body(self._template))
+
+    def in_dtype(self, name: str) -> ModuleModel:
+        dtype, (own, others) = floating_dtype(name), self._places
+        if all(v.dtype == dtype for v in (*own, *others) if v.dtype.is_floating):
+            return self
+        twin = copy.copy(self)
+        eagerly(None, lambda: twin._computes(self._template, dtype))
+        return twin
+
+    def stranger(self, native: Any) -> Stranger:
+        for name, v in zip(self.layout.names, self._own):
+            if v is native:
+                return Stranger(f"the variable {name!r} of {self.label}, by way of a closure", True)
+        return super().stranger(native)
 
     def weights(self) -> Sequence[Any]:
         # Read from the user's module as it is now.
@@ -124,6 +146,8 @@ def _duplicated(
     if dtype is not None:
         constants = module._flatten(predicate=lambda x: isinstance(x, tf.Tensor) and x.dtype.is_floating)
         memo |= {id(t): tf.cast(t, dtype) for t in constants}
+        arrays = module._flatten(predicate=lambda x: isinstance(x, np.ndarray) and x.dtype.kind == "f")
+        memo |= {id(a): a.astype(dtype.as_numpy_dtype) for a in arrays}
     try:
         twin = copy.deepcopy(module, memo)
     except Exception as error:
@@ -155,6 +179,29 @@ def _mode_arguments(module: tf.Module) -> list[str]:
     return [name for name in ("training", "is_training") if name in parameters]
 
 
+def _makes_variables(module: tf.Module) -> bool:
+    """Whether the code that a call runs through names `tf.Variable`, as far as methods of the module go."""
+    methods = {
+        name: inspect.unwrap(method)
+        for cls in type(module).__mro__
+        if cls not in tf.Module.__mro__
+        for name, method in vars(cls).items()
+        if callable(method)
+    }
+    todo, reached = ["__call__"], {"__init__"}
+    while todo:
+        name = todo.pop()
+        code = getattr(methods.get(name), "__code__", None)
+        if name in reached or code is None:
+            continue
+        reached.add(name)
+        names = names_in(code)
+        if "Variable" in names:
+            return True
+        todo += names
+    return False
+
+
 def _refuse_unready(module: tf.Module) -> None:
     name = type(module).__name__
     if not callable(module):
@@ -168,6 +215,12 @@ def _refuse_unready(module: tf.Module) -> None:
             raise UnknownModelError(
                 f"{name} is a tf.Module that holds the Keras layer {layers[0].name!r}, and a tf.Module does not "
                 f"find the variables of Keras 3; make it a keras.Model"
+            )
+    for part in (module, *module.submodules):
+        if not part.variables and _makes_variables(part):
+            raise UnknownModelError(
+                f"{type(part).__name__} makes its variables when it is called, and has none yet; call it once on "
+                f"example inputs before you bridge it, so that the bridge knows its parameters"
             )
     for v in module.trainable_variables:
         if not v.dtype.is_floating:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from gradbridge.errors import GradbridgeError, Unsupported
 from gradbridge.program import Computation, Form, Program
 from gradbridge_tensorflow.isolation import apart, tracing
+from gradbridge_tensorflow.open_sizes import Looks
 from gradbridge_tensorflow.stages import Path, Stage, spread
 
 #: Kinds of leaves of one rank that a program is kept for, where each size is a kind of its own.
@@ -25,13 +26,16 @@ class TensorFlowProgram(Program):
         places: of the leaves that it is pulled back to.
         rows: of the leaves whose first axis is left open from the start. Functions may look at the number
             of rows; for theirs it is left open when a second one comes, as `tf.function` does.
+        looks: whether the model's Python code looks at sizes: then each is a kind of its own.
     """
 
     records = True
     merges_from = 16384  # the plain way names an operation that has no second derivative
 
-    def __init__(self, label: str, fn: Computation, places: tuple[int, ...], rows: Sequence[int]) -> None:
-        self.label, self.fn, self.places, self.rows = label, fn, places, rows
+    def __init__(
+        self, label: str, fn: Computation, places: tuple[int, ...], rows: Sequence[int], looks: Looks
+    ) -> None:
+        self.label, self.fn, self.places, self.rows, self.looks = label, fn, places, rows, looks
         self._kinds: dict[Any, list[Kind]] = {}
         self._latest: Kind | None = None
 
@@ -50,6 +54,12 @@ class TensorFlowProgram(Program):
         gradients = kept.stage.pull(kept, cotangents, many)
         return [gradients[i] for i in wanted]
 
+    def operations(self, kept: Kept) -> frozenset[str]:
+        return kept.stage.operations
+
+    def strangers(self, kept: Kept) -> Sequence[Any]:
+        return [v for v in kept.stage.variables if v.trainable]
+
     def pull_recorded(
         self, kept: Kept, cotangents: Sequence[Any], wanted: Sequence[int]
     ) -> tuple[Sequence[Any], Kept]:
@@ -66,7 +76,8 @@ class TensorFlowProgram(Program):
         if product is None or len(recorded.cotangents) != 1:
             raise Unsupported(f"a loop of {self.label} keeps lists of tensors, which cannot be met half-way")
         tangents = recorded.stage.heard(1, cotangents)
-        by_cotangents, left = product.to_boundary(*recorded.residuals, *tangents)
+        with recorded.stage.naming_what_is_missing():
+            by_cotangents, left = product.to_boundary(*recorded.residuals, *tangents)
         return spread(by_cotangents, product.outward), (recorded.base, left)
 
     def pull_merged(
@@ -77,7 +88,8 @@ class TensorFlowProgram(Program):
         total: list[Any] = [None] * len(self.places)
         for base, part in left:
             product = base.stage.product
-            (found,) = product.home(*base.residuals, *bars, *part)
+            with base.stage.naming_what_is_missing():
+                (found,) = product.home(*base.residuals, *bars, *part)
             total = [
                 b if a is None else a if b is None else a + b
                 for a, b in zip(total, spread(found, product.homeward))
@@ -104,7 +116,7 @@ class TensorFlowProgram(Program):
     def _traced(self, family: list[Kind], leaves: list[Any]) -> Kind:
         """Compile for as many shapes as the computation lets, this one among them."""
         exact = wide = [x.shape for x in leaves]
-        if not any(kind.is_rigid for kind in family):
+        if not self.looks.seen and not any(kind.is_rigid for kind in family):
             if family and not family[-1].stage.form.shapes:
                 wide = [a.most_specific_compatible_shape(b) for a, b in zip(family[-1].shapes, exact)]
             elif self.rows:
@@ -114,14 +126,19 @@ class TensorFlowProgram(Program):
                 ]
         if wide != exact:
             try:
-                return Kind(self, leaves, wide, False)
+                kind = Kind(self, leaves, wide, False)
             except GradbridgeError:
                 raise
             except Exception:
                 # A user's code that looks at the sizes fails in any way where one is open. If it was
                 # something else, it fails for these sizes as well, and says so.
                 return Kind(self, leaves, exact, True)
-        return Kind(self, leaves, exact, False)
+            if not kind.stage.looks_at_sizes:
+                return kind
+            # What it decided by an open size may be another thing for this one. A tf.function within it
+            # is not asked again by other programs of the model, so these are told.
+            self.looks.seen = True
+        return Kind(self, leaves, exact, self.looks.seen)
 
 
 class Kind:

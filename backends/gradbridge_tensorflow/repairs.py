@@ -5,9 +5,6 @@ derivative is right, because that of the variance by the mean is zero, and all h
 without a word. All that normalizes by statistics goes through it: Keras' LayerNormalization,
 GroupNormalization, and BatchNormalization in train mode.
 
-The gradients of bilinear resizing and of fake quantization are linear in what is pulled back, and
-declared not differentiable: tangents and second derivatives are zeros.
-
 `tf.recompute_grad` has no derivatives beyond the first, and the first only by what is passed as an
 argument or is a variable: tensors that stand for a layer's variables are neither, and would get
 zeros. What it wraps has them all, so nothing is recomputed in a bridge.
@@ -17,15 +14,15 @@ from __future__ import annotations
 
 import re
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import tensorflow as tf
-from tensorflow.python.ops import array_ops, custom_gradient, gen_image_ops, image_grad, nn_impl
+from tensorflow.python.framework import ops
+from tensorflow.python.ops import array_ops, custom_gradient, nn_impl
 
-_here = threading.local()
+from gradbridge_tensorflow.inlining import Function, inlined, is_inlinable
+from gradbridge_tensorflow.op_gradients import Registry, is_here, own_gradients
 
 
 @contextmanager
@@ -34,28 +31,23 @@ def repaired_derivatives() -> Iterator[None]:
 
     In this thread: elsewhere all stays as it is. So does a user's own `tf.stop_gradient`.
     """
-    before = _is_here()
     put: list[tuple[Any, str, Any]] = [
         (nn_impl, "array_ops", _ArrayOps()),
-        (image_grad, "gen_image_ops", _ImageOps()),
-        (array_ops, "fake_quant_with_min_max_args_gradient", _fake_quant_gradient),
+        (ops, "gradient_registry", Registry()),
+        (ops, "_gradient_registry", Registry()),
         (custom_gradient, "_graph_mode_decorator", _decorated),
+        (Function, "__call__", _called),
     ]
     put = [(module, name, mine) for module, name, mine in put if hasattr(module, name)]
     found = [(module, name, getattr(module, name)) for module, name, _ in put]
     for module, name, mine in put:
         setattr(module, name, mine)
-    _here.active = True
     try:
-        yield
+        with own_gradients():
+            yield
     finally:
-        _here.active = before
         for module, name, theirs in found:
             setattr(module, name, theirs)
-
-
-def _is_here() -> bool:
-    return getattr(_here, "active", False)
 
 
 class _ArrayOps:
@@ -66,90 +58,33 @@ class _ArrayOps:
 
     def stop_gradient(self, input: Any, name: str | None = None) -> Any:
         asked = sys._getframe(1).f_code
-        if _is_here() and asked.co_name == "moments":
+        if is_here() and asked.co_name == "moments":
             return input
         return array_ops.stop_gradient(input, name=name)
 
 
-class _ImageOps:
-    """TensorFlow's module of that name as the gradients of image operations see it."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(gen_image_ops, name)
-
-    def resize_bilinear_grad(self, grads: Any, original_image: Any, **how: Any) -> Any:
-        if not _is_here():
-            return gen_image_ops.resize_bilinear_grad(grads, original_image, **how)
-
-        @tf.custom_gradient
-        def pulled(grads: Any) -> Any:
-            size = tf.shape(grads)[1:3]
-
-            def back(moved: Any) -> Any:
-                return tf.cast(gen_image_ops.resize_bilinear(moved, size, **how), grads.dtype)
-
-            return gen_image_ops.resize_bilinear_grad(grads, original_image, **how), back
-
-        return pulled(grads)
-
-
 # Private names, which another version may not have: then nothing is put in their place.
-_their_fake_quant_gradient: Any = getattr(array_ops, "fake_quant_with_min_max_args_gradient", None)
 _their_decorated: Any = getattr(custom_gradient, "_graph_mode_decorator", None)
-
-
-def _fake_quant_gradient(gradients: Any, inputs: Any, *args: Any, **how: Any) -> Any:
-    if not _is_here():
-        return _their_fake_quant_gradient(gradients, inputs, *args, **how)
-
-    @tf.custom_gradient
-    def pulled(gradients: Any) -> Any:
-        def back(moved: Any) -> Any:  # a mask, which is its own transposed
-            return _fake_quant_gradient(moved, inputs, *args, **how)
-
-        return _their_fake_quant_gradient(gradients, inputs, *args, **how), back
-
-    return pulled(gradients)
 
 
 def _decorated(function: Any, args: Any, kwargs: Any) -> Any:
     """What a function with a gradient of its own does in a graph."""
-    if _is_here() and function.__qualname__ == "recompute_grad.<locals>.inner":
+    if is_here() and function.__qualname__ == "recompute_grad.<locals>.inner":
         within = dict(zip(function.__code__.co_freevars, function.__closure__))
         return within["f"].cell_contents(*args, **kwargs)
     return _their_decorated(function, args, kwargs)
 
 
-# Gradients that are linear in what is pulled back, and that TensorFlow declares not differentiable.
-_FLAT = {
-    "FakeQuantWithMinMaxArgsGradient",
-    "FakeQuantWithMinMaxVarsGradient",
-    "FakeQuantWithMinMaxVarsPerChannelGradient",
-    "ResizeBilinearGrad",
-    "SparseAddGrad",
-}
+_their_call = Function.__call__
 
 
-def flat_gradients(nodes: Sequence[Any]) -> Iterator[tuple[str, bool]]:
-    """The gradients in a graph that TensorFlow takes for constants.
-
-    Args:
-        nodes: of a graph or a function in it.
-
-    Yields:
-        For each, its operation, and whether it is repaired.
-    """
-    flat = {node.name: node.op for node in nodes if node.op in _FLAT}
-    readers = _readers(nodes) if flat else {}
-
-    def is_behind_a_gradient(name: str) -> bool:
-        return all(
-            "_gradient_op_type" in node.attr or (node.op == "Identity" and is_behind_a_gradient(node.name))
-            for node in readers.get(name, ())
-        )
-
-    for name, op in flat.items():
-        yield op, is_behind_a_gradient(name)
+def _called(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a `tf.function` does when it is called."""
+    return (
+        inlined(self, args, kwargs)
+        if is_here() and is_inlinable(self)
+        else _their_call(self, *args, **kwargs)
+    )
 
 
 def lost_moments(nodes: Sequence[Any], returned: Sequence[str] = ()) -> Iterator[bool]:

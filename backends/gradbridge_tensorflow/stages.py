@@ -10,21 +10,56 @@ computes nothing twice, however high its order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import tensorflow as tf
 
-from gradbridge.errors import GradbridgeError, Unsupported
+from gradbridge.errors import GradbridgeError, UnknownModelError, Unsupported
 from gradbridge.program import Computation, Form
+from gradbridge_tensorflow import callbacks
 from gradbridge_tensorflow.derivatives import LoopError, Order, Product
-from gradbridge_tensorflow.explain import refuse_foreign_operations, refuse_missing_derivatives
+from gradbridge_tensorflow.explain import bodies, refuse_foreign_operations, refuse_missing_derivatives
 from gradbridge_tensorflow.isolation import apart, tracing
+from gradbridge_tensorflow.open_sizes import looks_at_open_sizes
 from gradbridge_tensorflow.partition import TracedGraph, compiled
 from gradbridge_tensorflow.repairs import repaired_derivatives
 
 #: For each order, which of the gradients can be differentiated again, by their place among all.
 Path = tuple[tuple[int, ...], ...]
+
+#: Operations that only arrange numbers, or sum them up.
+_PLAIN = frozenset(
+    [
+        *(
+            "Placeholder",
+            "Const",
+            "Identity",
+            "IdentityN",
+            "NoOp",
+            "Reshape",
+            "Shape",
+            "Cast",
+            "Pack",
+            "Unpack",
+        ),
+        *(
+            "StridedSlice",
+            "ExpandDims",
+            "Squeeze",
+            "Fill",
+            "ZerosLike",
+            "OnesLike",
+            "Range",
+            "Tile",
+            "Sum",
+            "Prod",
+        ),
+        *("BroadcastTo", "BroadcastGradientArgs", "Maximum", "FloorDiv", "AddN"),
+    ]
+)
 
 # What `tf.vectorized_map` raises where it cannot map an operation.
 _UNMAPPABLE = (ValueError, TypeError, NotImplementedError, LookupError, AssertionError, tf.errors.OpError)
@@ -45,6 +80,7 @@ class Stage:
         forward: leaves ↦ (floating outputs, others, state after it, residuals).
         orders: the derivatives, from the first.
         product: the second order in one walk through the forward; None where there is none.
+        looks_at_sizes: whether Python code of the model looked at a size that the specs leave open.
     """
 
     def __init__(
@@ -81,12 +117,28 @@ class Stage:
         if True not in step.alive:
             return [None] * len(step.alive)
         heard = self.heard(depth, cotangents)
-        try:
+        with self.naming_what_is_missing():
             found = self._many(depth, step, residuals, heard) if many else step.pull(residuals, heard)
+        return spread(found, step.alive)
+
+    @contextmanager
+    def naming_what_is_missing(self) -> Iterator[None]:
+        """Run parts in a block; name the operation that has no derivative, if that is what they fail for."""
+        try:
+            yield
         except tf.errors.NotFoundError as error:
             refuse_missing_derivatives(error, self._whole.graph, self.label)
             raise
-        return spread(found, step.alive)
+
+    @property
+    def variables(self) -> Sequence[tf.Variable]:
+        """Variables that it reads when it runs."""
+        return self._whole.graph.variables  # type: ignore[no-any-return]
+
+    @cached_property
+    def operations(self) -> frozenset[str]:
+        """Kinds of operations of the computation and its derivatives that have a gradient worth a name."""
+        return frozenset(op.type for op in self._whole.graph.get_operations()) - _PLAIN
 
     def record(
         self, depth: int, residuals: Sequence[Any], cotangents: Sequence[Any]
@@ -117,7 +169,8 @@ class Stage:
         path, orders, products, traced = self.path, list[Order](), list[Product](), list[Any]()
 
         def joint(*leaves: tf.Tensor) -> None:
-            floats, others, form, after = fn(list(leaves))
+            with tf.variable_creator_scope(self._refuse_variable):
+                floats, others, form, after = fn(list(leaves))
             sources: list[Any] = [leaves[i] for i in places]
             outputs: Sequence[Any] = floats
             for level in range(0 if not places else 1 if merges and len(path) == 1 else len(path) + 1):
@@ -131,13 +184,22 @@ class Stage:
                 products.append(Product(self.label, mine, leaves, floats, ends, orders[0]))
             traced[:] = leaves, floats, others, form, after
 
-        with repaired_derivatives():
+        with repaired_derivatives(), looks_at_open_sizes() as looks:
             self._whole = compiled(joint, specs)  # held: functions that it calls are unregistered with it
+        self.looks_at_sizes = looks.seen
         leaves, floats, others, form, after = traced
-        refuse_foreign_operations(self._whole.graph, self.label, bool(places))
+        kinds = refuse_foreign_operations(self._whole.graph, self.label)
+        if kinds & callbacks.OPERATIONS:
+            self._callbacks = callbacks.functions_of(nodes for nodes, _ in bodies(self._whole.graph))
         self.form: Form = form
         self.orders, self.product = orders, products[0] if products else None
         self._cut(leaves, [floats, others, after])
+
+    def _refuse_variable(self, create: Any, **how: Any) -> Any:
+        raise UnknownModelError(
+            f"{self.label} makes a tf.Variable when it is called, and a bridge must know all of them before: call it "
+            f"once on example inputs before you bridge it, or make its variables in its constructor"
+        )
 
     def _cut(self, leaves: Sequence[tf.Tensor], outputs: list[Sequence[tf.Tensor]]) -> None:
         """Make the parts, from the last to the first: each keeps what the later ones read."""
@@ -180,23 +242,25 @@ class Stage:
     def _many(
         self, depth: int, step: Order | Product, residuals: Sequence[Any], cotangents: Sequence[Any]
     ) -> Sequence[Any]:
-        with tracing:
-            if depth not in self._mapped:
-                try:
-                    self._mapped[depth] = apart(step.mapped)
-                except GradbridgeError:
-                    raise
-                except _UNMAPPABLE as error:
-                    # What went wrong comes last, after the trace of TensorFlow's own code.
-                    why = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
-                    self._mapped[depth] = (
-                        f"TensorFlow cannot map the gradient of {self.label}: {' '.join(why)}"
-                    )
-        mapped = self._mapped[depth]
+        mapped = self._mapped.get(depth)
+        if mapped is None:
+            with tracing:
+                mapped = self._mapped[depth] = self._mapped.get(depth) or self._map(step)
         if isinstance(mapped, str):
             raise Unsupported(mapped)
         results: Sequence[Any] = mapped(*residuals, *cotangents)
         return results
+
+    def _map(self, step: Order | Product) -> Any:
+        """The step for many cotangents, compiled; or why there is none."""
+        try:
+            return apart(step.mapped)
+        except GradbridgeError:
+            raise
+        except _UNMAPPABLE as error:
+            # What went wrong comes last, after the trace of TensorFlow's own code.
+            why = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
+            return f"TensorFlow cannot map the gradient of {self.label}: {' '.join(why)}"
 
 
 def spread(found: Sequence[Any], alive: Sequence[bool]) -> Sequence[Any]:

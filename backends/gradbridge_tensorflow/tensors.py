@@ -11,8 +11,11 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.ops import EagerTensor
 
+from gradbridge.arrays import ALIGNED_FROM, ALIGNMENT, aligned_copy
 from gradbridge.errors import InputError, OptionError
 from gradbridge.layout import Array, ParameterLayout
+from gradbridge.options import floating_name
+from gradbridge.wording import first_line
 
 FLOATING = {
     "float64": tf.float64,
@@ -20,7 +23,6 @@ FLOATING = {
     "float16": tf.float16,
     "bfloat16": tf.bfloat16,
 }
-_ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
 
 
 def floating_dtype(name: str | None) -> tf.DType | None:
@@ -29,12 +31,8 @@ def floating_dtype(name: str | None) -> tf.DType | None:
     Raises:
         OptionError: not a floating dtype.
     """
-    if name is None:
-        return None
-    dtype = FLOATING.get(_ALIASES.get(name, name))
-    if dtype is None:
-        raise OptionError(f"dtype must be one of {', '.join(FLOATING)}, got {name!r}")
-    return dtype
+    full = floating_name(name, tuple(FLOATING))
+    return None if full is None else FLOATING[full]
 
 
 def compute_device(device: Any) -> str | None:
@@ -50,9 +48,8 @@ def compute_device(device: Any) -> str | None:
         with tf.device(device):
             placed = tf.constant(0.0).device
     except (RuntimeError, ValueError, TypeError, tf.errors.OpError) as error:
-        first = str(error).splitlines()[0]
         raise OptionError(
-            f"device {device!r} cannot be used here: {first}; leave it out or use one of {', '.join(have)}"
+            f"device {device!r} cannot be used here: {first_line(error)}; leave it out or use one of {', '.join(have)}"
         ) from error
     # Soft placement would put it elsewhere in silence.
     wanted = tf.DeviceSpec.from_string("/" + str(device).strip("/"))
@@ -112,9 +109,10 @@ def to_tensor(array: Any, dtype: tf.DType | None, lent: bool = False) -> tf.Tens
 def cut(vector: Array, layout: ParameterLayout, dtypes: Sequence[tf.DType]) -> list[tf.Tensor]:
     """The flat vector → a tensor per weight, all of them in one copy, each of them aligned in it."""
     one = dtypes[0] if len(set(dtypes)) == 1 else None
-    if one is None or one == tf.bfloat16 or type(vector) is not np.ndarray or vector.size * one.size < _LARGE:
+    small = one is None or one == tf.bfloat16 or vector.size * one.size < ALIGNED_FROM
+    if small or type(vector) is not np.ndarray:
         return [to_tensor(weight, dtype) for weight, dtype in zip(layout.cut(vector), dtypes)]
-    step = _ALIGNMENT // one.size
+    step = ALIGNMENT // one.size
     starts = [0, *itertools.accumulate(-(-size // step) * step for size in layout.sizes)]
     own = _aligned(starts[-1], np.dtype(one.as_numpy_dtype))
     tensors = []
@@ -144,10 +142,6 @@ def to_array(tensor: tf.Tensor) -> Array:
 _NUMPY = {dtype: np.dtype(carrier(dtype).as_numpy_dtype) for dtype in FLOATING.values()}
 _NUMPY |= {tf.complex64: np.dtype(np.float32), tf.complex128: np.dtype(np.float64)}
 
-# Bytes from which a copy costs more than the call that makes it.
-_LARGE = 1 << 16
-_ALIGNMENT = 64
-
 # A tensor of its own class takes an array as it is, if it is aligned, and copies it otherwise. The
 # class by its name: making a tensor to ask for its type would start TensorFlow when this is imported,
 # and nobody could set its threads or devices after that.
@@ -165,7 +159,7 @@ def _imported(array: Any) -> Any:
     except (tf.errors.OpError, BufferError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"tensorflow cannot take a {type(array).__name__} of dtype {getattr(array, 'dtype', 'unknown')} "
-            f"({str(error).splitlines()[0]}); convert it to a NumPy array"
+            f"({first_line(error)}); convert it to a NumPy array"
         ) from error
 
 
@@ -195,14 +189,10 @@ def _taken(array: Array, dtype: np.dtype[Any], lent: bool) -> tf.Tensor:
         return tf.constant(array.astype(dtype, copy=False))
     if lent and array.dtype == dtype:
         return _Tensor(np.ascontiguousarray(array).reshape(array.shape), _host(), None)
-    if array.size * dtype.itemsize < _LARGE:
-        return _Tensor(np.array(array, dtype=dtype, order="C"), _host(), None)
-    own = _aligned(array.size, dtype).reshape(array.shape)
-    own[...] = array
-    return _Tensor(own, _host(), None)
+    return _Tensor(aligned_copy(array, dtype), _host(), None)
 
 
 def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
-    raw = np.empty(size * dtype.itemsize + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
+    raw = np.empty(size * dtype.itemsize + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size * dtype.itemsize].view(dtype)

@@ -37,6 +37,8 @@ class Deep:
         module: the copy.
         tensors: (holder, key, tensor) for every place of it in which a tensor stands: ``holder[key] = other``
             puts another one there, whatever the holder is.
+        kept: likewise for results that a dictionary or an attribute holds, neither parameters nor saved buffers:
+            tensors, and tuples and lists of them.
 
     Raises:
         GuestError: the module cannot be copied.
@@ -53,6 +55,7 @@ class Deep:
         self._entered: set[int] = set()
         self._led: set[int] = set()
         self.tensors: list[tuple[Any, Any, torch.Tensor]] = []
+        self.kept: list[tuple[Any, Any, Any]] = []
         try:
             self.module: nn.Module = self._copied(module)
         except Exception as error:
@@ -153,6 +156,8 @@ class Deep:
                 followed = self._followed(item)
                 if followed is not item:
                     holder[key] = item = followed
+                if isinstance(holder, dict) and _is_result(item):
+                    self.kept.append((holder, key, item))
                 if isinstance(item, torch.Tensor):
                     self.tensors.append((holder, key, item))
                 elif isinstance(item, (tuple, *BUILTIN_METHODS, types.MethodType)):
@@ -227,6 +232,12 @@ class Deep:
         self._note(original, twin)
         self._copies[id(twin)] = twin
         return twin
+
+
+def _is_result(item: Any) -> bool:
+    if type(item) in (tuple, list):
+        return all(map(_is_result, item))
+    return isinstance(item, torch.Tensor) and not isinstance(item, nn.Parameter)
 
 
 def _referent(reference: Any) -> Any:

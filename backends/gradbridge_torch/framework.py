@@ -24,12 +24,12 @@ from gradbridge.framework import (
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.protocol import ArraySpec, Traits
 from gradbridge_torch.beside import without_graph
+from gradbridge_torch.foreign import foreign_leaves
 from gradbridge_torch.forward_mode import pushed
 from gradbridge_torch.graphs import (
     Gradients,
     Graph,
     differentiated,
-    foreign_leaves,
     refuse_cut_graph,
     run_backward,
 )
@@ -85,6 +85,7 @@ class TorchFramework(RecordedVJPs):
 
     #: torch's own, without a call of ours.
     is_complex = staticmethod(torch.is_complex)
+    floating_dtype = staticmethod(floating_dtype)
 
     def border(self, layout: ParameterLayout, dtypes: Sequence[Any]) -> TorchBorder:
         with set_aside():
@@ -95,11 +96,6 @@ class TorchFramework(RecordedVJPs):
 
     def is_inexact(self, native: torch.Tensor) -> bool:
         return native.is_floating_point() or native.is_complex()
-
-    def floating_dtype(self, name: str) -> torch.dtype:
-        dtype = floating_dtype(name)
-        assert dtype is not None
-        return dtype
 
     def cast(self, native: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return native.to(like.dtype)
@@ -225,6 +221,9 @@ class TorchProgram(Program):
                 self._doubt_unused(kept)
                 break
         return gradients
+
+    def operations(self, kept: Graph) -> frozenset[str]:
+        return kept.kinds()
 
     def strangers(self, kept: Graph) -> Sequence[torch.Tensor]:
         return foreign_leaves(kept.outputs, kept.given)

@@ -79,6 +79,10 @@ class Graph(NamedTuple):
             self.known[:] = operations(self.outputs)
         return self.known
 
+    def kinds(self) -> frozenset[str]:
+        """Of its operations."""
+        return frozenset([node.name() for node in self.nodes()])
+
     def connected(self, cotangents: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Outputs that depend on something, with their cotangents."""
         return [(y, c) for y, c in zip(self.outputs, cotangents) if y is not None and y.requires_grad]
@@ -185,31 +189,6 @@ def operations(outputs: Iterable[torch.Tensor | None]) -> list[Node]:
             nodes.append(node)
             stack += [parent for parent, _ in node.next_functions]
     return nodes
-
-
-def foreign_leaves(outputs: Iterable[torch.Tensor | None], given: Iterable[Any]) -> list[torch.Tensor]:
-    """Leaves with a gradient that outputs come from, and that the computation was not given."""
-    seen: set[Any] = {None}
-    stack, leaves = [], []
-    for output in outputs:
-        if output is not None and output.grad_fn is not None:
-            stack.append(output.grad_fn)
-        elif output is not None and output.requires_grad:
-            leaves.append(output)
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is None:
-            for parent, _ in node.next_functions:
-                if parent not in seen:
-                    stack.append(parent)
-        else:
-            leaves.append(variable)
-    own = set(map(id, given))
-    return list({id(leaf): leaf for leaf in leaves if id(leaf) not in own}.values())
 
 
 def recorded_gradients(
@@ -335,5 +314,6 @@ def refuse_fused(outputs: Iterable[torch.Tensor], label: str) -> None:
         raise HigherOrderError(
             f"a derivative of the gradient of {label} was asked for that differentiates {fused} once more than torch "
             f"can: its result would be wrong (third derivatives of LayerNorm and BatchNorm, second ones of weight "
-            f"norm and of sparse embeddings, are); write the layer with elementary operations, or use lower orders only"
+            f"norm, of sparse embeddings and of fast attention, are); write the layer with elementary operations "
+            f"(attention: within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), or use lower orders only"
         )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any, ClassVar, Self
 
+import keras
+from torch import nn
+
 from gradbridge.inspection import Stranger
 from gradbridge.protocol import GuestOptions
 from gradbridge_keras.stateless import StatelessModel
@@ -21,12 +24,24 @@ class KerasModel(StatelessModel, TensorFunction):
         self._kept: Any = None
         self._isolates = False
         super().__init__(model, options)
+        # Parameters that modules of torch within the model read by themselves: (module, name, variable).
+        places = {id(v._value): place for place, v in enumerate(self._snapshot.variables)}
+        self._slots = [
+            (index, name, places[id(parameter)])
+            for index, module in enumerate(_torch_modules(self._snapshot.as_it_was))
+            for name, parameter in module._parameters.items()
+            if id(parameter) in places
+        ]
 
-    def twin(self) -> Any:
-        if self._isolates:
-            return super().twin()
+    def twin(self, values: Any = ()) -> Any:
+        if self._isolates or self._slots:
+            twin = super().twin(values)
+            modules = _torch_modules(twin)
+            for index, name, place in self._slots if values else ():
+                modules[index]._parameters[name] = values[place]
+            return twin
         if self._kept is None:
-            self._kept = super().twin()
+            self._kept = super().twin(values)
         return self._kept
 
     def fresh(self) -> Self:
@@ -44,3 +59,14 @@ class KerasModel(StatelessModel, TensorFunction):
             if v._value is native:
                 return Stranger(f"{v.path}, read from the model itself", True)
         return super().stranger(native)
+
+
+def _torch_modules(model: Any) -> list[nn.Module]:
+    """The modules within a Keras model that are torch's own, in an order that copies keep."""
+    return [
+        module
+        for layer in model._flatten_layers()
+        for name, child in layer._modules.items()
+        if child is not None and name != "_torch_params" and not isinstance(child, keras.Layer)
+        for module in child.modules()
+    ]

@@ -26,7 +26,8 @@ from gradbridge_torch.admission import (
     writes,
 )
 from gradbridge_torch.copies import Deep
-from gradbridge_torch.isolation import TorchModel
+from gradbridge_torch.isolation import TorchModel, seeded
+from gradbridge_torch.memos import stale
 from gradbridge_torch.places import count
 from gradbridge_torch.replicas import EMPTIED, Replica, lent
 from gradbridge_torch.strangers import stranger
@@ -74,7 +75,11 @@ class ModuleModel(TorchModel):
         self._is_asked = has_code or self.differentiates
         self._module, self._named, self._device, self._is_train = module, named, device, is_train
         # As it is now, in its own dtypes and mode; its trainable parameters are the user's, and never read.
-        self._snapshot = Deep(module, {id(p): p for p in named.values()}).module
+        snapshot = Deep(module, {id(p): p for p in named.values()})
+        self._snapshot = snapshot.module
+        # What it keeps may be results of parameters: those that it has now.
+        self._kept = snapshot.kept if has_code and named else []
+        self._then = [p.detach().clone() for p in named.values()] if self._kept else []
         has_buffers = any(True for _ in self._snapshot.buffers())
         self._moves = is_train and has_buffers
         # A forward of the user's may write to buffers in eval mode, too.
@@ -95,7 +100,8 @@ class ModuleModel(TorchModel):
         self.dtype = dtype or next((t.dtype for t in tensors if t.is_floating_point()), None)
         self.other_default = dtype
         self._placement = (dtype, self._device)
-        self._template = _converted(self._snapshot, *self._placement, placeholders)
+        converted = _converted(self._snapshot, *self._placement, placeholders)
+        self._template, self._results = converted.module, converted.kept if self._kept else []
         self._template.train(self._is_train)
         for tensor in (*self._template.buffers(), *self._template.parameters()) if self._lends else ():
             lent(tensor.detach())  # makes its memory copy-on-write, before any thread asks for it
@@ -125,7 +131,7 @@ class ModuleModel(TorchModel):
 
     def native(self, weights: Sequence[Any]) -> nn.Module:
         # In the dtype and on the device of the computation, in the user's mode.
-        own = _converted(self._snapshot, *self._placement, [])
+        own = _converted(self._snapshot, *self._placement, []).module
         new = {
             name: to_tensor(w, dtype, self.device, False)
             for name, w, dtype in zip(self.layout.names, weights, self.dtypes)
@@ -145,6 +151,8 @@ class ModuleModel(TorchModel):
             # All are tracked, or none; a transform of torch.func lets nobody track another one.
             if weights and not weights[0].requires_grad and (self.differentiates or _stack() is None):
                 self.tracked(weights)
+            if self._results and _stack() is None and type(weights[0]) is torch.Tensor:
+                self._forget(inputs, spec)
         args, kwargs = spec.bind(inputs)
         # A replica is nobody else's until it is given back; fake tensors are not to stay in one.
         isolates = self._isolates or (bool(weights) and type(weights[0]) is not torch.Tensor)
@@ -196,6 +204,22 @@ class ModuleModel(TorchModel):
     def stranger(self, native: torch.Tensor) -> Stranger:
         return stranger(native, self._module, self._named, list(self._replicas))
 
+    def _forget(self, inputs: Sequence[Any], spec: CallSpec) -> None:
+        """At the first call: let the template be without results of its parameters as they were."""
+        with self._lock, seeded(0, self.device):
+            results, self._results = self._results, []
+            if not results:
+                return
+            weights = [to_tensor(w, d, self.device, False) for w, d in zip(self._then, self.dtypes)]
+            saved = set(map(id, self._template.state_dict(keep_vars=True).values()))
+            places = [i for i, (_, _, value) in enumerate(results) if id(value) not in saved]
+            for place, deletes in stale(self._new_replica, weights, places, inputs, spec.bind):
+                for holder, key, _ in (results[place], self._kept[place]):
+                    if deletes:
+                        holder.pop(key, None)
+                    elif key in holder:
+                        holder[key] = None
+
     # -- replicas -----------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -235,7 +259,7 @@ def _converted(
     dtype: torch.dtype | None,
     device: torch.device | None,
     shared: Sequence[torch.Tensor],
-) -> nn.Module:
+) -> Deep:
     """A copy of a module in a dtype and on a device, but for some tensors, which are the module's own."""
     copied = Deep(module, {id(t): t for t in shared})
     done: dict[int, torch.Tensor] = {id(t): t for t in shared}  # tied tensors stay tied
@@ -248,7 +272,7 @@ def _converted(
             done[id(tensor)] = _moved(tensor, in_precision(tensor.dtype, dtype), device)
         if done[id(tensor)] is not tensor:
             holder[key] = done[id(tensor)]
-    return copied.module
+    return copied
 
 
 def _moved(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device | None) -> torch.Tensor:

@@ -22,7 +22,7 @@ ATOMS = frozenset(
 )
 
 #: More objects than these are not looked at: a module may lead to the whole program.
-MANY = 200_000
+MANY = 50_000
 
 #: Not entered: what has no places of its own, or belongs to the whole process.
 CLOSED = (torch.Tensor, type, types.ModuleType, torch.jit.ScriptModule, torch.Generator)

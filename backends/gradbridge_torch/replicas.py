@@ -50,7 +50,7 @@ class Replica:
         for frozen in template.parameters():
             own.setdefault(id(frozen), _lent_parameter(frozen) if lends else frozen)
         copied = Deep(template, {**own, **{id(b): b for b in template.buffers()}}, lent)
-        self.module = copied.module
+        self.module, self.kept = copied.module, copied.kept
         indices = {id(p): i for i, p in enumerate(trainable)}
         #: (holder, key, index of the parameter): wherever one stands, in a registered place or any other; tied
         #: parameters have several slots.

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge import trees
 from gradbridge.admission import as_array as as_array
 from gradbridge.admission import plain_array
 from gradbridge.errors import (
@@ -104,23 +103,30 @@ def check_params(params: Any, layout: ParameterLayout, label: str) -> np.dtype[A
     return _check_unusual(np.dtype(dtype), tuple(shape), layout, label)
 
 
-def params_vector(params: Any, layout: ParameterLayout, label: str) -> Float64Vector:
-    """Params as a vector or as a tree, checked alike, as a new vector.
+def params_vector(params: Any, layout: ParameterLayout, label: str) -> tuple[Float64Vector, np.dtype[Any]]:
+    """Params as a vector or as a tree, checked alike.
 
     Args:
         params: (P,) real, or what `ParameterLayout.ravel` takes.
         layout: that they are to fit.
         label: of the model.
 
+    Returns:
+        (a new vector, the host's dtype).
+
     Raises:
         ParamsDtypeError, ParamsShapeError, LayoutError, InputError
     """
-    is_list = isinstance(params, (list, tuple)) and not any(hasattr(x, "shape") for x in params)
-    if trees.is_container(params) and not is_list:
-        return layout.ravel(params)
+    if layout.is_tree(params):
+        floating = [
+            d
+            for d in (getattr(x, "dtype", None) for x in layout.arrays(params))
+            if getattr(d, "kind", "") == "f"
+        ]
+        return layout.ravel(params), np.result_type(*floating) if floating else np.dtype(np.float64)
     vector = as_array(params, f"params of {label}")
-    check_params(vector, layout, label)
-    return np.array(vector, np.float64)
+    dtype = check_params(vector, layout, label)
+    return np.array(vector, np.float64), dtype
 
 
 _FLOAT64 = type(np.dtype(np.float64))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from gradbridge import borders, trees
+from gradbridge.audit.examination import audited
 from gradbridge.audit.findings import Audit
+from gradbridge.audit.report import AuditReport, Finding
 from gradbridge.call_spec import CallSpec
 from gradbridge.capabilities import Capabilities, capabilities_of
 from gradbridge.choice import find_backend
@@ -131,24 +132,43 @@ class Bridge(Calling):
         """A native model of the guest's framework holding these parameters.
 
         Args:
-            params: (P,) real.
+            params: as for a call: (P,) real, or a tree of arrays.
 
         Returns:
             A new model; the one that was bridged is not touched.
 
         Raises:
-            ParamsShapeError, ParamsDtypeError
+            ParamsShapeError, ParamsDtypeError, LayoutError, InputError
         """
-        vector = borders.as_array(params, f"params of {self._adapter.label}")
-        dtype = borders.check_params(vector, self.layout, self._adapter.label)
-        adapter = self._precisions.of(dtype).adapter
-        return adapter.model(self.layout.cut(np.array(vector, dtype=np.float64)))
+        vector, dtype = borders.params_vector(params, self.layout, self._adapter.label)
+        return self._precisions.of(dtype).adapter.model(self.layout.cut(vector))
 
     @property
     def capabilities(self) -> Capabilities:
         """What works through this bridge, what does not and why, and what it costs; prints as a table."""
         title = f"{self._adapter.label}, differentiated by {self._host_name}"
         return capabilities_of(self._adapter, title, self._settings, self._latest, self._outputs is not None)
+
+    def audit(
+        self, params: Any, *inputs: Any, told: Callable[[Finding], None] | None = None, **kwargs: Any
+    ) -> AuditReport:
+        """Find out all that can be found out about the model at one point (law 10).
+
+        Whether it computes with the params and inputs alone and gives the same again; its precision; its
+        gradient against differences, its JVP, second and third derivatives and Jacobians against
+        independent ones; other batch sizes, dtypes and threads; and whether the user's model is as it was.
+        It makes some hundred evaluations, changes nothing, and refuses nothing.
+
+        Args:
+            params, *inputs, **kwargs: as for a call.
+            told: is handed each row as soon as it is known, for who shows progress.
+
+        Returns:
+            The rows; prints as a table, and is true where nothing is wrong. What a difference of values does not
+            confirm is a note: a model may have a gradient of its own (straight-through estimators).
+        """
+        title = f"audit of {self._adapter.label}, {self.layout.size} params"
+        return audited(self._point(params, inputs, kwargs), lambda: self.params.tobytes(), title, told)
 
     def output_spec(self, *inputs: Any, **kwargs: Any) -> Any:
         """Shapes and dtypes of the outputs, without computing them.
@@ -174,11 +194,14 @@ class Bridge(Calling):
         """Write parameters to a safetensors file, with their layout.
 
         Args:
-            path: the file.
-            params: (P,) real.
+            path: the file. It is written whole or not at all; where it is a link, what that leads to is
+                written, and a file that is there keeps its mode.
+            params: as for a call: (P,) real, or a tree of arrays.
 
         Raises:
-            ParamsShapeError: they do not fit the layout.
+            ParamsShapeError, ParamsDtypeError, LayoutError, InputError: they do not fit the layout.
+            ParamsFileError: what is there is no regular file.
+            OSError: it cannot be written there.
         """
         save_params(path, params, self.layout)
 

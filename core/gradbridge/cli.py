@@ -92,7 +92,7 @@ _BUILT_IN = dict(cli.commands)
 
 def main() -> None:
     """Entry point of the console script: core's commands and every plugin's."""
-    cli.commands = {**_plugin_commands(default_registry()), **_BUILT_IN}
+    cli.commands = {**cli.commands, **_plugin_commands(default_registry()), **_BUILT_IN}
     cli(prog_name="gradbridge")
 
 

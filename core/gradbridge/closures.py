@@ -27,35 +27,35 @@ from gradbridge.outside import Look, differing
 _STATES, _MANY = 16, 8
 
 
-def surroundings(function: Callable[..., Any]) -> Surroundings | None:
-    """What a callable reads from outside; None where that is nothing but modules, so that nothing is to be watched.
+def surroundings(*functions: Callable[..., Any]) -> Surroundings | None:
+    """What callables read from outside; None where that is nothing but modules, so that nothing is to be watched.
 
     Args:
-        function: a function, a method, a partial one, or an object with ``__call__``.
+        functions: functions, methods, partial ones, or objects with ``__call__``.
     """
-    found = Surroundings(function)
+    found = Surroundings(*functions)
     return found if found.is_watching else None
 
 
 class Surroundings:
-    """What a function reads from outside; called, it gives a key that is another one where that has changed.
+    """What functions read from outside; called, it gives a key that is another one where that has changed.
 
     Args:
-        function: a callable.
+        functions: callables.
 
     Attributes:
         now: how all of it was when it was looked at last.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
+    def __init__(self, *functions: Callable[..., Any]) -> None:
+        self._functions = functions
         self._ignored: set[str] = set()
         self._states: OrderedDict[Hashable, int] = OrderedDict()
         self._lock = threading.Lock()
         self._count = 0
         self.now = self._looked()
         self._state = self._number(self.now)
-        self._label = getattr(function, "__name__", type(function).__name__)
+        self._label = ", ".join(getattr(f, "__name__", type(f).__name__) for f in functions)
 
     def __call__(self) -> int:
         """A number for the present state, the same one whenever it is the same."""
@@ -65,7 +65,7 @@ class Surroundings:
     @property
     def is_watching(self) -> bool:
         """Whether there is anything that could change."""
-        return bool(self.now.marks)
+        return self.now.may_change
 
     def require(self, state: int) -> None:
         """Make sure that a call can be computed once more.
@@ -76,9 +76,9 @@ class Surroundings:
         Raises:
             GuestError: it is another one by now.
         """
-        known = self.now
         if self() != state:
-            changed = ", ".join(sorted(differing(known, self.now))) or "something"
+            known: Any = next((key for key, known in self._states.items() if known == state), ())
+            changed = ", ".join(sorted(differing(dict(known), self.now.marks))) or "something"
             raise GuestError(
                 f"{self._label} reads {changed} from outside, which changed after the call whose derivative was "
                 f"asked for; make it an argument, or change it after the derivative"
@@ -106,7 +106,7 @@ class Surroundings:
             return
         with self._lock:
             state = self._number(before)
-            self._ignored |= differing(before, self._looked())
+            self._ignored |= differing(before.marks, self._looked().marks)
             self.now = self._looked()
             self._state = self._states[self.now.key] = state
 
@@ -121,7 +121,7 @@ class Surroundings:
             self.now, self._state = now, state
         if count < _MANY == self._count:
             warnings.warn(
-                f"{self._label} reads {', '.join(sorted(differing(before, now)))} from outside, which has changed "
+                f"{self._label} reads {', '.join(sorted(differing(before.marks, now.marks)))} from outside, which has changed "
                 f"{count} times: each value is compiled anew; make it an argument",
                 GradbridgeWarning,
                 stacklevel=2,
@@ -140,7 +140,8 @@ class Surroundings:
         names: set[str] = set()
         while True:  # until no function brings another name
             count, look = len(names), Look(names, self._ignored)
-            look.see("", self._function)
+            for function in self._functions:
+                look.see("", function)
             if len(names) == count:
                 return look
 
@@ -148,4 +149,4 @@ class Surroundings:
         return self  # what a function reads is that of its copies
 
     def __reduce__(self) -> Any:
-        return Surroundings, (self._function,)
+        return Surroundings, self._functions

@@ -39,7 +39,7 @@ def checked_half(role: str, half: Any, said: str) -> Any:
 
 def _adapted(half: GuestHalf, said: str, model: Any, options: GuestOptions) -> Adapter:
     """What a guest half makes of a model, looked at before it is used."""
-    adapter = half(model, options)
+    adapter = _called(half, said, model, options)
     if not isinstance(adapter, Adapter):
         raise PluginError(
             f"{said} returned {_kind(adapter)} for a {type(model).__name__}, and should return a gradbridge.Adapter"
@@ -55,10 +55,17 @@ def _adapted(half: GuestHalf, said: str, model: Any, options: GuestOptions) -> A
 
 def _built(half: Callable[..., Any], said: str, architecture: Any, arrays: dict[str, Any]) -> Any:
     """What a builder makes of an architecture."""
-    model = half(architecture, arrays)
+    model = _called(half, said, architecture, arrays)
     if model is None:
         raise PluginError(f"{said} returned None for {architecture.name!r}, and should return a native model")
     return model
+
+
+def _called(half: Callable[..., Any], said: str, *arguments: Any) -> Any:
+    try:
+        return half(*arguments)
+    except SystemExit as error:  # the user's program goes on; what else is raised is about the user's model
+        raise PluginError(f"{said} asked to exit: {error}") from error
 
 
 def _kind(value: Any) -> str:

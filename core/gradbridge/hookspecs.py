@@ -28,12 +28,19 @@ def gradbridge_backend() -> Backend:  # type: ignore[empty-body]
 
 @hookspec
 def gradbridge_commands(cli: click.Group) -> None:
-    """Add commands to the `gradbridge` command line."""
+    """Add commands to the `gradbridge` command line. Names that there are already stay what they are.
+
+    Args:
+        cli: a group of this plugin's own, whose commands are taken over.
+    """
 
 
 @hookspec
 def gradbridge_update(step: Step) -> None:
-    """Observe that parameters were loaded. The record says which bridge, which shapes, how long."""
+    """Observe that parameters were loaded. The record says which bridge, which shapes, how long.
+
+    What an observer raises is warned of, once, and changes no number.
+    """
 
 
 @hookspec

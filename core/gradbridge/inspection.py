@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Self
 
 
@@ -59,3 +59,14 @@ class Inspectable:
             residuals: of the call.
         """
         return ()
+
+    def operations(self, residuals: Any) -> Hashable:
+        """Which operations a call was made of, as far as that shows; None where it does not, as here.
+
+        Python that branches on numbers makes calls of different ones: what was found to be right for some is
+        looked at again for others.
+
+        Args:
+            residuals: of the call.
+        """
+        return None

@@ -97,6 +97,18 @@ class ParameterLayout:
         self.check(arrays)
         return self.join(arrays)
 
+    def is_tree(self, params: Any) -> bool:
+        """Whether params are given as the tree of arrays, rather than as the flat vector.
+
+        Args:
+            params: concrete, or a tree of traced arrays.
+        """
+        if trees.is_container(params):
+            is_ours = self.structure is not None and trees.flatten(params)[1] == self.structure
+            return is_ours or not _only_scalars(params)
+        is_bare = self.structure is not None and self.structure.is_leaf()
+        return is_bare and np.shape(params) == self.shapes[0] != (self.size,)
+
     def check(self, arrays: Sequence[Any], of: str = "") -> None:
         """Refuse arrays that are not the parameters of this layout; reads only their shapes and dtypes.
 
@@ -131,11 +143,11 @@ class ParameterLayout:
         Raises:
             LayoutError: the vector is not of shape (size,).
         """
-        shape = tuple(params.shape) if hasattr(params, "shape") else np.shape(params)
+        if not hasattr(params, "reshape"):
+            params = as_array(params, "params")
+        shape = tuple(params.shape)
         if shape != (self.size,):
             raise LayoutError(f"expected params of shape {(self.size,)}, got {shape}")
-        if not hasattr(params, "reshape"):
-            params = np.asarray(params)
         return {
             name: params[where].reshape(shape)
             for name, shape, where in zip(self.names, self.shapes, self.slices)
@@ -212,6 +224,13 @@ class ParameterLayout:
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
         return "\n".join([*lines, f"{self.size} numbers"])
+
+
+def _only_scalars(value: Any) -> bool:
+    """Whether a list, nested or not, is one of numbers (or of text, say): an array, as everywhere in NumPy."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_only_scalars, value))
+    return not hasattr(value, "shape") and not trees.is_container(value)
 
 
 def _as_array(name: str, value: Any) -> Array:

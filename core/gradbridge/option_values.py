@@ -58,6 +58,15 @@ def whole(words: str, least: int | None = None) -> Takes:
     return Takes(words, fits)
 
 
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, (bool, np.bool_))
+
+
+def _is_positive(value: Any) -> bool:
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return is_number and 0 < value < float("inf")
+
+
 def _plain_type(value: Any) -> type:
     return str if isinstance(value, str) else type(value)
 
@@ -71,12 +80,20 @@ def _is_device(value: Any) -> bool:
     return not isinstance(value, (bool, float, complex, bytes, list, tuple, dict, set, frozenset, np.ndarray))
 
 
+#: What is or is not.
+FLAG = Takes("True or False", _is_flag)
+#: A name, or any other text.
+TEXT = Takes("a name", _is_text)
+POSITIVE = Takes("a positive number", _is_positive)
+#: Whatever the backend makes of it, and refuses itself.
+ANYTHING = Takes("anything", lambda value: True)
+
 _DTYPE = "a floating dtype or the name of one, such as 'float64'"
 
 OPTIONS: dict[str, Takes] = {
     "backend": Takes("the name of a backend, or None", lambda value: value is None or _is_text(value)),
     "host": Takes("the name of a backend", _is_text),
-    "name": Takes("a name", _is_text),
+    "name": TEXT,
     "registry": Takes(
         "a gradbridge.registry.Registry, or None", lambda value: value is None or hasattr(value, "observing")
     ),
@@ -88,8 +105,8 @@ OPTIONS: dict[str, Takes] = {
     "reuse": whole("a number of evaluations to remember, 0 or more", 0),
     "rows_per_chunk": whole("a number of rows, 1 or more", 1),
     "max_chunk": whole("a number of bytes, 1 or more", 1),
-    "check_finite": Takes("True or False", lambda value: isinstance(value, (bool, np.bool_))),
-    "names": Takes("True or False", lambda value: isinstance(value, (bool, np.bool_))),
+    "check_finite": FLAG,
+    "names": FLAG,
     "device": Takes("a device of the backend's framework, or the name of one", _is_device),
     "dtype": Takes(_DTYPE, lambda value: value is None or bool(dtype_name(value))),
 }

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from gradbridge.admission import as_array, refuse_more_than_numbers
 from gradbridge.errors import OptionError
 from gradbridge.layout import Array
-from gradbridge.option_values import check_options, dtype_name
+from gradbridge.option_values import Takes, check_options, dtype_name
 from gradbridge.wording import suggestion
 
 _ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
 
 
-def refuse_unknown_options(backend: str, options: dict[str, Any], known: Sequence[str]) -> None:
-    """Raise for options that a guest half does not know.
+def refuse_unknown_options(
+    backend: str, options: dict[str, Any], known: Sequence[str] | Mapping[str, Takes]
+) -> None:
+    """Raise for options that a guest half does not know, or with values that they do not take.
+
+    Args:
+        backend: its name.
+        options: as the user gave them; None is left to the guest half, as if it was not given.
+        known: their names; or, by name, what they take.
 
     Raises:
-        OptionError: names the option and those that exist.
+        OptionError: names the option, and those that exist or what it takes.
     """
     unknown = [name for name in options if name not in known]
     if unknown:
         has = f"it has {', '.join(known)}" if known else "it has none of its own"
         hint = suggestion(unknown[0], [*known, *(one.name for one in fields(GuestOptions))])
         raise OptionError(f"backend {backend!r} has no option {', '.join(map(repr, unknown))}; {hint}{has}")
+    if isinstance(known, Mapping):
+        for name, value in options.items():
+            if value is not None:
+                known[name].check(name, value)
 
 
 def floating_name(

@@ -75,6 +75,11 @@ class Look:
         """Of all that is there."""
         return tuple(self.marks.items())
 
+    @property
+    def may_change(self) -> bool:
+        """Whether any of it can be another one at the next look."""
+        return bool(self._bindings or self._items or self._arrays)
+
     def holds(self) -> bool:
         """Whether nothing changed since."""
         try:
@@ -134,7 +139,8 @@ class Look:
         self._remember(place, value)
         if isinstance(value, functools.partial):
             for name in ("func", "args", "keywords"):
-                self._at(_named(place, name), getattr(value, name))
+                if getattr(value, name):
+                    self._at(_named(place, name), getattr(value, name))
         elif isinstance(value, types.MethodType):
             self._see_callable(place, value.__func__)
             self._at(_named(place, "self"), value.__self__)
@@ -257,6 +263,11 @@ def _read(code: types.CodeType) -> _Read:
     return _Read(variables, modules, names, writes)
 
 
+def names_in(code: types.CodeType) -> frozenset[str]:
+    """All names of attributes and variables in code, and in the functions that are written within it."""
+    return _read(code).names
+
+
 def _all_of(container: Any) -> Any:
     """The items of a list or the like; of a dict its values, whose number and order tell enough of the keys."""
     return container.values() if isinstance(container, dict) else container
@@ -268,10 +279,10 @@ def _content(array: np.ndarray[Any, Any]) -> bytes:
     return array.flat[:: -(-array.size // _SAMPLE)].tobytes()
 
 
-def differing(before: Look, after: Look) -> set[str]:
-    """Places that are not the same in two looks."""
-    places = before.marks.keys() | after.marks.keys()
-    return {p for p in places if before.marks.get(p, _MISSING) != after.marks.get(p, _MISSING)}
+def differing(before: dict[str, Hashable], after: dict[str, Hashable]) -> set[str]:
+    """Places whose marks are not the same."""
+    places = before.keys() | after.keys()
+    return {p for p in places if before.get(p, _MISSING) != after.get(p, _MISSING)}
 
 
 def _named(place: str, name: str) -> str:

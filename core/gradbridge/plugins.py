@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -163,6 +164,8 @@ class Plugins:
                     self._add(plugin)
                 except PluginError as error:
                     self.complain(plugin, str(error))
+                except Exception as error:  # none that is foreseen; it must not stop the others all the same
+                    self.complain(plugin, f"{plugin.said} cannot be taken in: {in_short(error)}")
                 except BaseException:  # the user's interrupt: the next who asks goes on where this one was
                     self._pending.insert(0, one)
                     self._loaded = False
@@ -174,7 +177,7 @@ class Plugins:
         own = _own_modules()
         found = []
         for point in self._entry_points if self._entry_points is not None else self._installed():
-            package = point.dist.name if point.dist is not None else None
+            package = _package_of(point)
             is_own = point.value in own and (point.dist is None or package == DISTRIBUTION)
             found.append((Plugin(point.name, package or point.value, is_own), point))
         return sorted(found, key=lambda one: (not one[0].is_own, one[0].package, one[0].name, one[1].value))
@@ -191,7 +194,7 @@ class Plugins:
                 name = distribution.name
                 points = list(distribution.entry_points.select(group=GROUP))
             except Exception as error:
-                path = str(getattr(distribution, "_path", distribution))
+                path = os.path.realpath(str(getattr(distribution, "_path", distribution)))
                 self.complain(
                     Plugin(path, path, False), f"the entry points of {path} cannot be read: {in_short(error)}"
                 )
@@ -243,7 +246,7 @@ class Plugins:
 
     def _declare(self, backend: Any, plugin: Plugin) -> None:
         said = plugin.said
-        if not isinstance(backend, Backend):
+        if type(backend) is not Backend:  # of a subclass anything may be a property that raises
             raise PluginError(
                 f"{said}: gradbridge_backend() must return a gradbridge.registry.Backend, "
                 f"got {type(backend).__name__}"
@@ -285,6 +288,14 @@ def _taking_all(function: Callable[..., Any], names: Iterable[str]) -> Callable[
         return function(*[arguments[name] for name in names])
 
     return call
+
+
+def _package_of(point: importlib.metadata.EntryPoint) -> str | None:
+    """The name of the distribution that an entry point is from; None where it is from none, or that has no name."""
+    try:
+        return point.dist.name if point.dist is not None else None
+    except Exception:  # its metadata are not there
+        return None
 
 
 def _own_modules() -> set[str]:

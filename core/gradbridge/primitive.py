@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any, overload
 
 from gradbridge import trees
+from gradbridge.audit.examination import audited
+from gradbridge.audit.report import AuditReport, Finding
 from gradbridge.bridge import Bridge
 from gradbridge.capabilities import Capabilities
 from gradbridge.derivatives import jacobians
@@ -43,6 +45,13 @@ class Primitive:
     def capabilities(self) -> Capabilities:
         """What works through this function, what does not and why, and what it costs; prints as a table."""
         return self._bridge.capabilities
+
+    def audit(
+        self, *inputs: Any, told: Callable[[Finding], None] | None = None, **kwargs: Any
+    ) -> AuditReport:
+        """Find out all that can be found out about the function at one point; see `Bridge.audit`."""
+        title = f"audit of {self._bridge.adapter.label}"
+        return audited(self._point(inputs, kwargs), bytes, title, told)
 
     def jacobian(
         self, *inputs: Any, wrt: Any = 0, strategy: str = "auto", max_chunk: int = MAX_CHUNK, **kwargs: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,6 +118,10 @@ class Program(ABC):
             kept: of the run, which was pulled back to all weights or is about to be.
         """
         return ()
+
+    def operations(self, kept: Any) -> Hashable:
+        """Which kinds of operations a run was recorded to consist of: see `Inspectable.operations`."""
+        return None
 
     def pull_recorded(
         self, kept: Any, cotangents: Sequence[Any], wanted: Sequence[int]

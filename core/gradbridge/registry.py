@@ -189,7 +189,7 @@ class Registry(Plugins):
         ):  # else it is listed anyway
             text = _stays(plugin, name, _qualified(cls), owner, own)
             if self.complain(plugin, text):
-                warnings.warn(text, GradbridgeWarning, stacklevel=5)
+                warnings.warn(text, GradbridgeWarning, stacklevel=6)  # who called bridge()
 
     def infos(self) -> dict[str, BackendInfo]:
         """{name: BackendInfo} of all backends, and of plugins that failed."""

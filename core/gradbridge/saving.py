@@ -37,12 +37,19 @@ def save_params(path: str | os.PathLike[str], params: Any, layout: ParameterLayo
 
     Raises:
         ParamsShapeError, ParamsDtypeError, LayoutError, InputError: they do not fit the layout.
-        ParamsFileError: what is there is no regular file: a directory, a device, a pipe.
+        ParamsFileError: what is there is no regular file: a directory, a device, a pipe; or a parameter has a
+            name that safetensors does not take.
         OSError: the folder is not there, or not to be written to; the disk is full.
     """
     from safetensors.numpy import save
 
-    vector = borders.params_vector(params, layout, "the model")
+    vector, _ = borders.params_vector(params, layout, "the model")
+    for name in layout.names:
+        if name == "__metadata__" or name.encode(errors="replace").decode() != name:
+            raise ParamsFileError(
+                f"parameter {name!r} cannot be written to {os.fsdecode(path)}: safetensors has no tensor of that name; "
+                f"rename it, or save the flat vector with numpy.save"
+            )
     arrays = {name: np.array(array) for name, array in layout.unravel(vector).items()}
     described = {"names": layout.names, "shapes": layout.shapes, "dtypes": layout.dtypes}
     content = save(arrays, metadata={"format": FORMAT, "layout": json.dumps(described)})

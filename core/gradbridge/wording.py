@@ -10,8 +10,9 @@ from gradbridge.layout import dtype_name
 
 
 def first_line(error: BaseException) -> str:
-    """Of its message; empty where it has none."""
-    return next(iter(str(error).splitlines()), "")
+    """Of its message, headings that end with a colon left out; empty where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.endswith(":") and line[:1] != "<"), "".join(lines[:1]))
 
 
 def in_short(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Keras models on each of Keras' own backends go to the right guest; each needs a process of its own."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -62,3 +63,16 @@ def test_a_keras_model_goes_to_the_guest_of_the_backend_that_it_runs_on(backend)
         text=True,
     )
     assert run.stdout.strip().endswith("fine"), run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_models_are_bridged_alike_on_every_backend_of_keras(backend):
+    pytest.importorskip(backend)
+    file = pathlib.Path(__file__).with_name("test_keras_models.py")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
+        env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-4000:]

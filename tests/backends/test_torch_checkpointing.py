@@ -1,5 +1,7 @@
 """Torch modules that compute in their backward, or derive in their forward."""
 
+import warnings
+
 import autograd.numpy as np
 import numpy as onp
 import pytest
@@ -85,6 +87,7 @@ class Force(torch.nn.Module):
 def test_a_model_that_takes_gradients_in_its_forward():
     model = Force().double()
     f = gb.bridge(model)
+    warnings.simplefilter("error", gb.errors.GradbridgeWarning)  # nothing of it comes from outside
     x = onp.random.default_rng(0).normal(size=(5, 3))
     onp.testing.assert_allclose(f(f.params, x), model(torch.as_tensor(x)).detach().numpy(), rtol=1e-13)
     own = torch.autograd.grad(

@@ -58,8 +58,11 @@ def test_dtypes_are_those_that_the_bridge_gives(dtype, found):
 
 
 def test_functions_with_and_without_parameters():
-    f = gb.bridge(lambda p, x: (x @ p["w"]).sum(0), params={"w": torch.ones(3, 4)}, backend="torch")
-    assert f.adapter.output_spec([spec(5, 3)], CallSpec.of_arrays(1)) == spec(4, dtype="float32")
+    for dtype, found in ((None, "float64"), ("model", "float32")):
+        f = gb.bridge(
+            lambda p, x: (x @ p["w"]).sum(0), params={"w": torch.ones(3, 4)}, backend="torch", dtype=dtype
+        )
+        assert f.adapter.output_spec([spec(5, 3)], CallSpec.of_arrays(1)) == spec(4, dtype=found)
     g = gb.bridge(lambda x: torch.fft.rfft(x), backend="torch")
     assert g.adapter.output_spec([spec(8)], CallSpec.of_arrays(1)) == spec(5, dtype="complex128")
 

@@ -87,7 +87,6 @@ SURROUNDINGS = {
     "hessian": lambda work: torch.func.hessian(constant(work))(torch.ones(3)),
     "make_fx": lambda work: make_fx(constant(work))(torch.ones(3)),
     "jit.trace": lambda work: torch.jit.trace(constant(work), (torch.ones(3),)),
-    "compile": lambda work: torch.compile(constant(work), backend="eager")(torch.ones(3)),
     "fake tensors": within(FakeTensorMode),
     "dispatch mode": within(Refusing),
     "function mode": within(Doubling),
@@ -188,6 +187,14 @@ def test_transforms_and_modes_are_there_again_afterwards():
             return torch.tanh(z).sum()
 
     onp.testing.assert_allclose(torch.func.grad(inside)(torch.zeros(3)), 2 * onp.ones(3))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_call_within_a_compiled_function_has_its_numbers():
+    f, found = gb.bridge(Net(), audit="off"), []
+    expected = f(f.params, X)
+    torch.compile(constant(lambda: found.append(f(f.params, X))), backend="eager")(torch.ones(3))
+    onp.testing.assert_allclose(found[0], expected, rtol=1e-12)
 
 
 def test_what_a_transform_differentiates_is_no_input_of_a_bridge():

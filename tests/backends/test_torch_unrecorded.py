@@ -120,3 +120,64 @@ def test_a_function_that_is_met_later_is_looked_at_then():
     onp.testing.assert_allclose(hessian_vector_product(loss)(X, X), -onp.sin(X) * X)
     with pytest.raises(HigherOrderError, match="not recorded"):
         hessian_vector_product(loss)(X + 1, X)
+
+
+class Implicit(nn.Module):
+    """z = tanh(w z + x), whose implicit gradient a hook puts in, with a slope that is a constant for torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.5, -0.4, 0.7], dtype=torch.float64))
+
+    def forward(self, x):
+        with torch.no_grad():
+            z = torch.zeros_like(x)
+            for _ in range(200):
+                z = torch.tanh(self.w * z + x)
+        z = torch.tanh(self.w * z + x)
+        if z.requires_grad:
+            slope = (self.w * (1 - z**2)).detach()
+            z.register_hook(lambda g: g / (1 - slope))
+        return z
+
+
+class Saving(nn.Module):
+    """exp(w x), whose function keeps its output where torch does not see it."""
+
+    class Exp(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.y = x.exp()
+            return ctx.y.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            return ctx.y * g
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.5, -0.4, 0.7], dtype=torch.float64))
+
+    def forward(self, x):
+        return self.Exp.apply(self.w * x) if x[0] < 1 else torch.exp(self.w * x)
+
+
+@pytest.mark.parametrize("make", [Implicit, Saving])
+def test_a_constant_that_is_none_for_the_gradient_is_noticed_by_a_difference(make):
+    f = gb.bridge(make())
+    p, v, step = f.params, onp.array([1.0, -1.0, 0.5]), 1e-6
+    moved = (f(p + step * v, X) - f(p - step * v, X)) / (2 * step)
+    onp.testing.assert_allclose(grad(lambda q: np.sum(f(q, X)))(p) @ v, moved.sum(), rtol=1e-7)
+    with pytest.raises(HigherOrderError, match="what its framework gives is wrong"):
+        hessian_vector_product(lambda q: np.sum(f(q, X) ** 2))(p, v)
+    with pytest.raises(HigherOrderError, match="has no forward mode for it"):
+        f.jvp(p, X, tangent=v)
+
+
+def test_operations_that_a_call_has_not_had_before_are_compared_then():
+    f = gb.bridge(Saving())
+    p, v = f.params, onp.array([1.0, -1.0, 0.5])
+    product = lambda x: hessian_vector_product(lambda q: np.sum(f(q, x)))(p, v)
+    onp.testing.assert_allclose(product(X + 1), (X + 1) ** 2 * onp.exp(p * (X + 1)) * v, rtol=1e-10)
+    with pytest.raises(HigherOrderError, match="what its framework gives is wrong"):
+        product(X)

@@ -153,6 +153,7 @@ class Half(gb.Adapter):
             "returned None for a Framework, and should return a gradbridge.Adapter",
         ),
         (lambda model, options: gb.Adapter, "returned the class Adapter"),
+        (lambda model, options: sys.exit("no licence"), "asked to exit: no licence"),
         (
             lambda model, options: Half(),
             "an Adapter whose layout is a tuple, and should be a ParameterLayout",

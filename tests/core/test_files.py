@@ -239,3 +239,11 @@ def test_narrow_floats_of_other_libraries_are_real_numbers(f):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     a = np.array([1.5, 2.5], ml_dtypes.bfloat16)
     assert np.array_equal(f.layout.ravel({"a": a, "b": np.zeros((2, 3))})[:2], [1.5, 2.5])
+
+
+@pytest.mark.parametrize("name", ["__metadata__", "\ud800"])
+def test_a_name_that_safetensors_does_not_take_is_refused(tmp_path, name):
+    f = gb.bridge(lambda p, x: x, params={name: np.zeros(2)}, backend="numpy")
+    with pytest.raises(ParamsFileError, match="cannot be written"):
+        f.save(tmp_path / "p", f.params)
+    assert not list(tmp_path.iterdir())

@@ -148,3 +148,22 @@ def test_a_copy_of_a_bridge_keeps_its_registry_and_its_noise():
     with gb.trace(known) as t:
         copy.deepcopy(f)(np.ones(3), np.ones((2, 3)))
     assert t.counts["forward"] == 1
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    ("backend", "option"),
+    [
+        ("numpy", "gradient"),
+        ("numpy", "order"),
+        ("numpy", "step"),
+        *(("jax", o) for o in ("jit", "vmap", "key")),
+    ],
+)
+def test_an_option_of_one_backend_takes_nothing_odd(backend, option, value):
+    pytest.importorskip(backend)
+    numeric = {"gradient": "numeric"} if option in ("order", "step") else {}
+    if option == "step" and isinstance(value, float) and value > 0:
+        return
+    with pytest.raises(OptionError, match=f"{option} must be"):
+        bridge(backend=backend, **{**numeric, option: value})

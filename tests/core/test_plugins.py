@@ -118,6 +118,24 @@ def test_a_hook_that_cannot_be_called_as_one_is_named(plugin, functions, said):
     assert said in known.problems["unhooked"]
 
 
+class Subclass(Backend):
+    @property
+    def protocol(self):
+        raise RuntimeError("no version")
+
+
+class Unequal(str):
+    def __hash__(self):
+        raise RuntimeError("no hash")
+
+
+@pytest.mark.parametrize("made", [lambda: object.__new__(Subclass), lambda: Backend(name=Unequal("x"))])
+def test_a_declaration_that_raises_when_it_is_looked_at_stops_nobody(plugin, made):
+    known = Registry([*OWN, plugin("raising", f=hookimpl(made, specname="gradbridge_backend"))])
+    assert known.names() == ["autograd", "numpy"]
+    assert "plugin 'raising' of package 'raising'" in known.problems["raising"]
+
+
 def test_a_class_in_place_of_its_object_is_refused():
     with pytest.raises(PluginError, match="is a class.*register one of these"):
         Registry(OWN).register(Forward)

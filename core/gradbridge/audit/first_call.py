@@ -47,7 +47,7 @@ def evaluated(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> Any:
     Raises:
         AuditError: the model is no function of its arguments; the message says why, and what to do.
     """
-    surroundings = _Surroundings()
+    surroundings = Surroundings()
     call, evaluation = _in_its_precision(call, values, wrt)
     evaluation = FirstCall(call, evaluation, surroundings).looked_at()
     call.settings.audit.called(call.dtype.name, bool(wrt))
@@ -82,7 +82,7 @@ class FirstCall:
         surroundings: as they were before.
     """
 
-    def __init__(self, call: Any, evaluation: Any, surroundings: _Surroundings) -> None:
+    def __init__(self, call: Any, evaluation: Any, surroundings: Surroundings) -> None:
         self._call, self._evaluation, self._before = call, evaluation, surroundings
         # Nobody observes these calls, and no state moves in them.
         self._quiet = replace(call, settings=call.settings.quiet, spec=call.spec.replayed())
@@ -102,13 +102,13 @@ class FirstCall:
             AuditError
         """
         self._refuse_strangers()
-        gradients = self._gradients()
+        gradients = self.gradients()
         self._note_unused(gradients)
-        reason = self._repeats(gradients) or self._remembers()
+        reason = self.repeats(gradients) or self.remembers()
         if reason and self._adapter.isolate_calls():
             self._evaluation = self._call.evaluate_at(self._values, self._wrt)
-            gradients = self._gradients()
-            reason = self._repeats(gradients) or self._remembers()
+            gradients = self.gradients()
+            reason = self.repeats(gradients) or self.remembers()
             if not reason:
                 self._notes["state"] = "each call by a fresh copy: the model keeps something between calls"
         if reason:
@@ -117,7 +117,8 @@ class FirstCall:
             self._note_precision()
         return self._evaluation
 
-    def _gradients(self) -> Sequence[Array] | None:
+    def gradients(self) -> Sequence[Array] | None:
+        """Those of a random cotangent; None where there are none, or where they cost too much."""
         try:
             # Where it is numeric a gradient costs as many evaluations as there are numbers.
             pulls = self._wrt and self._adapter.traits.is_gradient_cheap
@@ -152,7 +153,7 @@ class FirstCall:
         if unused and len(unused) < len(layout):
             self._notes["unused"] = f"no influence on the outputs here: {', '.join(unused)}"
 
-    def _repeats(self, gradients: Sequence[Array] | None) -> str:
+    def repeats(self, gradients: Sequence[Array] | None) -> str:
         """Why the same call does not give the same numbers; "" where it does."""
         with self._before.kept(), _others():
             outputs, again = self._again(gradients is not None)
@@ -183,7 +184,7 @@ class FirstCall:
             return False
         return gradients is None or again is None or agree(gradients, again, self._tolerance)
 
-    def _remembers(self) -> str:
+    def remembers(self) -> str:
         """What tells a used model from one that was never called, at other arguments; "" where nothing does."""
         fresh = self._adapter.fresh()
         if fresh is None or (self._call.settings.mode == "train" and self._adapter.stochastic):
@@ -238,7 +239,7 @@ def _moved(value: Any, index: int) -> Any:
     return (other * factors).astype(value.dtype)
 
 
-class _Surroundings:
+class Surroundings:
     """The random states of the process, which are neither trusted nor changed."""
 
     def __init__(self) -> None:
@@ -247,7 +248,7 @@ class _Surroundings:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Put back in the end what they are now."""
-        now = _Surroundings()
+        now = Surroundings()
         try:
             yield
         finally:

@@ -23,7 +23,7 @@ _NAMES = {0: "second", 1: "third", 2: "fourth"}
 
 
 def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> None:
-    """Compare once for each order of a bridge.
+    """Compare once for each order of a bridge, and again where the call was made of other operations.
 
     Args:
         evaluation: whose gradient is differentiated.
@@ -34,30 +34,36 @@ def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> None
         HigherOrderError: what the guest gives is not the derivative of its gradient.
     """
     call, audit = evaluation.call, evaluation.call.settings.audit
-    step = "derivative", call.spec.packed, wrt
-    if audit is None or not call.adapter.traits.is_gradient_cheap or not audit.awaits(call.order, step):
-        if audit is not None and audit.is_wrong(call.order, "derivative"):
-            raise HigherOrderError(_told(call, "what it gives differs from how its gradient moves"))
+    if audit is None or not audit.is_on:
         return
-    apart = _difference(evaluation, derivative, wrt)
-    audit.found(call.order, step, not apart)
+    made_of = call.adapter.operations(evaluation.residuals)
+    step = "derivative", call.spec.packed, wrt, made_of
+    if not call.adapter.traits.is_gradient_cheap or not audit.awaits(call.order, step):
+        if audit.is_wrong(call.order, "derivative"):
+            raise HigherOrderError(_told(call, "what it gives differs from how its gradient moves", made_of))
+        return
+    apart = difference(evaluation, derivative, wrt)
+    if apart is not None:
+        audit.found(call.order, step, not apart)
     if apart:
-        raise HigherOrderError(_told(call, apart))
+        raise HigherOrderError(_told(call, apart, made_of))
 
 
-def _told(call: Any, apart: str) -> str:
+def _told(call: Any, apart: str, made_of: Any) -> str:
+    names = sorted(map(str, made_of)) if isinstance(made_of, frozenset) else []
+    made = f" ({', '.join(names[:12])}{', …' if len(names) > 12 else ''})" if names else ""
     name = _NAMES.get(call.order, "next")
     return (
         f"a {name} derivative of {call.root.adapter.label} was asked for, and what its framework gives is wrong: "
-        f"{apart}. Something in the model has a gradient that cannot be differentiated again (a backward that is not "
+        f"{apart}. Something in the model{made} has a gradient that cannot be differentiated again (a backward that is not "
         f"recorded, NumPy in it, a hook, an operation that the framework has wrong); write that part with a "
         f"differentiable backward, or use derivatives up to the {_NAMES.get(call.order - 1, 'first')}; "
         f"audit='off' takes it as it is"
     )
 
 
-def _difference(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> str:
-    """What is wrong with the derivative of a gradient, in words; "" where nothing is, or nothing can be told."""
+def difference(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> str | None:
+    """What is wrong with the derivative of a gradient, in words; "" where nothing is, None where nobody can tell."""
     moving = tuple(
         i for i in wrt if i < len(evaluation.call.root.arguments.vectors) and np.size(evaluation.values[i])
     )
@@ -97,9 +103,12 @@ class _Probe:
             (float(np.finfo(d).eps) for d in evaluation.guest_dtypes if d.kind in INEXACT), default=2.0**-52
         )
 
-    def difference(self) -> str:
-        """What is wrong, in words."""
+    def difference(self) -> str | None:
+        """What is wrong, in words; None where a caller has changed the arrays of the call since."""
         evaluation, moving = self._evaluation, self._moving
+        now = self._anywhere.evaluate_at(evaluation.values, ())
+        if any(_far(a, b, self._tolerance) for a, b in zip(now.outputs, evaluation.outputs)):
+            return None
         inner = self._derivative.evaluate_at(
             [*evaluation.values, *self._cotangents], (*moving, *self._behind)
         )

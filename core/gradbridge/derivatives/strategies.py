@@ -118,7 +118,7 @@ class Solver:
         audit, step = call.settings.audit, ("jacobian", strategy, call.spec.packed, problem.wrt)
         # Rows are compared each time, since they may be independent here and not there.
         looks = strategy in ("vjp", "jvp") and audit is not None and audit.awaits(call.order, step)
-        jacobians = self._computed(strategy)
+        jacobians = self.computed(strategy)
         if looks and audit is not None:
             audit.found(call.order, step, problem.agrees_with_backward(jacobians))
         if audit is not None and audit.is_known_wrong(call.order, step):
@@ -127,7 +127,12 @@ class Solver:
             )
         return jacobians
 
-    def _computed(self, strategy: str) -> list[Array]:
+    def computed(self, strategy: str) -> list[Array]:
+        """A flat Jacobian for each position by one strategy, not compared with anything.
+
+        Raises:
+            Unsupported: it cannot be followed here.
+        """
         follow: dict[str, Callable[[], list[Array]]] = {
             "rows": self._rows.solve,
             "vjp": self._by_cotangents,

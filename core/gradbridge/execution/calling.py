@@ -202,7 +202,7 @@ class Calling(Derivatives):
             return (params,), True
         params = self._host.open(params)
         if type(params) in (list, tuple) and params and _only_numbers(list(params)):
-            return (np.asarray(params),), True
+            return (borders.as_array(params, f"params of {self._adapter.label}"),), True
         return tuple(self._adapter.layout.arrays(params)), False
 
 

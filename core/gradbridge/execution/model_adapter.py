@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -92,6 +92,9 @@ class ModelAdapter(Adapter):
         if residuals is None:
             return ()
         return [self.source.stranger(native) for native in residuals.program.strangers(residuals.kept)]
+
+    def operations(self, residuals: Any) -> Hashable:
+        return None if residuals is None else residuals.program.operations(residuals.kept)
 
     def _refuse_no_output(self) -> None:
         raise NotDifferentiableError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -205,6 +205,11 @@ class RecordedPullback(Adapter):
             return again
         assert isinstance(again, TransformingAdapter)
         return RecordedPullback(again, self._framework, wrt, residuals, self._run, self._root)
+
+    def operations(self, residuals: Any) -> Hashable:
+        if isinstance(residuals, Again):
+            return self._again.operations(residuals.residuals)
+        return None if residuals is None else residuals.program.operations(residuals.kept)
 
     def output_spec(self, inputs: Sequence[Any], spec: CallSpec) -> Any:
         return self._again.output_spec(inputs, spec)

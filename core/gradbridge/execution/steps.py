@@ -23,7 +23,7 @@ def evaluated(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> tuple[A
         values: the host's arguments.
         wrt: leaves.
     """
-    weights, flat, inputs = _arguments(call, values)
+    weights, flat, inputs = arguments_of(call, values)
     adapter = call.adapter
     if not call.settings.observers.observed:
         return _pair(adapter, adapter.evaluate(weights, inputs, call.spec, wrt, flat))
@@ -92,7 +92,7 @@ def row_jacobians(
     """Per-example Jacobians: natives for each output, one per leaf of the arguments."""
     call = evaluation.call
     adapter = call.adapter
-    weights, flat, inputs = _arguments(call, values)
+    weights, flat, inputs = arguments_of(call, values)
     loaded = adapter.update_flat(weights, call.spec.packed) if flat else adapter.update(weights)
     jacobians: list[list[Any]] = _observed(
         call,
@@ -198,7 +198,7 @@ def _pushed(
     reason = adapter.refusal(operation)
     if reason:
         raise Unsupported(reason)
-    weights, flat, inputs = _arguments(call, values)
+    weights, flat, inputs = arguments_of(call, values)
     if call.settings.observers.observed and not call.spec.replay:  # it is the evaluation itself
         loaded = _load(call, weights, flat)
     else:
@@ -257,7 +257,7 @@ def _check_tangents(adapter: Adapter, pushed: Any) -> None:
     check_results(adapter, tangents, range(len(shapes)), shapes, "tangent", "output", ["fc"] * len(shapes))
 
 
-def _arguments(call: Any, values: Sequence[Any]) -> tuple[Any, bool, Sequence[Any]]:
+def arguments_of(call: Any, values: Sequence[Any]) -> tuple[Any, bool, Sequence[Any]]:
     """The host's arguments → (weights or their vector, whether it is that, input leaves)."""
     arguments = call.arguments
     if arguments.first_only:

@@ -13,6 +13,7 @@ import re
 from string import Template
 
 from gradbridge.errors import OptionError
+from gradbridge.option_values import check_options
 from gradbridge.registry import Registry, default_registry
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -37,6 +38,7 @@ def new_backend(
     Raises:
         OptionError: the name cannot be or is taken, or the folder holds files.
     """
+    check_options(name=name)
     if not _NAME.fullmatch(name) or keyword.iskeyword(name):
         raise OptionError(
             f"a backend's name is lower-case letters and digits, with single underscores between them, such as "

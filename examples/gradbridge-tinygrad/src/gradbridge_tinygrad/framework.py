@@ -19,6 +19,7 @@ from gradbridge.extend import (
     NotDifferentiableError,
     TapeProgram,
     Traits,
+    floating_name,
     owned,
 )
 from gradbridge_tinygrad.isolation import turns
@@ -71,6 +72,9 @@ class TinygradFramework(Framework):
 
     def dtype_name(self, native: Tensor) -> str:
         return _NAMES.get(native.dtype, str(native.dtype).removeprefix("dtypes."))
+
+    def floating_dtype(self, name: str) -> DType:
+        return DTYPES[str(floating_name(name, tuple(DTYPES)))]
 
     def cast(self, native: Tensor, like: Tensor) -> Tensor:
         return native.cast(like.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 from tinygrad import Device
 
 from gradbridge.extend import FunctionalAdapter, GuestOptions, OptionError, refuse_unknown_options
-from gradbridge_tinygrad.framework import DTYPES, TinygradFramework
+from gradbridge_tinygrad.framework import TinygradFramework
 from gradbridge_tinygrad.isolation import turns
 from gradbridge_tinygrad.models import TinygradFunction, TinygradModel, states
 
@@ -24,12 +24,10 @@ def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
         OptionError: an option that it does not have, or a device that does not open.
     """
     refuse_unknown_options("tinygrad", options.extra, ())
-    if options.dtype is not None and options.dtype not in DTYPES:
-        raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
     if not callable(model):
         raise OptionError(f"backend 'tinygrad' bridges callables, got a {type(model).__name__}")
     framework = TinygradFramework(_opened(options.device))
-    dtype = None if options.dtype is None else DTYPES[options.dtype]
+    dtype = None if options.dtype is None else framework.floating_dtype(options.dtype)
     with turns:
         params, buffers = ({}, {}) if options.params is not None else states(model)
         if options.mode == "train" and buffers:

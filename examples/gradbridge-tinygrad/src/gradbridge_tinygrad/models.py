@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 from tinygrad import Tensor, nn
 from tinygrad.dtype import DType
@@ -56,6 +56,11 @@ class TinygradModel(Isolated, Model):
         )
         self.dtypes = [dtype or tensor.dtype for tensor in params.values()]
         self.dtype = dtype or self.dtypes[0]
+
+    def in_dtype(self, name: str) -> Self:
+        twin, dtype = copy.copy(self), self._framework.floating_dtype(name)
+        twin.dtype, twin.dtypes = dtype, [dtype] * len(self.dtypes)
+        return twin
 
     def weights(self) -> list[Array]:
         return [self._framework.asnumpy(tensor) for tensor in states(self._model)[0].values()]
