@@ -216,7 +216,7 @@ _SPOILT: dict[str, Spoil] = {
     "an axis too many": lambda arrays: [np.ones((1, *arrays[0].shape)), *arrays[1:]],
     "an axis too few, or one for none": lambda arrays: [
         *arrays[:-1],
-        np.ones(arrays[-1].shape[1:] if arrays[-1].shape else (1,)),
+        np.ones(tuple(arrays[-1].shape)[1:] if len(arrays[-1].shape) else (1,)),
     ],
 }
 
