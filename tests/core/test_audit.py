@@ -92,6 +92,19 @@ def test_audit_off_looks_at_nothing():
     assert not f.capabilities["audited"]
 
 
+def test_what_a_function_keeps_for_its_rule_is_of_the_programs_own_call():
+    kept = {}
+
+    def body(x):
+        kept["cos"] = onp.cos(x)
+        return onp.sin(x)
+
+    x = onp.linspace(-1, 1, 5)
+    onp.testing.assert_array_equal(
+        grad(lambda x: np.sum(written(body, lambda ans, x: lambda v: v * kept["cos"])(x)))(x), onp.cos(x)
+    )
+
+
 def test_it_is_looked_at_once():
     calls = []
 
