@@ -162,6 +162,12 @@ class Snapshot:
             for path in self.foreign
         ]
 
+    def __copy__(self) -> Snapshot:
+        # Not by way of a pickle: it shares the model.
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
     # Pickled as Keras saves models; plain attributes, which a config may leave out, go along.
 
     def __getstate__(self) -> dict[str, Any]:
