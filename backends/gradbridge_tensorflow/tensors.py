@@ -189,6 +189,10 @@ def _taken(array: Array, dtype: np.dtype[Any], lent: bool) -> tf.Tensor:
         return tf.constant(array.astype(dtype, copy=False))
     if lent and array.dtype == dtype:
         return _Tensor(np.ascontiguousarray(array).reshape(array.shape), _host(), None)
+    if (
+        array.size * dtype.itemsize < ALIGNED_FROM
+    ):  # as `aligned_copy` does; in place, since every call has some
+        return _Tensor(np.array(array, dtype=dtype, order="C"), _host(), None)
     return _Tensor(aligned_copy(array, dtype), _host(), None)
 
 
