@@ -132,8 +132,10 @@ class Stage:
 
     @property
     def variables(self) -> Sequence[tf.Variable]:
-        """Variables that it reads when it runs."""
-        return self._whole.graph.variables  # type: ignore[no-any-return]
+        """Variables that it reads when it runs: a graph also lists those that a slot had filled while it was traced."""
+        graph = self._whole.graph
+        captured = set(map(id, graph.external_captures))
+        return [v for v in graph.variables if id(v.handle) in captured]
 
     @cached_property
     def operations(self) -> frozenset[str]:
