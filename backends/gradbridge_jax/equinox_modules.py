@@ -156,7 +156,7 @@ def _notice_train_mode(module: eqx.Module, label: str) -> None:
             f"without random masks and with the stored statistics. Pass mode='train' for the other, or use "
             f"eqx.nn.inference_mode(model) to be rid of this notice",
             GradbridgeWarning,
-            stacklevel=5,
+            stacklevel=7,
         )
 
 

@@ -218,5 +218,5 @@ def _notice_train_mode(module: nnx.Module, label: str) -> None:
             f"random masks and with the stored statistics. Pass mode='train' for the other, or call .eval() on "
             f"the model to be rid of this notice",
             GradbridgeWarning,
-            stacklevel=5,
+            stacklevel=7,
         )

@@ -162,14 +162,34 @@ class Snapshot:
             for path in self.foreign
         ]
 
-    # Pickled as Keras saves models.
+    def __copy__(self) -> Snapshot:
+        # Not by way of a pickle: it shares the model.
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    # Pickled as Keras saves models; plain attributes, which a config may leave out, go along.
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self._model, "fixed": self.fixed, "dtype": self.dtype, "floatx": self._own_floatx}
+        values = [*map(value_of, self.variables[: self.roles.trained]), *self.fixed]
+        own = {id(v): value for v, value in zip(self.roles.of(self.as_it_was), values, strict=True)}
+        model = copied(self.as_it_was, values=own)
+        state = {"model": model, "attributes": [_plain(layer) for layer in model._flatten_layers()]}
+        return {**state, "fixed": self.fixed, "dtype": self.dtype, "floatx": self._own_floatx}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        for layer, attributes in zip(state["model"]._flatten_layers(), state["attributes"], strict=True):
+            for name, value in attributes.items():
+                if getattr(layer, name, None) != value:
+                    setattr(layer, name, value)
         self.__init__(state["model"])  # type: ignore[misc]
         self.fixed, self.dtype, self._own_floatx = state["fixed"], state["dtype"], state["floatx"]
+
+
+def _plain(layer: Any) -> dict[str, Any]:
+    """The numbers, texts and flags that a layer has as attributes of its own."""
+    kinds = (bool, int, float, complex, str, bytes)
+    return {k: v for k, v in vars(layer).items() if type(v) in kinds and not k.startswith("_")}
 
 
 def _refuse_unready(model: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gradbridge.layout import Array
 from gradbridge.testing import BackendUnderTest
@@ -78,6 +79,8 @@ class UnderTest(BackendUnderTest):
         yield "under torch.no_grad()", torch.no_grad()
         yield "under torch.inference_mode()", torch.inference_mode()
         yield "under autocast", torch.autocast("cpu", dtype=torch.bfloat16)
+        yield "under fake tensors", FakeTensorMode(allow_non_fake_inputs=True)
+        yield "under lossy hooks", torch.autograd.graph.saved_tensors_hooks(torch.zeros_like, lambda t: t)
         yield "under default dtype float16", _default_dtype(torch.float16)
         yield "under default dtype float64", _default_dtype(torch.float64)
 

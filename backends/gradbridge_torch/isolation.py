@@ -18,6 +18,7 @@ from gradbridge.framework import Model
 from gradbridge_torch.explain import explain_backward, explain_forward, steers
 from gradbridge_torch.replicas import EmptiedError
 from gradbridge_torch.surroundings import (
+    compiler,
     default_device,
     dispatch_modes,
     function_modes,
@@ -97,6 +98,7 @@ class TorchModel(Model):
             or transform() is not None
             or dispatch_modes()
             or recording() is not None
+            or compiler() is not None
             or function_modes() != self._own_modes
             or (self._own_modes and default_device() != self._default_device)
         ):

@@ -170,11 +170,11 @@ class ModuleModel(TorchModel):
             return output, replica.buffers() if self._moves else ()
         finally:
             if not isolates:
+                if self._watches:
+                    self._watch(replica)
                 # A graph must not outlive its call by hanging in a slot.
                 for slots, key, _ in replica.slots:
                     slots[key] = EMPTIED
-                if self._watches:
-                    self._watch(replica)
                 self._idle.append(replica)
 
     def move(self, after: Sequence[Any]) -> None:

@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 transform = torch._C._functorch.peek_interpreter_stack
 dispatch_modes = torch._C._len_torch_dispatch_stack
 function_modes = torch._C._len_torch_function_stack
+#: What compiles each frame of Python's, or None.
+compiler = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", type(None))
 #: The recording of `torch.jit.trace`, or None.
 recording = torch._C._get_tracing_state
 
@@ -40,6 +42,10 @@ def set_aside(device: torch.device | None = None) -> Iterator[None]:
         device: where tensors are made by default meanwhile; None is the CPU.
     """
     with ExitStack() as stack:
+        callback = compiler()
+        if callback is not None:
+            stack.callback(torch._C._dynamo.eval_frame.set_eval_frame, callback)
+            torch._C._dynamo.eval_frame.set_eval_frame(None)
         state = recording()
         if state is not None:
             stack.callback(torch._C._set_tracing_state, state)

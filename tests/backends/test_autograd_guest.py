@@ -114,10 +114,10 @@ def test_autograds_counter_of_open_traces_is_not_touched():
         levels.append(trace_stack.top)
         return x**2
 
-    f = bridged(watched)
+    f = gb.bridge(adapt(watched, GuestOptions()), audit="off")
     outside = trace_stack.top
     autograd.grad(lambda x: f(NO_PARAMS, x))(1.0)
-    assert levels == [outside + 1]  # the host's own
+    assert set(levels) == {outside + 1}  # the host's own, also where the first call is repeated
     assert trace_stack.top == outside
 
 

@@ -120,7 +120,7 @@ def test_narrow_policies_and_casts_widen():
 
 def test_recurrent_and_attending_layers_compute_in_double():
     inputs = keras.Input((4, 3))
-    attended = layers.MultiHeadAttention(2, 3)(inputs, inputs, use_causal_mask=True)
+    attended = layers.MultiHeadAttention(2, 3, dropout=0.1)(inputs, inputs, use_causal_mask=True)
     hidden = layers.Bidirectional(layers.LSTM(2, return_sequences=True))(
         layers.LayerNormalization()(attended)
     )

@@ -275,6 +275,28 @@ def test_adapters_are_copied_and_pickled():
         np.testing.assert_array_equal(twin(f.params, X), y)
 
 
+@keras.saving.register_keras_serializable("gradbridge_tests")
+class Temperature(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.value = 1.0
+
+    def call(self, x):
+        return x / self.value
+
+
+def test_pickles_keep_what_a_config_leaves_out_and_what_was_frozen_later():
+    dense, temperature = layers.Dense(2), Temperature()
+    model = keras.Sequential([keras.Input([3]), dense, temperature])
+    temperature.value = 4.0
+    f = gb.bridge(model, dtype="float64")
+    dense.trainable = False
+    twin = pickle.loads(pickle.dumps(f))
+    np.testing.assert_array_equal(twin.params, f.params)
+    expected = (X @ f.params[:6].reshape(3, 2) + f.params[6:]) / 4
+    np.testing.assert_allclose(twin(f.params, X), expected, rtol=1e-12)
+
+
 def test_misfits_name_the_model_and_the_shapes():
     f = gb.bridge(mlp())
     with pytest.raises(errors.InputError, match=r"sequential.*shape \(5, 4\).*columns"):

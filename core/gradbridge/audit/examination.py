@@ -160,8 +160,7 @@ class _Examination(DerivativeChecks):
 
     def _first(self) -> first_call.FirstCall:
         call = replace(self._call, settings=replace(self._call.settings, audit=Audit()))
-        evaluation = replace(self._evaluation, call=call)
-        return first_call.FirstCall(call, evaluation, first_call.Surroundings())
+        return first_call.FirstCall(call, self._evaluation, first_call.Surroundings())
 
     def _repeats(self) -> Finding:
         first = self._first()

@@ -49,16 +49,17 @@ def evaluated(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> Any:
     """
     surroundings = Surroundings()
     call, evaluation = _in_its_precision(call, values, wrt)
-    evaluation = FirstCall(call, evaluation, surroundings).looked_at()
+    FirstCall(call, evaluation, surroundings).look()
     call.settings.audit.called(call.dtype.name, bool(wrt))
     call.settings.refresh()
-    return evaluation
+    # The program's own forward is the last: what a function keeps for its rule, and state that moves, are of it.
+    return call.remembered(values, wrt)
 
 
 def _in_its_precision(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> tuple[Any, Any]:
-    """Evaluate in the host's precision; where that fails, in the model's own."""
+    """(The call in the host's precision, or where that fails in the model's own, an evaluation to look at)."""
     try:
-        return call, call.remembered(values, wrt)
+        return call, _quiet(call).evaluate_at(values, wrt)
     except (GuestError, InputError, OutputError) as error:
         precisions = call.settings.precisions
         own = None if precisions is None else precisions.fall_back(call.dtype, call.adapter)
@@ -66,26 +67,30 @@ def _in_its_precision(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) ->
             raise
         try:
             again = call.by(own)
-            evaluation = again.remembered(values, wrt)
+            evaluation = _quiet(again).evaluate_at(values, wrt)
         except GradbridgeError:
             raise error from None  # it fails in any precision: that one's message is about this call
         precisions.settle(call.dtype, str(error))
         return again, evaluation
 
 
+def _quiet(call: Any) -> Any:
+    """The same call with nobody who observes it, and no state that moves."""
+    return replace(call, settings=call.settings.quiet, spec=call.spec.replayed())
+
+
 class FirstCall:
     """A first differentiated call, and the calls that are compared with it.
 
     Args:
-        call: what was evaluated.
-        evaluation: of it.
+        call: what is to be evaluated.
+        evaluation: of it, which nobody observed.
         surroundings: as they were before.
     """
 
     def __init__(self, call: Any, evaluation: Any, surroundings: Surroundings) -> None:
         self._call, self._evaluation, self._before = call, evaluation, surroundings
-        # Nobody observes these calls, and no state moves in them.
-        self._quiet = replace(call, settings=call.settings.quiet, spec=call.spec.replayed())
+        self._quiet = _quiet(call)
         self._values, self._wrt = evaluation.values, evaluation.wrt
         self._adapter, self._notes = call.adapter, call.settings.audit.notes
         self._tolerance = tolerance_of(evaluation.guest_dtypes)
@@ -95,8 +100,8 @@ class FirstCall:
             for y in evaluation.outputs
         ]
 
-    def looked_at(self) -> Any:
-        """The evaluation, or another one by the mended guest.
+    def look(self) -> None:
+        """Compare it; make the guest compute each call with a fresh copy where that mends what is found.
 
         Raises:
             AuditError
@@ -106,7 +111,7 @@ class FirstCall:
         self._note_unused(gradients)
         reason = self.repeats(gradients) or self.remembers()
         if reason and self._adapter.isolate_calls():
-            self._evaluation = self._call.evaluate_at(self._values, self._wrt)
+            self._evaluation = self._quiet.evaluate_at(self._values, self._wrt)
             gradients = self.gradients()
             reason = self.repeats(gradients) or self.remembers()
             if not reason:
@@ -115,7 +120,6 @@ class FirstCall:
             raise AuditError(f"{self._adapter.label} {reason}; audit='off' takes it as it is")
         if self._wrt:
             self._note_precision()
-        return self._evaluation
 
     def gradients(self) -> Sequence[Array] | None:
         """Those of a random cotangent; None where there are none, or where they cost too much."""
@@ -191,7 +195,9 @@ class FirstCall:
             return ""
         moved = [_moved(v, i) for i, v in enumerate(self._values)]
         try:
-            used, new = [self._quiet.by(a).evaluate_at(moved, ()).outputs for a in (self._adapter, fresh)]
+            used, new = [
+                replace(self._quiet, adapter=a).evaluate_at(moved, ()).outputs for a in (self._adapter, fresh)
+            ]
         except GradbridgeError:
             return ""  # such arguments are not for it: there is nothing to compare
         if agree(used, new, self._tolerance):
@@ -224,7 +230,7 @@ class FirstCall:
         )
 
     def _pulled(self, evaluation: Any) -> Sequence[Array]:
-        gradients: Sequence[Array] = replace(evaluation, call=self._quiet).pull(self._cotangents, self._wrt)
+        gradients: Sequence[Array] = evaluation.pull(self._cotangents, self._wrt)
         return gradients
 
 

@@ -106,7 +106,7 @@ class _Probe:
     def difference(self) -> str | None:
         """What is wrong, in words; None where a caller has changed the arrays of the call since."""
         evaluation, moving = self._evaluation, self._moving
-        now = self._anywhere.evaluate_at(evaluation.values, ())
+        now = self._anywhere.evaluate_at(evaluation.values, evaluation.wrt)  # nothing is compiled anew
         if any(_far(a, b, self._tolerance) for a, b in zip(now.outputs, evaluation.outputs)):
             return None
         inner = self._derivative.evaluate_at(

@@ -116,16 +116,21 @@ class Solver:
         problem = self._problem
         call = problem.point.call
         audit, step = call.settings.audit, ("jacobian", strategy, call.spec.packed, problem.wrt)
-        # Rows are compared each time, since they may be independent here and not there.
-        looks = strategy in ("vjp", "jvp") and audit is not None and audit.awaits(call.order, step)
-        jacobians = self.computed(strategy)
-        if looks and audit is not None:
+        if audit is None or strategy == "loop" or strategy == "rows":
+            return self.computed(
+                strategy
+            )  # rows are compared each time: they may be independent here and not there
+        if not audit.is_known_wrong(call.order, step):
+            looks = audit.awaits(call.order, step)
+            jacobians = self.computed(strategy)
+            if not looks:
+                return jacobians
             audit.found(call.order, step, problem.agrees_with_backward(jacobians))
-        if audit is not None and audit.is_known_wrong(call.order, step):
-            raise Unsupported(
-                f"what {problem.point.label} gives for many at once is not what it gives for each"
-            )
-        return jacobians
+            if not audit.is_known_wrong(call.order, step):
+                return jacobians
+        if strategy == "jvp":
+            return self._by_tangents(can_batch=False)
+        raise Unsupported(f"what {problem.point.label} gives for many at once is not what it gives for each")
 
     def computed(self, strategy: str) -> list[Array]:
         """A flat Jacobian for each position by one strategy, not compared with anything.
@@ -162,14 +167,13 @@ class Solver:
             start = stop
         return found
 
-    def _by_tangents(self) -> list[Array]:
+    def _by_tangents(self, can_batch: bool = True) -> list[Array]:
         problem = self._problem
         linear = Linearization(problem.evaluation, problem.wrt)
         found = [problem.empty(p) for p in problem.wrt]
         shapes = [problem.point.shape(p) for p in problem.wrt]
         starts = np.cumsum([0, *(int(np.prod(s)) for s in shapes)])
         chunk = problem.chunk(problem.total + problem.arguments)
-        can_batch = True
         for flat, start, size in zip(found, starts, np.diff(starts)):
             columns = flat.reshape(problem.total, size)
             for first in range(0, size, chunk):

@@ -213,14 +213,14 @@ _SPOILT: dict[str, Spoil] = {
     "one array too many": lambda arrays: [*arrays, arrays[-1]],
     "None in place of an array": lambda arrays: [None, *arrays[1:]],
     "None in place of all": lambda arrays: None,
-    "an axis too many": lambda arrays: [arrays[0][None], *arrays[1:]],
+    "an axis too many": lambda arrays: [np.ones((1, *arrays[0].shape)), *arrays[1:]],
     "an axis too few, or one for none": lambda arrays: [
         *arrays[:-1],
-        arrays[-1][0] if arrays[-1].ndim else arrays[-1][None],
+        np.ones(tuple(arrays[-1].shape)[1:] if len(arrays[-1].shape) else (1,)),
     ],
 }
 
 #: For adapters that may return arrays of any dtype.
 _OF_OTHER_NUMBERS: dict[str, Spoil] = {
-    "integers in place of floating numbers": lambda arrays: [np.asarray(arrays[0]).astype(int), *arrays[1:]],
+    "integers in place of floating numbers": lambda arrays: [np.ones(arrays[0].shape, int), *arrays[1:]],
 }
