@@ -128,3 +128,8 @@ def read(variable: Any) -> Array:
     """A variable's value, a new array; bfloat16, which NumPy lacks, widens."""
     value = value_of(variable)
     return value.astype("float32" if value.dtype.name == "bfloat16" else value.dtype)
+
+
+def is_layer(value: Any) -> bool:
+    """Whether it is a layer of Keras, or a model."""
+    return isinstance(value, keras.Layer)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any, ClassVar, Self
 
-import keras
 from torch import nn
 
 from gradbridge.inspection import Stranger
 from gradbridge.protocol import GuestOptions
-from gradbridge_keras.stateless import StatelessModel
+from gradbridge_keras.stateless import StatelessModel, is_layer
 from gradbridge_torch.functions import TensorFunction
 
 
@@ -67,6 +66,6 @@ def _torch_modules(model: Any) -> list[nn.Module]:
         module
         for layer in model._flatten_layers()
         for name, child in layer._modules.items()
-        if child is not None and name != "_torch_params" and not isinstance(child, keras.Layer)
+        if child is not None and name != "_torch_params" and not is_layer(child)
         for module in child.modules()
     ]

@@ -23,7 +23,9 @@ def tolerance_of(dtypes: Sequence[Any]) -> float:
 
 
 def difference(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
-    """The largest difference, relative to the largest number, of arrays of the same shapes."""
+    """The largest difference, relative to the largest number; infinite where shapes differ."""
+    if [np.shape(x) for x in ours] != [np.shape(x) for x in theirs]:
+        return float("inf")
     scale = max((float(np.max(np.abs(x), initial=0.0)) for x in (*ours, *theirs)), default=0.0)
     most = max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(ours, theirs)), default=0.0)
     return most / scale if scale else 0.0

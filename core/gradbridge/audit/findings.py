@@ -13,11 +13,13 @@ class Audit:
 
     Attributes:
         notes: {what: what was found}, for `Bridge.capabilities`.
+        precision: that the model was seen to compute in, where it is coarser than its outputs' dtype; else 0.
     """
 
     def __init__(self, is_on: bool = True) -> None:
         self.is_on = is_on
         self.notes: dict[str, str] = {}
+        self.precision = 0.0
         self._called: set[tuple[str, bool]] = set()
         self._right: dict[tuple[int, Hashable], bool] = {}
 

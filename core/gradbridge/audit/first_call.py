@@ -214,12 +214,14 @@ class FirstCall:
         dtypes = [d for d in self._evaluation.guest_dtypes if d.kind in INEXACT]
         coarse = [d for d in dtypes if d.itemsize < (16 if d.kind == "c" else 8)]
         if coarse:
-            told = f"returns {coarse[0].name}"
+            precision, told = float(np.finfo(coarse[0]).eps), f"returns {coarse[0].name}"
         else:
             steps = coarse_steps(self._quiet, self._values, self._evaluation.outputs, self._wrt)
             if steps is None:
                 return
+            precision = steps
             told = f"moves in steps of about {steps:.0e} of its outputs, as numbers of a coarser dtype do"
+        self._call.settings.audit.precision = precision
         self._notes["precision"] = f"asked for float64, and {told}"
         warnings.warn(
             f"{self._adapter.label} was asked to compute in float64, the precision of the params, and {told}: something "

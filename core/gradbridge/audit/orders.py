@@ -56,7 +56,7 @@ def _told(call: Any, apart: str, made_of: Any) -> str:
     return (
         f"a {name} derivative of {call.root.adapter.label} was asked for, and what its framework gives is wrong: "
         f"{apart}. Something in the model{made} has a gradient that cannot be differentiated again (a backward that is not "
-        f"recorded, NumPy in it, a hook, an operation that the framework has wrong); write that part with a "
+        f"recorded, NumPy in it, a hook, detach or stop_gradient, an operation that the framework has wrong); write that part with a "
         f"differentiable backward, or use derivatives up to the {_NAMES.get(call.order - 1, 'first')}; "
         f"audit='off' takes it as it is"
     )
@@ -99,8 +99,11 @@ class _Probe:
             i: draw.normal(size=np.shape(values[i])) * max(float(np.abs(values[i]).mean()), 1e-3)
             for i in moving
         }
+        audit = call.settings.audit
         self._coarse = max(
-            (float(np.finfo(d).eps) for d in evaluation.guest_dtypes if d.kind in INEXACT), default=2.0**-52
+            2.0**-52,
+            0.0 if audit is None else audit.precision,
+            *(float(np.finfo(d).eps) for d in evaluation.guest_dtypes if d.kind in INEXACT),
         )
 
     def difference(self) -> str | None:

@@ -16,6 +16,7 @@ from gradbridge import trees
 from gradbridge.borders import INEXACT
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import DerivativeError, GuestError
+from gradbridge.execution.steps import check_results
 from gradbridge.layout import Array
 from gradbridge.protocol import Adapter
 
@@ -118,13 +119,22 @@ def _agree(
     for part in (half, ~half):
         pulled = [np.where(_column(part, w), w, 0.0) for w in weights]
 
-        def gradients(residuals: Any, cotangents: Sequence[Array] = pulled) -> list[Array]:
-            return [view(g) for g in adapter.pull(residuals, cotangents, wrt)] if pulls else []
+        some = [x[part] if yes else x for x, yes in zip(inputs, has_rows)]
 
-        alone, kept = run([x[part] if yes else x for x, yes in zip(inputs, has_rows)])
+        def gradients(
+            residuals: Any, cotangents: Sequence[Array] = pulled, of: Sequence[Any] = inputs
+        ) -> list[Array]:
+            if not pulls:
+                return []
+            natives = adapter.pull(residuals, cotangents, wrt)
+            shapes = [*adapter.layout.shapes, *map(np.shape, of)]
+            check_results(adapter, natives, wrt, [shapes[i] for i in wrt], kinds=["fc"] * len(wrt))
+            return [view(g) for g in natives]
+
+        alone, kept = run(some)
         if not all(len(y) == len(half) for y in outputs):
             return False
-        of_all, of_part = gradients(residuals), gradients(kept, [w[part] for w in weights])
+        of_all, of_part = gradients(residuals), gradients(kept, [w[part] for w in weights], some)
         if not all(np.isfinite(gradient).all() for gradient in (*of_all, *of_part)):
             return None
         own = [i >= k and has_rows[i - k] for i in wrt] if pulls else []

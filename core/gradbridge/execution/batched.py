@@ -138,6 +138,17 @@ def pull_to_boundary(evaluation: Evaluation, cotangents: Sequence[Any]) -> tuple
         for i in range(len(values))
         for leaf, shape in zip(arguments.leaves((i,)), evaluation.call.leaf_shapes(values, (i,)))
     }
+    parent = evaluation.call.parent
+    behind = [
+        leaf
+        for i in range(len(parent.arguments.vectors) if parent is not None else 0, len(values))
+        for leaf in arguments.leaves((i,))
+    ]
+    if not isinstance(gradients, dict) or not set(gradients) <= set(behind):
+        raise GradientMismatchError(
+            f"the pull_to_boundary of {evaluation.adapter.label} returned no gradients by its cotangents, as "
+            f"{{argument: gradient}}: its backend must return these"
+        )
     steps.check_results(
         evaluation.adapter,
         list(gradients.values()),

@@ -91,7 +91,8 @@ class ModelAdapter(Adapter):
     def strangers(self, residuals: Any) -> Sequence[Stranger]:
         if residuals is None:
             return ()
-        return [self.source.stranger(native) for native in residuals.program.strangers(residuals.kept)]
+        recorded = [self.source.stranger(native) for native in residuals.program.strangers(residuals.kept)]
+        return [*recorded, *self.source.strangers(residuals)]
 
     def operations(self, residuals: Any) -> Hashable:
         return None if residuals is None else residuals.program.operations(residuals.kept)

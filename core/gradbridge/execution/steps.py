@@ -11,7 +11,7 @@ import numpy as np
 from gradbridge import trees
 from gradbridge.audit.forward_mode import passes_adjoint_test
 from gradbridge.declarations import Step
-from gradbridge.errors import GradientMismatchError, OutputError, Unsupported
+from gradbridge.errors import GradientMismatchError, InputError, OutputError, Unsupported
 from gradbridge.protocol import Adapter
 
 
@@ -174,17 +174,14 @@ def check_results(
                 f"which has shape {shape}; its backend must return one of the {of}'s shape"
             )
         if not adapter.results_are_typed:
-            array = adapter.border.view(native)
-            if isinstance(array, np.ma.MaskedArray) or array.dtype.kind not in (
-                kinds[place] if kinds else "f"
-            ):
-                kind = (
-                    "masked array"
-                    if isinstance(array, np.ma.MaskedArray)
-                    else f"{what} of dtype {array.dtype}"
-                )
+            try:
+                came = f"a {what} of dtype {adapter.border.view(native).dtype}"
+                fits = adapter.border.view(native).dtype.kind in (kinds[place] if kinds else "f")
+            except InputError as error:  # masked, or more than its numbers in another way
+                came, fits = f"{error}", False
+            if not fits:
                 raise GradientMismatchError(
-                    f"{adapter.label} returned a {kind} for {of} {index}; its backend must return floating numbers, "
+                    f"{adapter.label} returned {came} for {of} {index}; its backend must return floating numbers, "
                     f"complex ones for what is complex"
                 )
 
@@ -224,6 +221,10 @@ def _pushed(
     )
     if not many:
         _check_tangents(adapter, pushed)
+    else:
+        lead, several = natives[0].shape[0], pushed if isinstance(pushed, (list, tuple)) else (pushed,)
+        shapes = [(lead, *tuple(getattr(t, "shape", (0,)))[1:]) for t in several]
+        check_results(adapter, pushed, range(len(shapes)), shapes, "tangent", "output", ["fc"] * len(shapes))
     step = "pushforward", many, call.spec.packed, leaves
     if audit is None or not adapter.traits.checks_jvp or not audit.awaits(call.order, step):
         return pushed
@@ -253,8 +254,10 @@ def _pushed(
 def _check_tangents(adapter: Adapter, pushed: Any) -> None:
     """Before anything is compared with them."""
     outputs, tangents = _pair(adapter, pushed)
-    shapes = [tuple(getattr(y, "shape", ())) for y in trees.flatten(outputs)[0]]
-    check_results(adapter, tangents, range(len(shapes)), shapes, "tangent", "output", ["fc"] * len(shapes))
+    leaves = trees.flatten(outputs)[0]
+    shapes = [tuple(getattr(y, "shape", ())) for y in leaves]
+    kinds = ["fc" if "complex" in str(getattr(y, "dtype", "")) else "f" for y in leaves]
+    check_results(adapter, tangents, range(len(shapes)), shapes, "tangent", "output", kinds)
 
 
 def arguments_of(call: Any, values: Sequence[Any]) -> tuple[Any, bool, Sequence[Any]]:
