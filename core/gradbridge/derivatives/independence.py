@@ -146,9 +146,10 @@ def _agree(
             continue
         # What is zero but for rounding differs by all of itself: it does so between neighbouring inputs, too.
         noise = [np.zeros(()) for _ in among]
-        for count in (-3, -2, -1, 1, 2, 3, 5):
-            near, close_by = run([_neighbour(x, count) for x in inputs])
-            beside = [x[part] if yes else x for x, yes in zip((*near, *gradients(close_by)), rows)]
+        for _ in range(7):
+            near, close_by = run([_neighbour(x, draw) for x in inputs])
+            beside = [*near, *gradients(close_by, [_neighbour(w, draw) for w in pulled])]
+            beside = [x[part] if yes else x for x, yes in zip(beside, rows)]
             noise = [
                 np.maximum(n, np.max(np.abs(a - b), initial=0.0)) for n, a, b in zip(noise, among, beside)
             ]
@@ -160,10 +161,11 @@ def _agree(
     return True
 
 
-def _neighbour(leaf: Any, count: int) -> Any:
-    """Some units in the last place away."""
+def _neighbour(leaf: Any, draw: np.random.Generator) -> Any:
+    """Each number some units in the last place away."""
     if type(leaf) is np.ndarray and leaf.dtype.kind in INEXACT:
-        return leaf * (1 + count * np.finfo(leaf.dtype).eps).astype(leaf.dtype)
+        ulps = draw.integers(-4, 5, size=leaf.shape)
+        return (leaf * (1 + ulps * np.finfo(leaf.dtype).eps)).astype(leaf.dtype)
     return leaf
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge.audit.comparison import precision_of
 from gradbridge.derivatives.points import EvaluationPoint
 from gradbridge.errors import GradbridgeError, NotDifferentiableError
 from gradbridge.execution.evaluation import Evaluation
@@ -69,12 +70,13 @@ class JacobianProblem:
         parts = [c.reshape(1, *shape) for c, shape in zip(np.split(v, ends), self.shapes)]
         cotangents = [c[0].astype(self.dtype) for c in self.with_flat_outputs(parts, 1)]
         pulled = self.evaluation.pull(cotangents, self.wrt)
+        most = largest(jacobians)
         return all(
-            self.is_close(i, v[None, None], flat.reshape(1, self.total, -1), gradient.reshape(1, -1))
+            self.is_close(i, v[None, None], flat.reshape(1, self.total, -1), gradient.reshape(1, -1), most)
             for i, flat, gradient in zip(self.wrt, jacobians, pulled)
         )
 
-    def is_close(self, argument: int, v: Array, blocks: Array, pulled: Array) -> bool:
+    def is_close(self, argument: int, v: Array, blocks: Array, pulled: Array, most: float) -> bool:
         """Whether cotangents pull back by Jacobians to what a backward gave.
 
         Args:
@@ -82,15 +84,18 @@ class JacobianProblem:
             v: (groups, 1, outputs).
             blocks: (groups, outputs, numbers of the argument).
             pulled: (groups, numbers of the argument).
+            most: the largest number in the Jacobians of all arguments: what is zero but for rounding has
+                that of its terms, which may be as large.
         """
         expected = (v @ blocks)[:, 0]
-        precisions = [float(np.finfo(d).eps) for d in self.evaluation.guest_dtypes if d.kind == "f"]
+        precision = precision_of(self.evaluation)
         with np.errstate(over="ignore"):
-            scale = np.linalg.norm(v, axis=2) * np.sqrt(np.einsum("gka,gka->ga", blocks, blocks))
+            size = np.linalg.norm(v, axis=2)
+            scale = size * np.sqrt(np.einsum("gka,gka->ga", blocks, blocks))
         # Rounding follows the largest numbers that are summed up, which are those of one array.
         arrays = self._arrays(argument)
-        largest = [np.full(scale[:, part].shape, np.max(scale[:, part], initial=0.0)) for part in arrays]
-        bound = max(precisions) ** 0.7 * (scale + 1e-3 * np.concatenate(largest, axis=1))
+        whole = [np.full(scale[:, part].shape, np.max(scale[:, part], initial=0.0)) for part in arrays]
+        bound = precision**0.7 * (scale + 1e-3 * np.concatenate(whole, axis=1)) + 16 * precision * most * size
         # What overflows here says nothing, so it does not pass.
         return bool(np.isfinite(bound).all() and np.all(np.abs(expected - pulled) <= bound))
 
@@ -146,6 +151,11 @@ class JacobianProblem:
             except GradbridgeError:
                 self.checks_rows = False  # some models can be differentiated by their params alone
         return self.point.evaluate(self.wrt)
+
+
+def largest(arrays: Sequence[Array]) -> float:
+    """The largest number of all."""
+    return max((float(np.max(np.abs(x), initial=0.0)) for x in arrays), default=0.0)
 
 
 def may_have_rows(leaf: Any) -> bool:
