@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 from keras.src.backend.common import global_state
@@ -92,6 +92,8 @@ def called(
     try:
         with scope:
             output = call(model, args, {"training": training, **kwargs})
+        if any(map(_is_seed, unmade[count:])):
+            _refuse_global_noise(model)
         if len(unmade) > count:
             raise GuestError(
                 f"{model.name} makes the variable {unmade[count].path!r} in this call, so it was none of the params; "
@@ -102,10 +104,7 @@ def called(
     metrics = {id(v) for v in model.metrics_variables} if scope.moved else ()
     for v in scope.moved:
         if _is_seed(v):
-            raise GuestError(
-                f"{model.name} draws random numbers from Keras' global generator; give the layer a generator, "
-                f"self.seed_generator = keras.random.SeedGenerator(seed), and pass it as seed="
-            )
+            _refuse_global_noise(model)
         if training and id(v) not in metrics:
             raise GuestError(
                 f"{model.name} changes {v.path!r} in train mode, a variable that Keras does not track, and so cannot "
@@ -113,6 +112,13 @@ def called(
                 f"call starts from its value as it was when bridged"
             )
     return output
+
+
+def _refuse_global_noise(model: Any) -> NoReturn:
+    raise GuestError(
+        f"{model.name} draws random numbers from Keras' global generator; give the layer a generator, "
+        f"self.seed_generator = keras.random.SeedGenerator(seed), and pass it as seed="
+    )
 
 
 def unique(paths: Sequence[str]) -> tuple[str, ...]:
