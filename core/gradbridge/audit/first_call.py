@@ -93,7 +93,7 @@ class FirstCall:
         self._quiet = _quiet(call)
         self._values, self._wrt = evaluation.values, evaluation.wrt
         self._adapter, self._notes = call.adapter, call.settings.audit.notes
-        self._tolerance = tolerance_of(evaluation.guest_dtypes)
+        self._tolerance = tolerance_of((*evaluation.guest_dtypes, evaluation.dtype))
         draw = np.random.default_rng(0)
         self._cotangents = [
             draw.normal(size=y.shape) if y.dtype.kind in INEXACT else np.zeros(y.shape)

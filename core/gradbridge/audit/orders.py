@@ -103,7 +103,8 @@ class _Probe:
         self._coarse = max(
             2.0**-52,
             0.0 if audit is None else audit.precision,
-            *(float(np.finfo(d).eps) for d in evaluation.guest_dtypes if d.kind in INEXACT),
+            # Gradients are rounded to the host's dtype, too, which may be the coarser one.
+            *(float(np.finfo(d).eps) for d in (call.dtype, *evaluation.guest_dtypes) if d.kind in INEXACT),
         )
 
     def difference(self) -> str | None:
