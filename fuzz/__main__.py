@@ -26,12 +26,12 @@ EVERY = 20.0
 @click.option("--guest", type=click.Choice(list(GUESTS)), multiple=True, help="One or more; all by default.")
 @click.option("--seed", default=0, show_default=True, help="The number of the first program.")
 @click.option("--count", default=100, show_default=True, help="How many programs per guest.")
-@click.option("--minutes", default=10.0, show_default=True, help="No program begins after so many, per guest.")
+@click.option(
+    "--minutes", default=10.0, show_default=True, help="No program begins after so many, per guest."
+)
 @click.option("--keep-going", is_flag=True, help="Go on after a failure.")
 @click.option("--show", is_flag=True, help="Print each program before it runs.")
-def main(
-    guest: tuple[str, ...], seed: int, count: int, minutes: float, keep_going: bool, show: bool
-) -> None:
+def main(guest: tuple[str, ...], seed: int, count: int, minutes: float, keep_going: bool, show: bool) -> None:
     """Ask bridges over drawn networks what is known otherwise. Exit code 1 if an answer was wrong."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     failures = sum(_run(name, seed, count, 60 * minutes, keep_going, show) for name in guest or tuple(GUESTS))
@@ -55,7 +55,9 @@ def _run(name: str, seed: int, count: int, seconds: float, keep_going: bool, sho
             break
         if now - told > EVERY:
             told = now
-            click.echo(f"{name}: {done} of {count} programs, {queries} queries, {failures} wrong, {now - start:.0f} s")
+            click.echo(
+                f"{name}: {done} of {count} programs, {queries} queries, {failures} wrong, {now - start:.0f} s"
+            )
         program = drawn(number, name, guest)
         if show:
             click.echo(pprint.pformat(program, width=110))

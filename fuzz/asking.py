@@ -123,11 +123,16 @@ class Asked:
                 tangents = tuple(point.like(*arguments, salt=1))
                 return floating(f.jvp(*where, tangent=one(tangents), wrt=wrt))
             case _:
-                return list(several(f.ggn(*where, vector=one(tuple(point.like(*arguments, salt=1))), wrt=wrt)))
+                return list(
+                    several(f.ggn(*where, vector=one(tuple(point.like(*arguments, salt=1))), wrt=wrt))
+                )
 
     def _strategy(self, query: Query) -> str:
         """The one that was drawn, if it can be followed."""
-        able, needs = self.bridge.capabilities, {"rows": "Jacobian, per-example", "vjp": "Jacobian, batched VJP"}
+        able, needs = (
+            self.bridge.capabilities,
+            {"rows": "Jacobian, per-example", "vjp": "Jacobian, batched VJP"},
+        )
         if query.strategy in needs and not able[needs[query.strategy]]:
             return "auto"
         # PyTorch's own recurrent layers have no batching rule: such a declaration is refused.
@@ -187,4 +192,3 @@ class Asked:
             case _:
                 assert np.array_equal(main(z), y), "the same call dropped other outputs"
                 return [grad(lambda z: anp.sum(v * main(z)))(z)]
-

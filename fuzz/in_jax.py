@@ -19,9 +19,7 @@ class Words:
         staticmethod(one) for one in (jnp.tanh, jnp.exp, jnp.sin, jnp.sqrt, jnp.where, jnp.stack)
     )
     reshape, concat = staticmethod(jnp.reshape), staticmethod(jnp.concatenate)
-    sigmoid, softplus, relu = (
-        staticmethod(one) for one in (jax.nn.sigmoid, jax.nn.softplus, jax.nn.relu)
-    )
+    sigmoid, softplus, relu = (staticmethod(one) for one in (jax.nn.sigmoid, jax.nn.softplus, jax.nn.relu))
 
     @staticmethod
     def constant(array: Any, like: Any) -> Any:

@@ -19,9 +19,7 @@ class Words:
         staticmethod(one) for one in (tf.tanh, tf.exp, tf.sin, tf.sqrt, tf.where, tf.stack)
     )
     reshape, concat = staticmethod(tf.reshape), staticmethod(tf.concat)
-    sigmoid, softplus, relu = (
-        staticmethod(one) for one in (tf.sigmoid, tf.nn.softplus, tf.nn.relu)
-    )
+    sigmoid, softplus, relu = (staticmethod(one) for one in (tf.sigmoid, tf.nn.softplus, tf.nn.relu))
 
     @staticmethod
     def constant(array: Any, like: Any) -> Any:
@@ -29,7 +27,8 @@ class Words:
 
     @staticmethod
     def gelu(z: Any) -> Any:
-        return tf.nn.gelu(z)
+        # tf.nn.gelu takes √2 in float32, whatever it computes in.
+        return 0.5 * z * (1 + tf.math.erf(z * 0.5**0.5))
 
     @staticmethod
     def sum(z: Any, axis: Any, keepdims: bool = False) -> Any:
@@ -92,14 +91,11 @@ def _layer_of(layer: Layer, network: Network, dtype: str) -> tuple[keras.layers.
             return made.BatchNormalization(epsilon=EPSILON, dtype=dtype), ["scale", "b"]
         case "embedding":
             return made.Embedding(WORDS, b, dtype=dtype), ["table"]
-        case "rnn" if bias:
-            # Keras adds one bias where the interpreter adds two.
-            return None
         case _:
             return None
 
 
-class _Model(keras.Model):
+class DrawnModel(keras.Model):
     """A network as a subclassed Keras model."""
 
     def __init__(self, network: Network, weights: dict[str, Any], dtype: str, frozen: frozenset[str]) -> None:
@@ -159,7 +155,7 @@ class TensorFlow:
     def build(self, network: Network, style: str, dtype: str, frozen: frozenset[str]) -> Built:
         weights = cast(network.weights(), dtype)
         if style == "keras":
-            model = _Model(network, weights, dtype, frozen)
+            model = DrawnModel(network, weights, dtype, frozen)
             arrays = [tf.constant(x) for x in network.inputs(2, 0, dtype)]
             model(*arrays)
             return Built(model)

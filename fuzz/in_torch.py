@@ -78,9 +78,7 @@ class _Attention(nn.Module):
 
     def __init__(self, layer: Layer, weighs: bool) -> None:
         super().__init__()
-        self.inner = nn.MultiheadAttention(
-            layer.inputs, int(layer.option), bias=layer.bias, batch_first=True
-        )
+        self.inner = nn.MultiheadAttention(layer.inputs, int(layer.option), bias=layer.bias, batch_first=True)
         self.weighs = weighs
 
     def forward(self, z: Any) -> Any:

@@ -205,10 +205,23 @@ class Drawing:
 
     def _layer(self, width: int, is_sequence: bool, before: list[Layer], rowwise: bool) -> Layer:
         rng = self._rng
-        kinds = ["linear", "linear", "act", "act", "gate", "product", "residual", "residual", "scalar", "unit"]
+        kinds = [
+            "linear",
+            "linear",
+            "act",
+            "act",
+            "gate",
+            "product",
+            "residual",
+            "residual",
+            "scalar",
+            "unit",
+        ]
         kinds += [] if rowwise else ["batchmix"]
         kinds += ["layernorm", "groupnorm", "batchnorm"]
-        kinds += ["conv", "attention", "attention", "rnn", "positions", "roll", "cumsum"] if is_sequence else []
+        kinds += (
+            ["conv", "attention", "attention", "rnn", "positions", "roll", "cumsum"] if is_sequence else []
+        )
         mates = [one for one in before if one.kind == "linear" and one.outputs == width]
         kinds += ["tied", "tied"] if mates else []
         kind = str(rng.choice([kind for kind in kinds if kind not in self._without]))
@@ -221,7 +234,9 @@ class Drawing:
             case "act":
                 return Layer(kind, name, width, width, str(rng.choice(ACTIVATIONS)))
             case "groupnorm":
-                return Layer(kind, name, width, width, int(rng.choice([g for g in (1, 2, 4) if not width % g])))
+                return Layer(
+                    kind, name, width, width, int(rng.choice([g for g in (1, 2, 4) if not width % g]))
+                )
             case "attention":
                 heads = int(rng.choice([h for h in (1, 2) if not width % h]))
                 return Layer(kind, name, width, width, heads, bias)

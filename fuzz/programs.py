@@ -14,7 +14,15 @@ from fuzz.surroundings import INPUTS, JOINED, PARAMS, REDUCED, Term
 #: What is asked of a bridge within a program of autograd's, and how often.
 WITHIN = {"value": 1, "gradient": 4, "hvp": 4, "jvp": 2, "hessian": 1, "jvp of gradient": 2, "third": 1}
 #: What its own methods are asked.
-METHODS = {"jacobian": 4, "rows' gradients": 2, "f.vjp": 2, "f.jvp": 2, "f.ggn": 2, "in flight": 2, "model": 1}
+METHODS = {
+    "jacobian": 4,
+    "rows' gradients": 2,
+    "f.vjp": 2,
+    "f.jvp": 2,
+    "f.ggn": 2,
+    "in flight": 2,
+    "model": 1,
+}
 #: What is asked in train mode, where outputs are dropped.
 DROPPING = {"dropped vjp": 2, "dropped hvp": 1, "dropped jvp": 1, "dropped again": 1}
 STRATEGIES = ("auto", "auto", "rows", "vjp", "jvp", "loop")

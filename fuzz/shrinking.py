@@ -63,7 +63,11 @@ def _smaller(program: Program) -> Iterator[Program]:
     network = program.network
     kept_names = {layer.option for layer in network.every_layer if layer.kind == "tied"}
     for i, layer in enumerate(network.layers):
-        if layer.inputs == layer.outputs and layer.name not in kept_names and layer.kind not in ("pool", "embedding"):
+        if (
+            layer.inputs == layer.outputs
+            and layer.name not in kept_names
+            and layer.kind not in ("pool", "embedding")
+        ):
             second = "" if layer.kind in ("mix", "mask") else network.second
             layers = network.layers[:i] + network.layers[i + 1 :]
             if layers and any(one.shapes(network.length) for one in layers):
