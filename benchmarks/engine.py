@@ -117,7 +117,7 @@ def _engine_spec(problem: str, model: Any, natives: Callable[[str], Any]) -> Any
 
     from gradbridge_seldonian import SeldonianModel
 
-    ours = _spec(problem, SeldonianModel(natives(problem), dtype=None))
+    ours = _spec(problem, SeldonianModel(natives(problem), dtype="model"))
     start = model.bridge.params if hasattr(model, "bridge") else model.get_model_params()
     return SupervisedSpec(
         dataset=ours.dataset,

@@ -138,7 +138,7 @@ def _pushforward(
         except Unsupported:
             pass
     try:
-        call = evaluation.differentiated(wrt)
+        call = evaluation.differentiated(wrt, products=outer)
     except HigherOrderError as error:
         raise HigherOrderError(
             f"a forward-mode derivative (JVP) of {evaluation.adapter.label} was asked for; its backend has no forward mode "

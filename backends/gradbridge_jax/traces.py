@@ -203,7 +203,15 @@ def _staged(vjp: Callable[[list[Any]], Any], floats: list[Any]) -> tuple[Callabl
     All of them are found by tracing it: what the VJP has as a pytree leaves out what a custom rule closes
     over, which implicit layers do. What is constant in the trace stays a constant of the pull.
     """
-    closed = jax.make_jaxpr(lambda cotangents: vjp(cotangents)[0])(floats)
+    try:
+        closed = jax.make_jaxpr(lambda cotangents: vjp(cotangents)[0])(floats)
+    except ValueError as error:  # a loop that has no reverse mode: its value is to be had, and its tangents
+        said = str(error)
+
+        def refused(arrays: list[Any], cotangents: list[Any]) -> list[Any]:
+            raise ValueError(said)
+
+        return refused, []
     jaxpr, constants = closed.jaxpr, list(closed.consts)
     places = [i for i, constant in enumerate(constants) if isinstance(constant, jax.core.Tracer)]
     arrays = [constants[i] for i in places]

@@ -32,7 +32,7 @@ class SeldonianModel(SupervisedModel):
     Args:
         model: a native model, or a `gradbridge.Bridge`.
         backend: the guest's backend; None finds it from the model's class.
-        dtype: the dtype to compute in; None keeps the model's own. A Bridge computes in its own.
+        dtype: the dtype to compute in; None is the engine's float64, ``"model"`` the model's own. A Bridge is as it was made.
         output: ``"as_is"``, or ``"logits"`` for a classifier that returns logits: a sigmoid
             (one output) or a softmax (several) is applied.
         reuse: how many evaluations to remember; see `gradbridge.bridge`. Random models get 0.
@@ -46,7 +46,7 @@ class SeldonianModel(SupervisedModel):
         self,
         model: Any,
         backend: str | None = None,
-        dtype: Any = DOUBLE,
+        dtype: Any = None,
         *,
         output: str = "as_is",
         reuse: int | None = None,
@@ -56,7 +56,7 @@ class SeldonianModel(SupervisedModel):
         if output not in OUTPUTS:
             raise OptionError(f"output must be one of {', '.join(map(repr, OUTPUTS))}, got {output!r}")
         if isinstance(model, gradbridge.Bridge):
-            if options or backend is not None or reuse is not None or dtype not in (None, DOUBLE):
+            if options or backend is not None or reuse is not None or dtype is not None:
                 raise OptionError("a Bridge is complete: give its options where it is made")
             self.bridge = model
         else:

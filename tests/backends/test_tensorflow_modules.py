@@ -68,9 +68,13 @@ def test_modules_have_the_gradient_of_the_closed_form(dtype):
     )
 
 
-def test_float32_modules_compute_in_float32_unless_told():
+def test_float32_modules_compute_in_the_precision_of_the_params_unless_told():
     module = Affine(tf.float32)
-    np.testing.assert_array_equal(gb.bridge(module)(gb.bridge(module).params, X), module(X.astype("float32")))
+    own = gb.bridge(module, dtype="model")
+    np.testing.assert_array_equal(own(own.params, X), module(X.astype("float32")))
+    f, wide = gb.bridge(module), gb.bridge(module, dtype="float64")
+    np.testing.assert_array_equal(f(f.params, X), wide(f.params, X))
+    np.testing.assert_array_equal(f(f.params.astype("float32"), X), own(own.params, X).astype("float32"))
 
 
 def test_the_users_variables_stay_and_models_are_new():

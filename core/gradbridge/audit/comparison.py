@@ -16,10 +16,15 @@ def agree(ours: Sequence[Array], theirs: Sequence[Array], tolerance: float) -> b
     return len(ours) == len(theirs) and all(map(_agree, ours, theirs, [tolerance] * len(ours)))
 
 
-def tolerance_of(dtypes: Sequence[Any]) -> float:
-    """Half of the digits of the coarsest dtype: far above rounding, far below any fault."""
-    coarsest = max((float(np.finfo(d).eps) for d in map(np.dtype, dtypes) if d.kind in INEXACT), default=0.0)
-    return float(coarsest**0.5)
+def precision_of(evaluation: Any) -> float:
+    """The coarsest that an evaluation went through, in the guest and at the host's border: 2⁻⁵² for float64."""
+    dtypes = [d for d in (*evaluation.guest_dtypes, evaluation.dtype) if d.kind in INEXACT]
+    return max(2.0**-52, *(float(np.finfo(d).eps) for d in dtypes))
+
+
+def tolerance_of(evaluation: Any) -> float:
+    """Half of the digits that an evaluation has: far above rounding, far below any fault."""
+    return float(precision_of(evaluation) ** 0.5)
 
 
 def difference(ours: Sequence[Array], theirs: Sequence[Array]) -> float:

@@ -101,7 +101,7 @@ class _Examination(DerivativeChecks):
                 yield Finding("value", "WRONG", "", in_short(failed))
                 return
         self._evaluation = evaluation
-        self._tolerance = tolerance_of((*evaluation.guest_dtypes, evaluation.dtype))
+        self._tolerance = tolerance_of(evaluation)
         self._cotangents = [
             self._draw.normal(size=y.shape) * (y.dtype.kind in INEXACT) for y in evaluation.outputs
         ]

@@ -23,7 +23,6 @@ from gradbridge.audit.precision import coarse_steps
 from gradbridge.borders import INEXACT, is_inexact
 from gradbridge.errors import (
     AuditError,
-    DerivativeError,
     GradbridgeError,
     GradbridgeWarning,
     GuestError,
@@ -65,11 +64,10 @@ def _in_its_precision(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) ->
         own = None if precisions is None else precisions.fall_back(call.dtype, call.adapter)
         if own is None:
             raise
-        try:
-            again = call.by(own)
-            evaluation = _quiet(again).evaluate_at(values, wrt)
-        except GradbridgeError:
-            raise error from None  # it fails in any precision: that one's message is about this call
+        again = call.by(own)
+        evaluation = _quiet(again).evaluate_at(
+            values, wrt
+        )  # where this fails, too, it is no matter of precision
         precisions.settle(call.dtype, str(error))
         return again, evaluation
 
@@ -93,7 +91,7 @@ class FirstCall:
         self._quiet = _quiet(call)
         self._values, self._wrt = evaluation.values, evaluation.wrt
         self._adapter, self._notes = call.adapter, call.settings.audit.notes
-        self._tolerance = tolerance_of((*evaluation.guest_dtypes, evaluation.dtype))
+        self._tolerance = tolerance_of(evaluation)
         draw = np.random.default_rng(0)
         self._cotangents = [
             draw.normal(size=y.shape) if y.dtype.kind in INEXACT else np.zeros(y.shape)
@@ -127,7 +125,7 @@ class FirstCall:
             # Where it is numeric a gradient costs as many evaluations as there are numbers.
             pulls = self._wrt and self._adapter.traits.is_gradient_cheap
             return self._pulled(self._evaluation) if pulls else None
-        except DerivativeError:
+        except GradbridgeError:
             return None  # the host's own pull tells of it, if it comes to that
 
     def _refuse_strangers(self) -> None:

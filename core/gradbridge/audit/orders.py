@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge.audit.comparison import precision_of
 from gradbridge.borders import INEXACT
 from gradbridge.errors import GradbridgeError, HigherOrderError
 from gradbridge.execution import derivation, steps
@@ -22,13 +23,14 @@ from gradbridge.layout import Array
 _NAMES = {0: "second", 1: "third", 2: "fourth"}
 
 
-def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> None:
+def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...], products: bool = True) -> None:
     """Compare once for each order of a bridge, and again where the call was made of other operations.
 
     Args:
         evaluation: whose gradient is differentiated.
         derivative: the call that computes that gradient, as it will be pulled back.
         wrt: the arguments of the gradient.
+        products: whether its products with vectors are looked at, or only what JVPs are made from.
 
     Raises:
         HigherOrderError: what the guest gives is not the derivative of its gradient.
@@ -37,12 +39,12 @@ def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> None
     if audit is None or not audit.is_on:
         return
     made_of = call.adapter.operations(evaluation.residuals)
-    step = "derivative", call.spec.packed, wrt, made_of
+    step = ("derivative" if products else "transposed"), call.spec.packed, wrt, made_of
     if not call.adapter.traits.is_gradient_cheap or not audit.awaits(call.order, step):
-        if audit.is_wrong(call.order, "derivative"):
+        if audit.is_wrong(call.order, step[0]):
             raise HigherOrderError(_told(call, "what it gives differs from how its gradient moves", made_of))
         return
-    apart = difference(evaluation, derivative, wrt)
+    apart = difference(evaluation, derivative, wrt, products)
     if apart is not None:
         audit.found(call.order, step, not apart)
     if apart:
@@ -62,15 +64,26 @@ def _told(call: Any, apart: str, made_of: Any) -> str:
     )
 
 
-def difference(evaluation: Any, derivative: Any, wrt: tuple[int, ...]) -> str | None:
+def difference(evaluation: Any, derivative: Any, wrt: tuple[int, ...], products: bool = True) -> str | None:
     """What is wrong with the derivative of a gradient, in words; "" where nothing is, None where nobody can tell."""
     moving = tuple(
         i for i in wrt if i < len(evaluation.call.root.arguments.vectors) and np.size(evaluation.values[i])
     )
+    if not moving:
+        return ""
     try:
-        return _Probe(evaluation, derivative, wrt, moving).difference() if moving else ""
+        probe = _Probe(evaluation, derivative, wrt, moving)
+        if probe.is_stale():
+            return None
+        pulled = probe.pulled(products)
+    except HigherOrderError:
+        raise  # the guest says itself that it cannot; a second try may say it worse
     except GradbridgeError:
-        return ""  # the guest says itself that it cannot, where the host asks
+        return ""
+    try:
+        return probe.difference(pulled, products)
+    except GradbridgeError:
+        return ""  # nothing to compare with
 
 
 class _Probe:
@@ -100,30 +113,33 @@ class _Probe:
             for i in moving
         }
         audit = call.settings.audit
-        self._coarse = max(
-            2.0**-52,
-            0.0 if audit is None else audit.precision,
-            # Gradients are rounded to the host's dtype, too, which may be the coarser one.
-            *(float(np.finfo(d).eps) for d in (call.dtype, *evaluation.guest_dtypes) if d.kind in INEXACT),
-        )
+        self._coarse = max(precision_of(evaluation), 0.0 if audit is None else audit.precision)
 
-    def difference(self) -> str | None:
-        """What is wrong, in words; None where a caller has changed the arrays of the call since."""
-        evaluation, moving = self._evaluation, self._moving
+    def is_stale(self) -> bool:
+        """Whether a caller has changed the arrays of the call since."""
+        evaluation = self._evaluation
         now = self._anywhere.evaluate_at(evaluation.values, evaluation.wrt)  # nothing is compiled anew
-        if any(_far(a, b, self._tolerance) for a, b in zip(now.outputs, evaluation.outputs)):
-            return None
-        inner = self._derivative.evaluate_at(
-            [*evaluation.values, *self._cotangents], (*moving, *self._behind)
+        return any(_far(a, b, self._tolerance) for a, b in zip(now.outputs, evaluation.outputs))
+
+    def pulled(self, wants_products: bool) -> Sequence[Array]:
+        """The product with the direction by the guest, and by the cotangents."""
+        evaluation = self._evaluation
+        self._inner = self._derivative.evaluate_at(
+            [*evaluation.values, *self._cotangents], (*self._moving, *self._behind)
         )
-        directions = [self._directions.get(i, np.zeros(np.shape(evaluation.values[i]))) for i in self._wrt]
-        pulled = inner.pull(directions, (*moving, *self._behind))
-        products = [pulled[: len(moving)]]
-        apart = self._transposed(pulled[len(moving) :])
-        if apart:
+        self._along = [self._directions.get(i, np.zeros(np.shape(evaluation.values[i]))) for i in self._wrt]
+        wanted = (*self._moving, *self._behind) if wants_products else self._behind
+        return self._inner.pull(self._along, wanted)  # type: ignore[no-any-return]
+
+    def difference(self, pulled: Sequence[Array], wants_products: bool) -> str:
+        """What is wrong, in words."""
+        evaluation, moving = self._evaluation, self._moving
+        apart = self._transposed(pulled[len(pulled) - len(self._behind) :])
+        if apart or not wants_products:
             return apart
+        products = [pulled[: len(moving)]]
         if evaluation.merges:
-            _, left = steps.pulled_to_boundary(inner, directions)
+            _, left = steps.pulled_to_boundary(self._inner, self._along)
             products.append(evaluation.pull(evaluation.zero_cotangents(), moving, (left,)))
         step = self._coarse ** (1 / 3)
         if not self._apart(products, self._moves(step)):
@@ -139,18 +155,30 @@ class _Probe:
         return float(30 * self._coarse**0.5)
 
     def _transposed(self, transposed: Sequence[Array]) -> str:
-        """Whether by the cotangents, in which a gradient is linear, it is differentiated to its own transposed."""
+        """Whether by the cotangents it is differentiated to how the gradient moves with them, transposed."""
         first = len(self._evaluation.values)
-        gradients = self._evaluation.pull(self._probes, self._moving)
         ahead = [np.real(self._probes[i - first] * t) for i, t in zip(self._behind, transposed)]
-        back = [np.real(g * self._directions[i]) for i, g in zip(self._moving, gradients)]
-        a, b = (sum(float(np.sum(term)) for term in terms) for terms in (ahead, back))
-        size = sum(float(np.sum(np.abs(term))) for term in (*ahead, *back))
-        if np.isfinite(size) and abs(a - b) > self._coarse**0.7 * size:
-            return (
+        apart = ""
+        # Nearly every gradient is linear in the cotangent, where a large step has no rounding; some rules clip it.
+        for step in (1.0, self._coarse ** (1 / 3)):
+            ends = [
+                self._evaluation.pull(
+                    [c + sign * step * p for c, p in zip(self._cotangents, self._probes)], self._moving
+                )
+                for sign in (1.0, -1.0)
+            ]
+            back = [
+                np.real((one - other) / (2 * step) * self._directions[i])
+                for i, one, other in zip(self._moving, *ends)
+            ]
+            a, b = (sum(float(np.sum(term)) for term in terms) for terms in (ahead, back))
+            size = sum(float(np.sum(np.abs(term))) for term in (*ahead, *back))
+            if not np.isfinite(size) or abs(a - b) <= self._tolerance * size:
+                return ""
+            apart = apart or (
                 f"its product with a cotangent and a tangent is {a:.4g}, that of the gradient itself {b:.4g}"
             )
-        return ""
+        return apart
 
     def _moves(self, step: float) -> list[Array]:
         """How the gradient moves along the direction, by a central difference."""

@@ -146,12 +146,10 @@ def _agree(
             continue
         # What is zero but for rounding differs by all of itself: it does so between neighbouring inputs, too.
         noise = [np.zeros(()) for _ in among]
-        eps = max((float(np.finfo(y.dtype).eps) for y in outputs if y.dtype.kind in INEXACT), default=0.0)
-        for which in range(7):
-            near, close_by = run([neighbour(x, which, eps) for x in inputs])
-            # Integers have no neighbours, but cotangents do.
-            moved = gradients(close_by, [neighbour(c, which, eps) for c in pulled])
-            beside = [x[part] if yes else x for x, yes in zip((*near, *moved), rows)]
+        for _ in range(7):
+            near, close_by = run([_neighbour(x, draw) for x in inputs])
+            beside = [*near, *gradients(close_by, [_neighbour(w, draw) for w in pulled])]
+            beside = [x[part] if yes else x for x, yes in zip(beside, rows)]
             noise = [
                 np.maximum(n, np.max(np.abs(a - b), initial=0.0)) for n, a, b in zip(noise, among, beside)
             ]
@@ -163,17 +161,11 @@ def _agree(
     return True
 
 
-def neighbour(leaf: Any, which: int, precision: float = 0.0) -> Any:
-    """An argument whose numbers are some units in the last place away.
-
-    Args:
-        leaf: an array; what is not inexact stays as it is.
-        which: of its neighbours, each number in a direction of its own.
-        precision: that it is computed with, where that may be coarser than its own.
-    """
+def _neighbour(leaf: Any, draw: np.random.Generator) -> Any:
+    """Each number some units in the last place away."""
     if type(leaf) is np.ndarray and leaf.dtype.kind in INEXACT:
-        units = np.random.default_rng(which).integers(-3, 4, size=leaf.shape)
-        return (leaf * (1 + units * max(float(np.finfo(leaf.dtype).eps), precision))).astype(leaf.dtype)
+        ulps = draw.integers(-4, 5, size=leaf.shape)
+        return (leaf * (1 + ulps * np.finfo(leaf.dtype).eps)).astype(leaf.dtype)
     return leaf
 
 

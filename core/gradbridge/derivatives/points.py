@@ -141,7 +141,7 @@ class Linearization:
         if self._gradient is None:
             evaluation = self._evaluation
             try:
-                call = evaluation.differentiated(self._wrt)
+                call = evaluation.differentiated(self._wrt, products=False)
             except HigherOrderError as error:
                 raise HigherOrderError(
                     f"a Jacobian-vector product of {evaluation.adapter.label} was asked for; its backend has no "

@@ -282,17 +282,21 @@ class Evaluation:
             return [np.zeros(self.shape(i), self.argument_dtype(i)) for i in wrt]
         return self.to_arguments(steps.pulled(self, arrays, wrt), wrt)
 
-    def differentiated(self, wrt: tuple[int, ...]) -> Any:
+    def differentiated(self, wrt: tuple[int, ...], products: bool = True) -> Any:
         """The pullback of this evaluation, a `Call`: ``(*arguments, *cotangents) ↦ gradients``, for the host to lift.
 
         It starts from what was recorded here, so it is to be called at the same arguments.
+
+        Args:
+            wrt: the arguments whose gradients it computes.
+            products: whether it will be pulled back to the arguments, rather than to the cotangents alone.
 
         Raises:
             HigherOrderError: the guest cannot differentiate its derivative.
         """
         self.require_inexact_output()
         derivative: Call = derivation.derivative(self, wrt)
-        orders.refuse_wrong(self, derivative, wrt)
+        orders.refuse_wrong(self, derivative, wrt, products)
         return derivative
 
     def zero_cotangents(self) -> list[Array]:
