@@ -171,3 +171,14 @@ def bench(session: nox.Session) -> None:
     """Ratios to the native frameworks, measured in one run."""
     install(session, "-e", ".[all]", *MODULES, engine=True)
     session.run("python", "-m", "benchmarks", *session.posargs, env=QUIET)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Random programs over random networks, held to autograd.numpy in float64.
+
+    For: what nobody thought of. `-- --guest torch --count 10000 --minutes 30 --seed 0`; a failure prints the
+    line that repeats it alone.
+    """
+    install(session, "-e", ".[all]", "flax", "click", compiled=False)
+    session.run("python", "-m", "fuzz", *session.posargs, env=QUIET)
