@@ -12,7 +12,19 @@ from benchmarks.figures import Report
 from benchmarks.threads import one_thread
 from benchmarks.timing import take_wall_times
 
-ALL = ("startup", "calls", "steps", "second", "jacobians", "buffers", "compile", "audit", "memory", "engine")
+ALL = (
+    "startup",
+    "calls",
+    "steps",
+    "second",
+    "jacobians",
+    "buffers",
+    "compile",
+    "audit",
+    "memory",
+    "lifetimes",
+    "engine",
+)
 
 
 @click.command()

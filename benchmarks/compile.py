@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +14,7 @@ from autograd import value_and_grad
 
 import gradbridge as gb
 from benchmarks.figures import Report, count, mebibytes, ratio, seconds
-from benchmarks.memory import resident
+from benchmarks.memory import trimmed
 from benchmarks.networks import available
 
 #: Bridges that are made and dropped; and the first of them, whose memory the framework keeps anyway.
@@ -77,17 +76,9 @@ def _left_behind(framework: str) -> float:
     before = 0.0
     for i in range(WARMING + DROPPED):
         if i == WARMING:
-            before = _trimmed()
+            before = trimmed()
         _step(_bridged(framework, 1.0 + i))()
-    return (_trimmed() - before) / DROPPED
-
-
-def _trimmed() -> float:
-    """Resident memory without what the allocator keeps for later, where it can be asked to give it back."""
-    resident()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-    return resident()
+    return (trimmed() - before) / DROPPED
 
 
 def _first_calls(framework: str, compilations: Callable[[], Any]) -> tuple[float, float, int]:
