@@ -22,6 +22,20 @@ def precision_of(evaluation: Any) -> float:
     return max(2.0**-52, *(float(np.finfo(d).eps) for d in dtypes))
 
 
+def neighbour(leaf: Any, draw: np.random.Generator, precision: float = 0.0) -> Any:
+    """An argument, each number of it some units in the last place away; what is not inexact stays.
+
+    Args:
+        leaf: an array.
+        draw: how far each is moved.
+        precision: that it is computed with, where that is coarser than its own dtype: else nothing moves there.
+    """
+    if type(leaf) is np.ndarray and leaf.dtype.kind in INEXACT:
+        units = draw.integers(-4, 5, size=leaf.shape)
+        return (leaf * (1 + units * max(float(np.finfo(leaf.dtype).eps), precision))).astype(leaf.dtype)
+    return leaf
+
+
 def tolerance_of(evaluation: Any) -> float:
     """Half of the digits that an evaluation has: far above rounding, far below any fault."""
     return float(precision_of(evaluation) ** 0.5)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.audit.comparison import precision_of
+from gradbridge.audit.comparison import neighbour, precision_of
 from gradbridge.borders import INEXACT
 from gradbridge.errors import GradbridgeError, HigherOrderError
 from gradbridge.execution import derivation, steps
@@ -158,7 +158,7 @@ class _Probe:
         """Whether by the cotangents it is differentiated to how the gradient moves with them, transposed."""
         first = len(self._evaluation.values)
         ahead = [np.real(self._probes[i - first] * t) for i, t in zip(self._behind, transposed)]
-        apart = ""
+        apart, least = "", float("inf")
         # Nearly every gradient is linear in the cotangent, where a large step has no rounding; some rules clip it.
         for step in (1.0, self._coarse ** (1 / 3)):
             ends = [
@@ -175,10 +175,27 @@ class _Probe:
             size = sum(float(np.sum(np.abs(term))) for term in (*ahead, *back))
             if not np.isfinite(size) or abs(a - b) <= self._tolerance * size:
                 return ""
+            least = min(least, abs(a - b))
             apart = apart or (
                 f"its product with a cotangent and a tangent is {a:.4g}, that of the gradient itself {b:.4g}"
             )
-        return apart
+        return "" if least <= 16 * max(self._noise(), self._coarse * self._size) else apart
+
+    @property
+    def _size(self) -> float:
+        """Of the terms of a gradient along the direction, about: where they cancel, their rounding is what is left."""
+        outputs = self._evaluation.outputs
+        return max((_norm(c * y) for c, y in zip(self._cotangents, outputs)), default=0.0)
+
+    def _noise(self) -> float:
+        """How far the gradient along the direction moves between neighbouring points: rounding."""
+        draw, noise, here = np.random.default_rng(3), 0.0, self._evaluation.pull(self._probes, self._moving)
+        for _ in range(4):
+            values = [neighbour(value, draw, self._coarse) for value in self._evaluation.values]
+            there = self._anywhere.evaluate_at(values, self._moving).pull(self._probes, self._moving)
+            apart = [np.abs((g - h) * self._directions[i]) for i, g, h in zip(self._moving, here, there)]
+            noise = max(noise, sum(float(np.sum(term)) for term in apart))
+        return noise
 
     def _moves(self, step: float) -> list[Array]:
         """How the gradient moves along the direction, by a central difference."""
@@ -188,6 +205,12 @@ class _Probe:
             for i, direction in self._directions.items():
                 values[i] = (values[i] + sign * step * direction).astype(values[i].dtype)
             ends.append(self._anywhere.evaluate_at(values, self._moving).pull(self._cotangents, self._moving))
+        largest = max(float(np.max(np.abs(g), initial=0.0)) for end in ends for g in end)
+        # What gradients are rounded to, in units of their differences.
+        scale = min(
+            max(float(np.abs(v).mean()), 1e-3) for v in map(self._evaluation.values.__getitem__, self._moving)
+        )
+        self._rounding = 4 * self._coarse * max(largest, self._size / scale) / step
         return [(a - b) / (2 * step) for a, b in zip(*ends)]
 
     def _apart(self, every: Sequence[Sequence[Array]], moves: Sequence[Array]) -> str:
@@ -202,7 +225,7 @@ class _Probe:
                     else [(f"argument {i}", product, move)]
                 )
                 for name, ours, theirs in parts:
-                    if _far(ours, theirs, self._tolerance, whole):
+                    if _far(ours, theirs, self._tolerance, whole, self._rounding):
                         return (
                             f"by {name} its product with a vector is {_norm(ours):.4g} (norm), and the gradient moves "
                             f"by {_norm(theirs):.4g}, {_norm(ours - theirs):.2g} apart"
@@ -210,11 +233,12 @@ class _Probe:
         return ""
 
 
-def _far(ours: Array, theirs: Array, tolerance: float, whole: float = 0.0) -> bool:
+def _far(ours: Array, theirs: Array, tolerance: float, whole: float = 0.0, rounding: float = 0.0) -> bool:
     scale = max(_norm(ours), _norm(theirs))
     if not np.isfinite(scale):
         return False
-    return bool(_norm(ours - theirs) > max(tolerance, 1e-3) * scale + tolerance * whole * ours.size**0.5)
+    each = tolerance * whole + rounding
+    return bool(_norm(ours - theirs) > max(tolerance, 1e-3) * scale + each * ours.size**0.5)
 
 
 def _norm(x: Array) -> float:
