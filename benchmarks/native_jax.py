@@ -53,7 +53,8 @@ def make(sizes: tuple[int, ...], X: np.ndarray) -> Native:
     value_and_grad = jax.jit(jax.value_and_grad(loss))
 
     def step() -> object:
-        return jax.block_until_ready(value_and_grad(params, data))
+        with enable_x64(wide):
+            return jax.block_until_ready(value_and_grad(params, data))
 
     def product(direction: np.ndarray) -> Callable[[], Sequence[object]]:
         pieces = iter(f.layout.unravel(direction.astype(X.dtype)).values())
