@@ -8,8 +8,14 @@ import pprint
 import sys
 import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:  # what they import reads the environment that `main` sets
+    from fuzz.built import Guest
+    from fuzz.judging import Fault
+    from fuzz.programs import Program
 
 #: {guest: (module, class)}
 GUESTS = {
@@ -77,26 +83,29 @@ def _run(name: str, seed: int, count: int, seconds: float, keep_going: bool, sho
     return failures
 
 
-def _tell(program: object, guest: object, fault: object) -> None:
+def _tell(program: Program, guest: Guest, fault: Fault) -> None:
     """Print a failure, the program as small as it still fails, and the line that repeats it."""
     from fuzz.judging import fault_of
     from fuzz.shrinking import shrunk
 
-    smallest = shrunk(program, lambda other: _same_fault(fault_of(other, guest), fault))  # type: ignore[arg-type,type-var]
-    last = fault_of(smallest, guest) or fault  # type: ignore[arg-type]
-    click.echo(f"\nFAILED: python -m fuzz --guest {program.guest} --seed {program.number} --count 1")  # type: ignore[attr-defined]
+    smallest = shrunk(program, lambda other: _same_fault(fault_of(other, guest), fault))
+    last = fault_of(smallest, guest) or fault
+    click.echo(f"\nFAILED: python -m fuzz --guest {program.guest} --seed {program.number} --count 1")
     click.echo(f"asked, as small as it still fails:\n{pprint.pformat(smallest, width=110)}")
-    click.echo(f"query: {last.query}\nexpected: {last.expected}\ngot: {last.got}\n")  # type: ignore[attr-defined]
+    click.echo(f"query: {last.query}\nexpected: {last.expected}\ngot: {last.got}\n")
 
 
-def _same_fault(one: object, other: object) -> bool:
+def _same_fault(one: Fault | None, other: Fault) -> bool:
     """Whether both are wrong answers, or both the same kind of error."""
     if one is None:
         return False
-    last = lambda fault: fault.got.strip().splitlines()[-1].split(":")[0][:60]  # type: ignore[attr-defined]  # noqa: E731
-    return ("Traceback" in one.got) == ("Traceback" in other.got) and (  # type: ignore[attr-defined]
-        "Traceback" not in one.got or last(one) == last(other)  # type: ignore[attr-defined]
-    )
+    if "Traceback" not in one.got or "Traceback" not in other.got:
+        return ("Traceback" in one.got) == ("Traceback" in other.got)
+    return _last_line(one) == _last_line(other)
+
+
+def _last_line(fault: Fault) -> str:
+    return fault.got.strip().splitlines()[-1].split(":")[0]
 
 
 if __name__ == "__main__":
