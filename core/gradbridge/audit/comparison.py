@@ -11,6 +11,20 @@ from gradbridge.borders import INEXACT
 from gradbridge.layout import Array
 
 
+def neighbour(value: Any, draw: np.random.Generator, precision: float) -> Any:
+    """The same argument, each number some units in the last place away: what differs there is rounding.
+
+    Args:
+        value: an array that is floating; anything else stays as it is.
+        draw: of the units.
+        precision: of one unit, that of the dtype that is computed in; the value's own where that is coarser.
+    """
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in INEXACT:
+        return value
+    unit = max(precision, float(np.finfo(value.dtype).eps))
+    return (value * (1 + draw.integers(-4, 5, size=value.shape) * unit)).astype(value.dtype)
+
+
 def agree(ours: Sequence[Array], theirs: Sequence[Array], tolerance: float) -> bool:
     """Whether arrays are the same to a tolerance that is relative to the largest number of each; NaN equals itself."""
     return len(ours) == len(theirs) and all(map(_agree, ours, theirs, [tolerance] * len(ours)))

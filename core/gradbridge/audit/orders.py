@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.audit.comparison import precision_of
+from gradbridge.audit.comparison import neighbour, precision_of
 from gradbridge.borders import INEXACT
 from gradbridge.errors import GradbridgeError, HigherOrderError
 from gradbridge.execution import derivation, steps
@@ -102,6 +102,7 @@ class _Probe:
         self._call, self._moving, self._wrt = call, moving, wrt
         self._evaluation = replace(evaluation, call=replace(call, settings=settings))
         self._derivative = replace(derivative, settings=settings)
+        self._rounding: dict[int, float] | None = None
         self._anywhere = replace(derivation.anywhere(call), settings=settings, spec=call.spec.replayed())
         inexact = [y.dtype.kind in INEXACT for y in evaluation.outputs]
         self._behind = tuple(len(values) + i for i, yes in enumerate(inexact) if yes)
@@ -141,7 +142,7 @@ class _Probe:
         if evaluation.merges:
             _, left = steps.pulled_to_boundary(self._inner, self._along)
             products.append(evaluation.pull(evaluation.zero_cotangents(), moving, (left,)))
-        step = self._coarse ** (1 / 3)
+        step = self._step
         if not self._apart(products, self._moves(step)):
             return ""
         # A kink, or steepness: then another step gives another difference, and nothing can be told.
@@ -149,6 +150,10 @@ class _Probe:
         if any(_far(a, b, 10 * self._tolerance) for a, b in zip(wide, narrow)):
             return ""
         return self._apart(products, self._moves(step / 2))
+
+    @property
+    def _step(self) -> float:
+        return float(self._coarse ** (1 / 3))
 
     @property
     def _tolerance(self) -> float:
@@ -160,7 +165,7 @@ class _Probe:
         ahead = [np.real(self._probes[i - first] * t) for i, t in zip(self._behind, transposed)]
         apart = ""
         # Nearly every gradient is linear in the cotangent, where a large step has no rounding; some rules clip it.
-        for step in (1.0, self._coarse ** (1 / 3)):
+        for step in (1.0, self._step):
             ends = [
                 self._evaluation.pull(
                     [c + sign * step * p for c, p in zip(self._cotangents, self._probes)], self._moving
@@ -175,10 +180,27 @@ class _Probe:
             size = sum(float(np.sum(np.abs(term))) for term in (*ahead, *back))
             if not np.isfinite(size) or abs(a - b) <= self._tolerance * size:
                 return ""
+            floor = sum(16 * n * float(np.abs(self._directions[i]).sum()) for i, n in self._noise().items())
+            if abs(a - b) <= floor:
+                return ""  # zero, but for rounding
             apart = apart or (
                 f"its product with a cotangent and a tangent is {a:.4g}, that of the gradient itself {b:.4g}"
             )
         return apart
+
+    def _noise(self) -> dict[int, float]:
+        """How far rounding moves the gradient by each argument: what is zero but for that shows there."""
+        if self._rounding is None:
+            draw, values, moving = np.random.default_rng(3), self._evaluation.values, self._moving
+            here = self._evaluation.pull(self._cotangents, moving)
+            most = dict.fromkeys(moving, 0.0)
+            for _ in range(4):
+                moved = [neighbour(v, draw, self._coarse) for v in values]
+                near = self._anywhere.evaluate_at(moved, moving).pull(self._cotangents, moving)
+                for i, a, b in zip(moving, near, here):
+                    most[i] = max(most[i], float(np.max(np.abs(a - b), initial=0.0)))
+            self._rounding = most
+        return self._rounding
 
     def _moves(self, step: float) -> list[Array]:
         """How the gradient moves along the direction, by a central difference."""
@@ -202,7 +224,10 @@ class _Probe:
                     else [(f"argument {i}", product, move)]
                 )
                 for name, ours, theirs in parts:
-                    if _far(ours, theirs, self._tolerance, whole):
+                    if not _far(ours, theirs, self._tolerance, whole):
+                        continue
+                    floor = 16 * self._noise()[i] / self._step * ours.size**0.5
+                    if _norm(ours - theirs) > floor:
                         return (
                             f"by {name} its product with a vector is {_norm(ours):.4g} (norm), and the gradient moves "
                             f"by {_norm(theirs):.4g}, {_norm(ours - theirs):.2g} apart"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gradbridge import trees
+from gradbridge.audit.comparison import neighbour
 from gradbridge.borders import INEXACT
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import DerivativeError, GuestError
@@ -146,9 +147,10 @@ def _agree(
             continue
         # What is zero but for rounding differs by all of itself: it does so between neighbouring inputs, too.
         noise = [np.zeros(()) for _ in among]
+        unit = max((float(np.finfo(y.dtype).eps) for y in outputs if y.dtype.kind in INEXACT), default=0.0)
         for _ in range(7):
-            near, close_by = run([_neighbour(x, draw) for x in inputs])
-            beside = [*near, *gradients(close_by, [_neighbour(w, draw) for w in pulled])]
+            near, close_by = run([neighbour(x, draw, unit) for x in inputs])
+            beside = [*near, *gradients(close_by, [neighbour(w, draw, unit) for w in pulled])]
             beside = [x[part] if yes else x for x, yes in zip(beside, rows)]
             noise = [
                 np.maximum(n, np.max(np.abs(a - b), initial=0.0)) for n, a, b in zip(noise, among, beside)
@@ -159,14 +161,6 @@ def _agree(
             ):
                 return False
     return True
-
-
-def _neighbour(leaf: Any, draw: np.random.Generator) -> Any:
-    """Each number some units in the last place away."""
-    if type(leaf) is np.ndarray and leaf.dtype.kind in INEXACT:
-        ulps = draw.integers(-4, 5, size=leaf.shape)
-        return (leaf * (1 + ulps * np.finfo(leaf.dtype).eps)).astype(leaf.dtype)
-    return leaf
 
 
 def _column(rows: Array, like: Array) -> Array:
