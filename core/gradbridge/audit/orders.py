@@ -196,7 +196,8 @@ class _Probe:
             most = dict.fromkeys(moving, 0.0)
             for _ in range(4):
                 moved = [neighbour(v, draw, self._coarse) for v in values]
-                near = self._anywhere.evaluate_at(moved, moving).pull(self._cotangents, moving)
+                pulled = [neighbour(c, draw, self._coarse) for c in self._cotangents]
+                near = self._anywhere.evaluate_at(moved, moving).pull(pulled, moving)
                 for i, a, b in zip(moving, near, here):
                     most[i] = max(most[i], float(np.max(np.abs(a - b), initial=0.0)))
             self._rounding = most

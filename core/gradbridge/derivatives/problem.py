@@ -120,7 +120,8 @@ class JacobianProblem:
         noise = np.zeros(here.shape)
         for _ in range(6):
             moved = [neighbour(v, draw, precision) for v in values]
-            near = quiet.evaluate_at(moved, (argument,)).pull(cotangents, (argument,))[0]
+            pulled = [neighbour(c, draw, precision) for c in cotangents]
+            near = quiet.evaluate_at(moved, (argument,)).pull(pulled, (argument,))[0]
             noise = np.maximum(noise, np.abs(near - here))
         flat = noise.reshape(-1)
         if not self.point.call.arguments.vectors[argument]:
