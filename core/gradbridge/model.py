@@ -29,7 +29,6 @@ class Model(Inspectable, ABC):
         argument_names: what it calls its inputs.
         draws: whether it draws random numbers, or moves state (`Adapter.stochastic`).
         any_rows: whether it takes any length of its inputs' first axes, so that one trace is for all.
-        sees_replay: whether `call` itself leaves moving state alone in a replay (its programs differ then).
         surroundings: what it reads from outside as it is traced, for a framework that compiles; None where
             that is nothing that could change.
     """
@@ -41,7 +40,6 @@ class Model(Inspectable, ABC):
     argument_names: ArgumentNames = ArgumentNames()
     draws: bool = False
     any_rows: bool = False
-    sees_replay: bool = False
     surroundings: Surroundings | None = None
 
     @abstractmethod

@@ -11,6 +11,20 @@ from gradbridge.borders import INEXACT
 from gradbridge.layout import Array
 
 
+def neighbour(value: Any, draw: np.random.Generator, precision: float) -> Any:
+    """The same argument, each number some units in the last place away: what differs there is rounding.
+
+    Args:
+        value: an array that is floating; anything else stays as it is.
+        draw: of the units.
+        precision: of one unit, that of the dtype that is computed in; the value's own where that is coarser.
+    """
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in INEXACT:
+        return value
+    unit = max(precision, float(np.finfo(value.dtype).eps))
+    return (value * (1 + draw.integers(-4, 5, size=value.shape) * unit)).astype(value.dtype)
+
+
 def agree(ours: Sequence[Array], theirs: Sequence[Array], tolerance: float) -> bool:
     """Whether arrays are the same to a tolerance that is relative to the largest number of each; NaN equals itself."""
     return len(ours) == len(theirs) and all(map(_agree, ours, theirs, [tolerance] * len(ours)))
@@ -20,20 +34,6 @@ def precision_of(evaluation: Any) -> float:
     """The coarsest that an evaluation went through, in the guest and at the host's border: 2⁻⁵² for float64."""
     dtypes = [d for d in (*evaluation.guest_dtypes, evaluation.dtype) if d.kind in INEXACT]
     return max(2.0**-52, *(float(np.finfo(d).eps) for d in dtypes))
-
-
-def neighbour(leaf: Any, draw: np.random.Generator, precision: float = 0.0) -> Any:
-    """An argument, each number of it some units in the last place away; what is not inexact stays.
-
-    Args:
-        leaf: an array.
-        draw: how far each is moved.
-        precision: that it is computed with, where that is coarser than its own dtype: else nothing moves there.
-    """
-    if type(leaf) is np.ndarray and leaf.dtype.kind in INEXACT:
-        units = draw.integers(-4, 5, size=leaf.shape)
-        return (leaf * (1 + units * max(float(np.finfo(leaf.dtype).eps), precision))).astype(leaf.dtype)
-    return leaf
 
 
 def tolerance_of(evaluation: Any) -> float:

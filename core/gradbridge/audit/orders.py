@@ -102,6 +102,7 @@ class _Probe:
         self._call, self._moving, self._wrt = call, moving, wrt
         self._evaluation = replace(evaluation, call=replace(call, settings=settings))
         self._derivative = replace(derivative, settings=settings)
+        self._rounding: dict[int, float] | None = None
         self._anywhere = replace(derivation.anywhere(call), settings=settings, spec=call.spec.replayed())
         inexact = [y.dtype.kind in INEXACT for y in evaluation.outputs]
         self._behind = tuple(len(values) + i for i, yes in enumerate(inexact) if yes)
@@ -141,7 +142,7 @@ class _Probe:
         if evaluation.merges:
             _, left = steps.pulled_to_boundary(self._inner, self._along)
             products.append(evaluation.pull(evaluation.zero_cotangents(), moving, (left,)))
-        step = self._coarse ** (1 / 3)
+        step = self._step
         if not self._apart(products, self._moves(step)):
             return ""
         # A kink, or steepness: then another step gives another difference, and nothing can be told.
@@ -151,6 +152,10 @@ class _Probe:
         return self._apart(products, self._moves(step / 2))
 
     @property
+    def _step(self) -> float:
+        return float(self._coarse ** (1 / 3))
+
+    @property
     def _tolerance(self) -> float:
         return float(30 * self._coarse**0.5)
 
@@ -158,9 +163,9 @@ class _Probe:
         """Whether by the cotangents it is differentiated to how the gradient moves with them, transposed."""
         first = len(self._evaluation.values)
         ahead = [np.real(self._probes[i - first] * t) for i, t in zip(self._behind, transposed)]
-        apart, least = "", float("inf")
+        apart = ""
         # Nearly every gradient is linear in the cotangent, where a large step has no rounding; some rules clip it.
-        for step in (1.0, self._coarse ** (1 / 3)):
+        for step in (1.0, self._step):
             ends = [
                 self._evaluation.pull(
                     [c + sign * step * p for c, p in zip(self._cotangents, self._probes)], self._moving
@@ -175,27 +180,28 @@ class _Probe:
             size = sum(float(np.sum(np.abs(term))) for term in (*ahead, *back))
             if not np.isfinite(size) or abs(a - b) <= self._tolerance * size:
                 return ""
-            least = min(least, abs(a - b))
+            floor = sum(16 * n * float(np.abs(self._directions[i]).sum()) for i, n in self._noise().items())
+            if abs(a - b) <= floor:
+                return ""  # zero, but for rounding
             apart = apart or (
                 f"its product with a cotangent and a tangent is {a:.4g}, that of the gradient itself {b:.4g}"
             )
-        return "" if least <= 16 * max(self._noise(), self._coarse * self._size) else apart
+        return apart
 
-    @property
-    def _size(self) -> float:
-        """Of the terms of a gradient along the direction, about: where they cancel, their rounding is what is left."""
-        outputs = self._evaluation.outputs
-        return max((_norm(c * y) for c, y in zip(self._cotangents, outputs)), default=0.0)
-
-    def _noise(self) -> float:
-        """How far the gradient along the direction moves between neighbouring points: rounding."""
-        draw, noise, here = np.random.default_rng(3), 0.0, self._evaluation.pull(self._probes, self._moving)
-        for _ in range(4):
-            values = [neighbour(value, draw, self._coarse) for value in self._evaluation.values]
-            there = self._anywhere.evaluate_at(values, self._moving).pull(self._probes, self._moving)
-            apart = [np.abs((g - h) * self._directions[i]) for i, g, h in zip(self._moving, here, there)]
-            noise = max(noise, sum(float(np.sum(term)) for term in apart))
-        return noise
+    def _noise(self) -> dict[int, float]:
+        """How far rounding moves the gradient by each argument: what is zero but for that shows there."""
+        if self._rounding is None:
+            draw, values, moving = np.random.default_rng(3), self._evaluation.values, self._moving
+            here = self._evaluation.pull(self._cotangents, moving)
+            most = dict.fromkeys(moving, 0.0)
+            for _ in range(4):
+                moved = [neighbour(v, draw, self._coarse) for v in values]
+                pulled = [neighbour(c, draw, self._coarse) for c in self._cotangents]
+                near = self._anywhere.evaluate_at(moved, moving).pull(pulled, moving)
+                for i, a, b in zip(moving, near, here):
+                    most[i] = max(most[i], float(np.max(np.abs(a - b), initial=0.0)))
+            self._rounding = most
+        return self._rounding
 
     def _moves(self, step: float) -> list[Array]:
         """How the gradient moves along the direction, by a central difference."""
@@ -205,12 +211,6 @@ class _Probe:
             for i, direction in self._directions.items():
                 values[i] = (values[i] + sign * step * direction).astype(values[i].dtype)
             ends.append(self._anywhere.evaluate_at(values, self._moving).pull(self._cotangents, self._moving))
-        largest = max(float(np.max(np.abs(g), initial=0.0)) for end in ends for g in end)
-        # What gradients are rounded to, in units of their differences.
-        scale = min(
-            max(float(np.abs(v).mean()), 1e-3) for v in map(self._evaluation.values.__getitem__, self._moving)
-        )
-        self._rounding = 4 * self._coarse * max(largest, self._size / scale) / step
         return [(a - b) / (2 * step) for a, b in zip(*ends)]
 
     def _apart(self, every: Sequence[Sequence[Array]], moves: Sequence[Array]) -> str:
@@ -225,7 +225,10 @@ class _Probe:
                     else [(f"argument {i}", product, move)]
                 )
                 for name, ours, theirs in parts:
-                    if _far(ours, theirs, self._tolerance, whole, self._rounding):
+                    if not _far(ours, theirs, self._tolerance, whole):
+                        continue
+                    floor = 16 * self._noise()[i] / self._step * ours.size**0.5
+                    if _norm(ours - theirs) > floor:
                         return (
                             f"by {name} its product with a vector is {_norm(ours):.4g} (norm), and the gradient moves "
                             f"by {_norm(theirs):.4g}, {_norm(ours - theirs):.2g} apart"
@@ -233,12 +236,11 @@ class _Probe:
         return ""
 
 
-def _far(ours: Array, theirs: Array, tolerance: float, whole: float = 0.0, rounding: float = 0.0) -> bool:
+def _far(ours: Array, theirs: Array, tolerance: float, whole: float = 0.0) -> bool:
     scale = max(_norm(ours), _norm(theirs))
     if not np.isfinite(scale):
         return False
-    each = tolerance * whole + rounding
-    return bool(_norm(ours - theirs) > max(tolerance, 1e-3) * scale + each * ours.size**0.5)
+    return bool(_norm(ours - theirs) > max(tolerance, 1e-3) * scale + tolerance * whole * ours.size**0.5)
 
 
 def _norm(x: Array) -> float:

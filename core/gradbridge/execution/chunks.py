@@ -162,7 +162,7 @@ class ChunkedAdapter(Adapter):
         wrt: tuple[int, ...],
         has_rows: tuple[bool, ...],
     ) -> list[list[Any]]:
-        count, _ = self.rows_of(inputs)
+        count = next(len(x) for x, yes in zip(inputs, has_rows) if yes)
         parts = []
         for chunk in self._chunks(count):
             jacobians = self._inner.row_jacobians(loaded, _cut(inputs, has_rows, chunk), spec, wrt, has_rows)

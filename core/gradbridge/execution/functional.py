@@ -182,7 +182,7 @@ class FunctionalAdapter(TransformingAdapter):
         program = None
         if not constants and not spec.replay:
             state = self._surroundings and self._surroundings()
-            program = self._programs.find(((), spec.structure, wrt, spec.packed, False, state))
+            program = self._programs.find(((), spec.structure, wrt, spec.packed, state))
         if program is None:
             program = self._program(spec, constants, wrt)
         if self._surroundings is None:

@@ -28,7 +28,7 @@ class PullbackModel(Model):
         self._count = structure.num_leaves
         self.label, self.layout = f"gradient of {parent.label}", parent.layout
         self.dtypes, self.dtype = parent.dtypes, parent.dtype
-        self.any_rows, self.sees_replay = parent.any_rows, False
+        self.any_rows = parent.any_rows
         self.surroundings = parent.surroundings
 
     @property

@@ -208,8 +208,8 @@ class TransformingAdapter(ModelAdapter):
         transform: Transform | None = None,
         rows: Sequence[int] | None = None,
     ) -> Program:
-        replay, state = spec.replay and self.source.sees_replay, self._surroundings and self._surroundings()
-        key: Any = (way, spec.structure, wrt, spec.packed, replay, state)
+        state = self._surroundings and self._surroundings()
+        key: Any = (way, spec.structure, wrt, spec.packed, state)
         statics = tuple((i, self.framework.constant_key(x)) for i, x in constants.items())
         if any(static is None for _, static in statics):
             return self._traced(spec, constants, wrt, False, transform, rows)
