@@ -52,6 +52,14 @@ class Inspectable:
         """
         return False
 
+    def renew_pulls(self) -> bool:
+        """From now on make a call again before it is pulled back another time.
+
+        Returns:
+            False where that makes no difference, as here, or where it is so already.
+        """
+        return False
+
     def strangers(self, residuals: Any) -> Sequence[Stranger]:
         """Arrays with a gradient that took part in a call and are none of its arguments.
 

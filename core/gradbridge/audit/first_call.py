@@ -107,11 +107,18 @@ class FirstCall:
         self._refuse_strangers()
         gradients = self.gradients()
         self._note_unused(gradients)
-        reason = self.repeats(gradients) or self.remembers()
+        reason = self.pulls_once(gradients)
+        if reason and self._adapter.renew_pulls():
+            self._evaluation = self._quiet.evaluate_at(self._values, self._wrt)
+            gradients = self.gradients()
+            reason = self.pulls_once(gradients)
+            if not reason:
+                self._notes["pulls"] = "each call again for each further pull: its backward works once"
+        reason = reason or self.in_other_modes() or self.repeats(gradients) or self.remembers()
         if reason and self._adapter.isolate_calls():
             self._evaluation = self._quiet.evaluate_at(self._values, self._wrt)
             gradients = self.gradients()
-            reason = self.repeats(gradients) or self.remembers()
+            reason = self.in_other_modes() or self.repeats(gradients) or self.remembers()
             if not reason:
                 self._notes["state"] = "each call by a fresh copy: the model keeps something between calls"
         if reason:
@@ -155,6 +162,40 @@ class FirstCall:
         if unused and len(unused) < len(layout):
             self._notes["unused"] = f"no influence on the outputs here: {', '.join(unused)}"
 
+    def pulls_once(self, gradients: Sequence[Array] | None) -> str:
+        """Why the same evaluation does not pull back to the same again; "" where it does."""
+        again = None if gradients is None else self.gradients()
+        if gradients is None or (again is not None and agree(gradients, again, self._tolerance)):
+            return ""
+        return (
+            "gives another gradient when the same call is pulled back again: its backward changes something that it "
+            "works with (a hook that removes itself, what a custom function keeps); make it work any number of times"
+        )
+
+    def in_other_modes(self) -> str:
+        """Why it gives other outputs where nothing is recorded, or more; "" where it does not."""
+        adapter, call = self._adapter, self._call
+        if not self._wrt or adapter.traits.compiles or not adapter.results_are_typed:
+            return ""  # nothing in it can ask
+        wider = tuple(
+            i
+            for i, v in enumerate(self._values)
+            if is_inexact(v) and (i >= call.first_input or adapter.layout.size)
+        )
+        for wrt in ((), wider):
+            try:
+                outputs = self._quiet.evaluate_at(self._values, wrt).outputs
+            except GradbridgeError:
+                continue
+            if not agree(self._evaluation.outputs, outputs, self._tolerance):
+                apart = difference(self._evaluation.outputs, outputs)
+                return (
+                    f"gives outputs that differ by up to {apart:.1e} (relative) where other gradients are recorded, or "
+                    f"none: its forward asks for requires_grad or is_grad_enabled(), or keeps something between calls "
+                    f"(a counter, a memo); make it a function of its inputs"
+                )
+        return ""
+
     def repeats(self, gradients: Sequence[Array] | None) -> str:
         """Why the same call does not give the same numbers; "" where it does."""
         with self._before.kept(), _others():
@@ -191,7 +232,7 @@ class FirstCall:
         fresh = self._adapter.fresh()
         if fresh is None or (self._call.settings.mode == "train" and self._adapter.stochastic):
             return ""
-        moved = [_moved(v, i) for i, v in enumerate(self._values)]
+        moved = [_moved(v, i, i < self._call.first_input) for i, v in enumerate(self._values)]
         try:
             used, new = [
                 replace(self._quiet, adapter=a).evaluate_at(moved, ()).outputs for a in (self._adapter, fresh)
@@ -234,15 +275,18 @@ class FirstCall:
         return gradients
 
 
-def _moved(value: Any, index: int) -> Any:
-    """Another argument of the same kind: rows in reverse; what is floating a hundredth away, no sign changed."""
+def _moved(value: Any, index: int, is_weight: bool) -> Any:
+    """Another argument of the same kind: rows of inputs in reverse; what is floating a hundredth away, no sign changed."""
     if not isinstance(value, np.ndarray) or not value.size:
         return value
-    other = value[::-1] if value.ndim and len(value) > 1 and index else value
+    other = value if is_weight or not value.ndim or len(value) < 2 else value[::-1]
     if not is_inexact(value):
         return np.ascontiguousarray(other)
     factors = 1 + 0.01 * np.random.default_rng(index).uniform(0.5, 1.0, size=value.shape)
-    return (other * factors).astype(value.dtype)
+    moved = other * factors
+    if is_weight:  # many a parameter starts at zero, and few models mind
+        moved = np.where(other == 0, 0.01 * factors, moved)
+    return moved.astype(value.dtype)
 
 
 class Surroundings:

@@ -120,7 +120,8 @@ class _Probe:
         """Whether a caller has changed the arrays of the call since."""
         evaluation = self._evaluation
         now = self._anywhere.evaluate_at(evaluation.values, evaluation.wrt)  # nothing is compiled anew
-        return any(_far(a, b, self._tolerance) for a, b in zip(now.outputs, evaluation.outputs))
+        pairs = [(a, b) for a, b in zip(now.outputs, evaluation.outputs) if b.dtype.kind in INEXACT]
+        return any(a.shape != b.shape or _far(a, b, self._tolerance) for a, b in pairs)
 
     def pulled(self, wants_products: bool) -> Sequence[Array]:
         """The product with the direction by the guest, and by the cotangents."""

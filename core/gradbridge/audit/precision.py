@@ -19,8 +19,9 @@ from gradbridge.borders import INEXACT
 from gradbridge.errors import GradbridgeError
 from gradbridge.layout import Array
 
-_STEP, _SMALLER = 1e-6, 1e-6 / 16
-_NOISE = 1e-10
+#: (step, what is more than curvature, by how much a second difference shrinks at a sixteenth of the step unless it is
+#: rounding): single precision shows at small steps, half precision at larger ones alone, where kinks show, too.
+_LOOKS = ((1e-6, 1e-10, 16.0), (1e-3, 3e-5, 4.0))
 _JUMP = 0.1
 
 
@@ -41,7 +42,10 @@ def coarse_steps(
     if not moving:
         return None
     draw = np.random.default_rng(1)
-    directions = {i: np.abs(values[i]) * draw.uniform(0.5, 1.0, size=values[i].shape) for i in moving[:1]}
+    directions = {
+        i: np.where(values[i] == 0, 0.01, np.abs(values[i])) * draw.uniform(0.5, 1.0, size=values[i].shape)
+        for i in moving[:1]
+    }
 
     def noise(step: float) -> float:
         points = []
@@ -57,10 +61,12 @@ def coarse_steps(
         return most
 
     try:
-        found = noise(_STEP)
-        if not _NOISE < found < _JUMP:
-            return None
-        smaller = noise(_SMALLER)
+        for step, least, shrinks in _LOOKS:
+            found = noise(step)
+            if least < found < _JUMP:
+                smaller = noise(step / 16)
+                if smaller > max(least, found / shrinks):
+                    return max(found, smaller)
     except GradbridgeError:
-        return None
-    return max(found, smaller) if smaller > max(_NOISE, found / 16) else None
+        pass  # such arguments are not for it
+    return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from gradbridge.errors import GradientMismatchError
+from gradbridge.errors import DerivativeError, GradientMismatchError
 from gradbridge.execution import steps
 from gradbridge.execution.cotangents import cotangents_to_guest, tangents_to_guest
 from gradbridge.execution.evaluation import Call, Evaluation
@@ -31,6 +32,10 @@ def evaluate_and_push(
     Raises:
         Unsupported: the guest has no forward mode here, or it was found to be wrong.
     """
+    audit = call.settings.audit
+    if audit is not None and audit.awaits_call(call.dtype.name) and not call.order:
+        with suppress(DerivativeError):  # a guest that cannot pull back has a forward mode all the same
+            call.evaluate(values, wrt)
     call, values = call.prepared(values, wrt)
     arrays = tangents_to_guest(tangents, values, wrt, call.adapter.label)
     outputs, moved = steps.pushed(call, values, wrt, arrays)

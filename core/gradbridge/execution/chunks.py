@@ -72,6 +72,9 @@ class ChunkedAdapter(Adapter):
         inner = self._inner.fresh()
         return None if inner is None else ChunkedAdapter(inner, self._rows)
 
+    def renew_pulls(self) -> bool:
+        return self._inner.renew_pulls()
+
     def isolate_calls(self) -> bool:
         return self._inner.isolate_calls()
 

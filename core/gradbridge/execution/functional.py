@@ -46,6 +46,7 @@ class FunctionalAdapter(TransformingAdapter):
         self._programs: LRUCache[Program] = LRUCache(is_shared=framework.traits.compiles)
         self._derivatives: LRUCache[FunctionalAdapter] = LRUCache()
         self._compiled: LRUCache[LRUCache[Program]] = LRUCache(is_shared=framework.traits.compiles)
+        self.renews = False
         self._noise = None  # of a pullback: that of the call whose derivative it is
         self._refused, self.refusals_met = {}, {}
 
@@ -67,6 +68,8 @@ class FunctionalAdapter(TransformingAdapter):
     def backward(self, residuals: Residuals, cotangents: Sequence[Any], wrt: tuple[int, ...]) -> list[Any]:
         if not residuals.dtypes:
             self._refuse_no_output()
+        if self.renews:
+            self._make_again(residuals)
         step = partial(residuals.pull, self.framework, cotangents, wrt)
         return self._isolated(step, residuals.inputs, None, True, "the derivative of", residuals)
 
@@ -92,6 +95,12 @@ class FunctionalAdapter(TransformingAdapter):
                 self._surroundings.require(residuals.program.state)
             return again
         return RecordedPullback(again, self.framework, wrt, residuals, self._isolated)
+
+    def _make_again(self, residuals: Residuals) -> None:
+        """Before another pull of the same call, whose graph gives a gradient once."""
+        if residuals.is_pulled:
+            self._renew(residuals, RunAgain())
+        residuals.is_pulled = True
 
     def _derivative(self, structure: Any, wrt: tuple[int, ...]) -> FunctionalAdapter:
         derivative = FunctionalAdapter(
@@ -269,6 +278,7 @@ class Residuals:
         inputs: of the call, as its host gave them.
         noise: of the call.
         weights: how many of the arguments are weights, before the inputs.
+        is_pulled: whether it was pulled back, where calls are made again for that.
     """
 
     program: Program
@@ -282,6 +292,7 @@ class Residuals:
     inputs: Sequence[Any]
     noise: int
     weights: int
+    is_pulled: bool = False
 
     @property
     def merges_from(self) -> int | None:

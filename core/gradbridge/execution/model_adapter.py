@@ -26,6 +26,9 @@ class ModelAdapter(Adapter):
     results_are_typed = True
     refusals_met: dict[str, str]
 
+    #: Whether each call is made again before it is pulled back another time.
+    renews: bool
+
     def __init__(self, framework: Framework, source: Model) -> None:
         self.framework, self.source = framework, source
 
@@ -84,6 +87,10 @@ class ModelAdapter(Adapter):
     def fresh(self) -> Self | None:
         model = self.source.fresh()
         return None if model is None else type(self)(self.framework, model)
+
+    def renew_pulls(self) -> bool:
+        changes, self.renews = not (self.renews or self.traits.compiles), True
+        return changes
 
     def isolate_calls(self) -> bool:
         return self.source.isolate_calls()
