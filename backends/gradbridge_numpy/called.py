@@ -32,12 +32,14 @@ class PlainFunction:
         label: what errors call it.
         layout: of its parameters; without a structure for a function of arrays alone.
         rules: that are written for it.
+        renews: whether it is called again before its rules, which read what its latest call has kept.
     """
 
     function: Callable[..., Any]
     label: str
     layout: ParameterLayout
     rules: Rules
+    renews: bool = False
 
     @property
     def has_params(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,11 @@ class CallableAdapter(FormsAdapter):
         self._outputs = TriedOutputs(self.label)
         self.argument_names = argument_names(function, skip=int(has_params))
         self._look()
+
+    def renew_pulls(self) -> bool:
+        changes = not self._plain.renews
+        self._plain = replace(self._plain, renews=True)
+        return changes
 
     def defvjp(self, *makers: Callable[..., Any] | None, argnums: Sequence[int] | None = None) -> Any:
         """Write down the gradient, one maker per argument of the function.

@@ -43,6 +43,8 @@ class WrittenJet(CalledJet):
             HigherOrderError: no rule is written for the derivative of its rule.
             GradientShapeError: a rule returned a wrong shape.
         """
+        if self.plain.renews:
+            self.plain(copies(self.leaves), self.spec)
         chain = choose(self.plain.rules, self._count, places, free)
         if chain is None:
             return self._traced(places, free, fills, wanted)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from gradbridge import functions
 from gradbridge.call_spec import CallSpec
 from gradbridge.closures import surroundings
-from gradbridge.errors import GradbridgeError
+from gradbridge.errors import GradbridgeError, UnknownModelError
 from gradbridge.inspection import Stranger
 from gradbridge.model import Model
 from gradbridge.options import GuestOptions
@@ -53,6 +53,16 @@ class FunctionModel(TensorFlowModel, functions.FunctionModel):
         self.device = compute_device(options.device)
         self.surroundings = surroundings(function)
         super().__init__(TensorFlow(label), function, options, floating_dtype(options.dtype))
+
+    def in_dtype(self, name: str) -> Self:
+        fixed = {
+            spec.dtype.name
+            for spec in tf.nest.flatten(getattr(self._function, "input_signature", None) or ())
+            if isinstance(spec, tf.TensorSpec) and spec.dtype.is_floating and spec.dtype.name != name
+        }
+        if fixed:  # asked all the same, TensorFlow keeps the lock of such a function for good
+            raise UnknownModelError(f"its input_signature is of {' and '.join(sorted(fixed))}")
+        return super().in_dtype(name)
 
     def call(
         self, weights: Sequence[Any], inputs: list[Any], spec: CallSpec, extras: Sequence[Any]

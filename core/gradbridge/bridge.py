@@ -119,7 +119,8 @@ class Bridge(Calling):
             GradientMismatchError: its backend returns other weights than its layout says.
         """
         adapter, layout = self._adapter, self.layout
-        weights = list(adapter.weights() or ())
+        weights = adapter.weights()
+        check_results(adapter, weights, range(len(layout)), (), "weight", "parameter")
         weights = [borders.Border.view(adapter.border, w) if hasattr(w, "shape") else w for w in weights]
         check_results(adapter, weights, range(len(layout)), layout.shapes, "weight", "parameter")
         return layout.join(weights)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -113,7 +113,9 @@ class FirstCall:
             gradients = self.gradients()
             reason = self.pulls_once(gradients)
             if not reason:
-                self._notes["pulls"] = "each call again for each further pull: its backward works once"
+                self._notes["pulls"] = (
+                    "each call again for a further pull: its backward does not work from its own call alone"
+                )
         reason = reason or self.in_other_modes() or self.repeats(gradients) or self.remembers()
         if reason and self._adapter.isolate_calls():
             self._evaluation = self._quiet.evaluate_at(self._values, self._wrt)
@@ -164,12 +166,17 @@ class FirstCall:
 
     def pulls_once(self, gradients: Sequence[Array] | None) -> str:
         """Why the same evaluation does not pull back to the same again; "" where it does."""
-        again = None if gradients is None else self.gradients()
-        if gradients is None or (again is not None and agree(gradients, again, self._tolerance)):
+        if gradients is None:
+            return ""
+        with suppress(GradbridgeError):  # another call in between, which nobody pulls back
+            self._quiet.evaluate_at(self._elsewhere(), ())
+        again = self.gradients()
+        if again is not None and agree(gradients, again, self._tolerance):
             return ""
         return (
-            "gives another gradient when the same call is pulled back again: its backward changes something that it "
-            "works with (a hook that removes itself, what a custom function keeps); make it work any number of times"
+            "gives another gradient when the same call is pulled back again after another call: its backward reads "
+            "or changes something that is not of its own call (what the forward has kept in a global or an attribute, a "
+            "hook that removes itself); let it work with its arguments alone, any number of times"
         )
 
     def in_other_modes(self) -> str:
@@ -232,7 +239,7 @@ class FirstCall:
         fresh = self._adapter.fresh()
         if fresh is None or (self._call.settings.mode == "train" and self._adapter.stochastic):
             return ""
-        moved = [_moved(v, i, i < self._call.first_input) for i, v in enumerate(self._values)]
+        moved = self._elsewhere()
         try:
             used, new = [
                 replace(self._quiet, adapter=a).evaluate_at(moved, ()).outputs for a in (self._adapter, fresh)
@@ -247,9 +254,16 @@ class FirstCall:
             f"them (a cache, statistics of its first batch); compute it anew in each call"
         )
 
+    def _elsewhere(self) -> list[Any]:
+        return [_moved(v, i, i < self._call.first_input) for i, v in enumerate(self._values)]
+
     def _note_precision(self) -> None:
-        if self._call.dtype != np.float64 or not self._call.settings.follows:
+        precisions = self._call.settings.precisions
+        if self._call.dtype != np.float64 or not self._call.settings.follows or precisions is None:
             return
+        own = precisions.own.adapter
+        if self._adapter is own and {*own.layout.dtypes} - {"float64"}:
+            return  # said when it was found that it cannot follow
         dtypes = [d for d in self._evaluation.guest_dtypes if d.kind in INEXACT]
         coarse = [d for d in dtypes if d.itemsize < (16 if d.kind == "c" else 8)]
         if coarse:
