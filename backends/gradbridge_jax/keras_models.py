@@ -10,6 +10,7 @@ import jax
 from gradbridge.protocol import Array
 from gradbridge_jax.functions import FunctionModel
 from gradbridge_keras.stateless import StatelessModel
+from gradbridge_keras.variables import readers
 
 
 class KerasModel(StatelessModel, FunctionModel):
@@ -17,6 +18,9 @@ class KerasModel(StatelessModel, FunctionModel):
 
     running: ClassVar[str] = "jax"
     framework: ClassVar[str] = "JAX"
+
+    def readers(self) -> Sequence[Any]:
+        return readers(self._snapshot.twin())
 
     def native(self, weights: Sequence[Array]) -> Any:
         # Outside of a bridge, JAX has float64 only where the process says so.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -119,6 +120,17 @@ def _refuse_global_noise(model: Any) -> NoReturn:
         f"{model.name} draws random numbers from Keras' global generator; give the layer a generator, "
         f"self.seed_generator = keras.random.SeedGenerator(seed), and pass it as seed="
     )
+
+
+def readers(model: Any) -> list[Callable[..., Any]]:
+    """Functions of the user's own that a model is computed with: what they read from outside may change."""
+    found: dict[int, Callable[..., Any]] = {}
+    for layer in model._flatten_layers():
+        own = [value for value in vars(layer).values() if isinstance(value, types.FunctionType)]
+        for function in (getattr(type(layer), "call", None), *own):
+            if isinstance(function, types.FunctionType) and not function.__module__.startswith("keras."):
+                found[id(function.__code__)] = function
+    return list(found.values())
 
 
 def unique(paths: Sequence[str]) -> tuple[str, ...]:

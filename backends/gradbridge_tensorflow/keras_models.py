@@ -11,11 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from gradbridge.call_spec import CallSpec, argument_names
+from gradbridge.closures import surroundings
 from gradbridge.inspection import Stranger
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.options import GuestOptions
 from gradbridge_keras.snapshots import Snapshot
-from gradbridge_keras.variables import unique
+from gradbridge_keras.variables import readers, unique
 from gradbridge_tensorflow import functions
 from gradbridge_tensorflow.isolation import eagerly
 from gradbridge_tensorflow.tensors import compute_device, floating_dtype, to_array, to_tensor
@@ -52,6 +53,7 @@ class KerasModel(functions.TensorFlowModel):
         self.dtypes = [asked or d for d in dtypes[: len(self._own)]]
         twin = snapshot.twin()
         self.argument_names = argument_names(twin.call)
+        self.surroundings = surroundings(*readers(twin))
         self._train = options.mode == "train"
         self._is_checked = snapshot.dtype is None
         self._latest: CallSpec | None = None
