@@ -21,6 +21,9 @@ from gradbridge.constants import Same, constant_key
 #: Places that are looked at, at most: a function that names more is not worth the time of each call.
 _PLACES = 1000
 
+#: Attributes of an object, and items of each, that are looked at for what is the user's own.
+_WITHIN = 100
+
 #: Bytes up to which an array is compared as a whole, and numbers that are looked at in a larger one.
 _WHOLE, _SAMPLE = 1 << 16, 1024
 
@@ -169,6 +172,8 @@ class Look:
             self.marks[place] = Same(value)
         else:
             self._see_attributes(place, getattr(value, "__dict__", {}))
+            if not classes:
+                self._see_within(place, value)
         for cls in classes:
             for name, item in list(vars(cls).items()):
                 if name != "__call__" and name not in self._names:
@@ -185,6 +190,19 @@ class Look:
                     self._at(f"{place}.{name}", item)
                 else:
                     self._bound(f"{place}.{name}", cls, vars(cls).get, name)
+
+    def _see_within(self, place: str, value: Any) -> None:
+        """An installed package's object may hold the user's own, as a container of layers does."""
+        for name, item in list(getattr(value, "__dict__", {}).items())[:_WITHIN]:
+            items = item if isinstance(item, (list, tuple)) else (item,)
+            for index, one in enumerate(items[:_WITHIN]):
+                if id(one) in self._seen:
+                    continue
+                is_function = isinstance(one, types.FunctionType) and not _is_installed(
+                    one.__code__.co_filename
+                )
+                if is_function or any(not _is_installed_class(c) for c in type(one).__mro__):
+                    self._at(f"{place}.{name}[{index}]", one)
 
     def _see_attributes(self, place: str, attributes: Any) -> None:
         for name in sorted(self._names.intersection(attributes)):
