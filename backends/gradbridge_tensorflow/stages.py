@@ -17,7 +17,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from gradbridge.errors import GradbridgeError, UnknownModelError, Unsupported
+from gradbridge.errors import GradbridgeError, HigherOrderError, UnknownModelError, Unsupported
 from gradbridge.program import Computation, Form
 from gradbridge_tensorflow import callbacks
 from gradbridge_tensorflow.derivatives import LoopError, Order, Product
@@ -91,6 +91,7 @@ class Stage:
         specs: Sequence[tf.TensorSpec],
         path: Path,
     ) -> None:
+        self._missing: str | None = None  # the operation without a derivative, in words
         self.label, self.path = label, path
         self._mapped: dict[int, Any] = {}
         try:
@@ -119,8 +120,8 @@ class Stage:
         heard = self.heard(depth, cotangents)
         try:  # `naming_what_is_missing` in place, since every backward is here
             found = self._many(depth, step, residuals, heard) if many else step.pull(residuals, heard)
-        except tf.errors.NotFoundError as error:
-            refuse_missing_derivatives(error, self._whole.graph, self.label)
+        except (tf.errors.NotFoundError, tf.errors.InternalError) as error:
+            self._refuse_missing(error)
             raise
         return spread(found, step.alive)
 
@@ -129,8 +130,22 @@ class Stage:
         """Run parts in a block; name the operation that has no derivative, if that is what they fail for."""
         try:
             yield
-        except tf.errors.NotFoundError as error:
+        except (tf.errors.NotFoundError, tf.errors.InternalError) as error:
+            self._refuse_missing(error)
+            raise
+
+    def _refuse_missing(self, error: tf.errors.OpError) -> None:
+        """Name the operation that has no derivative, if that is what the error means.
+
+        Raises:
+            HigherOrderError: names it.
+        """
+        if self._missing is not None:  # TensorFlow itself says less the second time
+            raise HigherOrderError(self._missing) from error
+        try:
             refuse_missing_derivatives(error, self._whole.graph, self.label)
+        except HigherOrderError as refusal:
+            self._missing = str(refusal)
             raise
 
     @property

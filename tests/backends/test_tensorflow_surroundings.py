@@ -9,9 +9,9 @@ import gradbridge as gb
 from gradbridge import errors
 from gradbridge.call_spec import CallSpec
 from gradbridge.options import GuestOptions
-from gradbridge_tensorflow.guest import adapt
 
 tf = pytest.importorskip("tensorflow")
+from gradbridge_tensorflow.guest import adapt  # noqa: E402
 
 P = np.array([1.0, -2.0, 0.5])
 X = np.arange(6.0).reshape(2, 3)

@@ -76,10 +76,8 @@ def difference(evaluation: Any, derivative: Any, wrt: tuple[int, ...], products:
         if probe.is_stale():
             return None
         pulled = probe.pulled(products)
-    except HigherOrderError:
-        raise  # the guest says itself that it cannot; a second try may say it worse
     except GradbridgeError:
-        return ""
+        return ""  # the guest says itself that it cannot, if the host comes to ask for that
     try:
         return probe.difference(pulled, products)
     except GradbridgeError:
@@ -126,11 +124,9 @@ class _Probe:
     def pulled(self, wants_products: bool) -> Sequence[Array]:
         """The product with the direction by the guest, and by the cotangents."""
         evaluation = self._evaluation
-        self._inner = self._derivative.evaluate_at(
-            [*evaluation.values, *self._cotangents], (*self._moving, *self._behind)
-        )
-        self._along = [self._directions.get(i, np.zeros(np.shape(evaluation.values[i]))) for i in self._wrt]
         wanted = (*self._moving, *self._behind) if wants_products else self._behind
+        self._inner = self._derivative.evaluate_at([*evaluation.values, *self._cotangents], wanted)
+        self._along = [self._directions.get(i, np.zeros(np.shape(evaluation.values[i]))) for i in self._wrt]
         return self._inner.pull(self._along, wanted)  # type: ignore[no-any-return]
 
     def difference(self, pulled: Sequence[Array], wants_products: bool) -> str:
