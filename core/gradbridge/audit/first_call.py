@@ -46,13 +46,22 @@ def evaluated(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> Any:
     Raises:
         AuditError: the model is no function of its arguments; the message says why, and what to do.
     """
+    # The program's own forward is the last: what a function keeps for its rule, and state that moves, are of it.
+    return looked_at(call, values, wrt).remembered(values, wrt)
+
+
+def looked_at(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> Any:
+    """The call, by the adapter that serves it, after all of it was looked at.
+
+    Raises:
+        AuditError
+    """
     surroundings = Surroundings()
     call, evaluation = _in_its_precision(call, values, wrt)
     FirstCall(call, evaluation, surroundings).look()
     call.settings.audit.called(call.dtype.name, bool(wrt))
     call.settings.refresh()
-    # The program's own forward is the last: what a function keeps for its rule, and state that moves, are of it.
-    return call.remembered(values, wrt)
+    return call
 
 
 def _in_its_precision(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> tuple[Any, Any]:

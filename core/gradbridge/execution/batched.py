@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge.audit import first_call
 from gradbridge.errors import DerivativeError, GradientMismatchError
 from gradbridge.execution import steps
 from gradbridge.execution.cotangents import cotangents_to_guest, tangents_to_guest
@@ -32,11 +33,11 @@ def evaluate_and_push(
     Raises:
         Unsupported: the guest has no forward mode here, or it was found to be wrong.
     """
+    call, values = call.prepared(values, wrt)
     audit = call.settings.audit
     if audit is not None and audit.awaits_call(call.dtype.name) and not call.order:
         with suppress(DerivativeError):  # a guest that cannot pull back has a forward mode all the same
-            call.evaluate(values, wrt)
-    call, values = call.prepared(values, wrt)
+            call = first_call.looked_at(call, values, wrt)
     arrays = tangents_to_guest(tangents, values, wrt, call.adapter.label)
     outputs, moved = steps.pushed(call, values, wrt, arrays)
     evaluation = call.given(outputs, None, values, wrt)
