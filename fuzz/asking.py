@@ -190,5 +190,7 @@ class Asked:
             case "dropped jvp":
                 return [make_jvp(main)(z)(t)[1]]
             case _:
-                assert np.array_equal(main(z), y), "the same call dropped other outputs"
+                again = main(z)  # where nothing is recorded torch has other kernels, which round otherwise
+                same = np.array_equal(again != 0, y != 0) and np.allclose(again, y, rtol=1e-4, atol=1e-5)
+                assert same, "the same call dropped other outputs"
                 return [grad(lambda z: anp.sum(v * main(z)))(z)]

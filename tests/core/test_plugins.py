@@ -49,10 +49,13 @@ def test_the_users_interrupt_passes_and_loading_goes_on_with_the_same_plugin(imp
     declared = "from gradbridge.extend import *\n@hookimpl\ndef gradbridge_backend(): return Backend(name='slow', guest='a:b')"
     monkeypatch.delattr(sys, "_asked", raising=False)
     known = Registry([*OWN, imported("slow_plugin", code + declared)])
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        known.names()
-    assert signal.getsignal(signal.SIGINT) is before
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            known.names()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, own)
     assert known.names() == ["autograd", "numpy", "slow"]
     assert known.problems == {}
     del sys._asked

@@ -177,7 +177,7 @@ class _Probe:
             size = sum(float(np.sum(np.abs(term))) for term in (*ahead, *back))
             if not np.isfinite(size) or abs(a - b) <= self._tolerance * size:
                 return ""
-            floor = sum(16 * n * float(np.abs(self._directions[i]).sum()) for i, n in self._noise().items())
+            floor = sum(256 * n * float(np.abs(self._directions[i]).sum()) for i, n in self._noise().items())
             if abs(a - b) <= floor:
                 return ""  # zero, but for rounding
             apart = apart or (
