@@ -177,8 +177,8 @@ class _Probe:
             size = sum(float(np.sum(np.abs(term))) for term in (*ahead, *back))
             if not np.isfinite(size) or abs(a - b) <= self._tolerance * size:
                 return ""
-            floor = sum(256 * n * float(np.abs(self._directions[i]).sum()) for i, n in self._noise().items())
-            if abs(a - b) <= floor:
+            floor = sum(n * float(np.abs(self._directions[i]).sum()) for i, n in self._noise().items())
+            if abs(a - b) <= 16 * (floor + self._coarse * self._natural(self._probes)):
                 return ""  # zero, but for rounding
             apart = apart or (
                 f"its product with a cotangent and a tangent is {a:.4g}, that of the gradient itself {b:.4g}"
@@ -199,6 +199,10 @@ class _Probe:
                     most[i] = max(most[i], float(np.max(np.abs(a - b), initial=0.0)))
             self._rounding = most
         return self._rounding
+
+    def _natural(self, cotangents: Sequence[Array]) -> float:
+        """The size that the outputs give to a product with cotangents: what is far below it is their rounding."""
+        return float(sum(np.sum(np.abs(c * y)) for c, y in zip(cotangents, self._evaluation.outputs)))
 
     def _moves(self, step: float) -> list[Array]:
         """How the gradient moves along the direction, by a central difference."""
@@ -224,7 +228,9 @@ class _Probe:
                 for name, ours, theirs in parts:
                     if not _far(ours, theirs, self._tolerance, whole):
                         continue
-                    floor = 16 * self._noise()[i] / self._step * ours.size**0.5
+                    size = max(float(np.abs(self._evaluation.values[i]).mean()), 1e-3)
+                    natural = self._coarse * self._natural(self._cotangents) / size
+                    floor = 16 * (self._noise()[i] * ours.size**0.5 + natural) / self._step
                     if _norm(ours - theirs) > floor:
                         return (
                             f"by {name} its product with a vector is {_norm(ours):.4g} (norm), and the gradient moves "
