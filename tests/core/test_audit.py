@@ -427,3 +427,20 @@ def test_params_are_taken_in_the_tree_that_they_were_given_in(params, call):
     if not isinstance(call, (float, list)):
         gradient = grad(lambda p: f(p, 2.0))(call)
         onp.testing.assert_allclose(f.layout.ravel(gradient), 4 * vector)
+
+
+def test_a_rule_that_reads_what_its_forward_kept_is_right_with_other_calls_in_between():
+    kept = {}
+
+    def body(x):
+        kept["slope"] = 2 * x
+        return x**2
+
+    g, x = written(body, lambda ans, x: lambda v: kept["slope"] * v), onp.arange(1.0, 4.0)
+    onp.testing.assert_allclose(grad(lambda z: np.sum(g(z) * g(2 * z)))(x), 16 * x**3)
+    assert "again" in g.capabilities["audited"].note
+
+
+def test_an_empty_batch_is_audited():
+    f = gb.bridge(lambda p, x: np.dot(x, p), params=onp.ones(2), backend="autograd")
+    assert f.audit(f.params, onp.zeros((0, 2)))

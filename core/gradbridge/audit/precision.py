@@ -21,7 +21,7 @@ from gradbridge.layout import Array
 
 #: (step, what is more than curvature, by how much a second difference shrinks at a sixteenth of the step unless it is
 #: rounding): single precision shows at small steps, half precision at larger ones alone, where kinks show, too.
-_LOOKS = ((1e-6, 1e-10, 16.0), (1e-3, 3e-5, 4.0))
+_LOOKS = ((1e-6, 1e-10, 16.0), (1e-3, 3e-5, 4.0), (3e-2, 1e-3, 4.0))
 _JUMP = 0.1
 
 
