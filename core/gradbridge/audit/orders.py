@@ -202,7 +202,18 @@ class _Probe:
 
     def _natural(self, cotangents: Sequence[Array]) -> float:
         """The size that the outputs give to a product with cotangents: what is far below it is their rounding."""
-        return float(sum(np.sum(np.abs(c * y)) for c, y in zip(cotangents, self._evaluation.outputs)))
+        pairs = [(c, y) for c, y in zip(cotangents, self._evaluation.outputs)]
+        size = float(sum(np.sum(np.abs(c * y)) for c, y in pairs))
+        if self._call.parent is None:
+            return size
+        # Gradients may be rounding themselves, of what the model's outputs were multiplied by.
+        root, values = self._call.root, self._evaluation.values
+        count = len(root.arguments.vectors)
+        outputs = replace(root, settings=root.settings.quiet, spec=root.spec.replayed()).evaluate_at(
+            values[:count], ()
+        )
+        own = sum(float(np.sum(np.abs(v * y))) for v, y in zip(values[count:], outputs.outputs))
+        return max(size, own * max(float(np.max(np.abs(c), initial=0.0)) for c in cotangents))
 
     def _moves(self, step: float) -> list[Array]:
         """How the gradient moves along the direction, by a central difference."""
