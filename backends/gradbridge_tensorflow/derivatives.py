@@ -14,6 +14,7 @@ import tensorflow as tf
 from gradbridge.errors import HigherOrderError, NotDifferentiableError
 from gradbridge.wording import first_line
 from gradbridge_tensorflow.explain import refuse_lost_derivatives
+from gradbridge_tensorflow.mapping import mapped
 from gradbridge_tensorflow.op_gradients import own_gradients
 from gradbridge_tensorflow.partition import TracedGraph, compiled
 from gradbridge_tensorflow.repairs import repaired_derivatives
@@ -232,7 +233,7 @@ def _mapped(
         def one(cotangents: Sequence[tf.Tensor]) -> list[tf.Tensor]:
             return list(pull(flat[:count], cotangents))
 
-        return list(tf.vectorized_map(one, list(flat[count:]), fallback_to_while_loop=False))
+        return list(mapped(one, list(flat[count:])))
 
     with quiet(), repaired_derivatives():
         return compiled(run, [*residuals, *(tf.TensorSpec([None, *t.shape], t.dtype) for t in cotangents)])

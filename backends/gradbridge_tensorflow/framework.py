@@ -18,6 +18,7 @@ from gradbridge.wording import first_line
 from gradbridge_tensorflow.derivatives import gradients, quiet
 from gradbridge_tensorflow.explain import refuse_lost_tangents
 from gradbridge_tensorflow.isolation import apart, tracing
+from gradbridge_tensorflow.mapping import mapped
 from gradbridge_tensorflow.open_sizes import Looks
 from gradbridge_tensorflow.partition import compiled
 from gradbridge_tensorflow.programs import TensorFlowProgram
@@ -169,7 +170,7 @@ class TensorFlow(Framework):
 
     def _map(self, fn: Callable[..., Any], rows: Sequence[tf.Tensor]) -> Any:
         with quiet():
-            return tf.vectorized_map(fn, list(rows), fallback_to_while_loop=False)
+            return mapped(fn, list(rows))
 
 
 class TensorFlowBorder(FrameworkBorder):

@@ -200,3 +200,24 @@ def test_products_with_the_jacobian():
     close(f.vjp(f.params, X, cotangent=v), np.tensordot(v, J, 2))
     close(f.jvp(f.params, X, tangent=t), J @ t)
     close(f.ggn(f.params, X, vector=t), np.tensordot(J @ t, J, 2))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_products_that_a_map_repeats_are_right_in_any_precision(dtype):
+    """TensorFlow's float32 kernel for them writes past its memory, so there the map is refused."""
+    draw = np.random.default_rng(0)
+    params = {"e": draw.normal(size=(5, 2)), "q": draw.normal(size=(2, 2)), "k": draw.normal(size=(2, 2))}
+    params = {name: value.astype(dtype) for name, value in params.items()}
+
+    def attention(p, x):
+        h = tf.gather(p["e"], x)
+        return tf.reduce_sum(tf.nn.softmax(tf.matmul(h @ p["q"], h @ p["k"], transpose_b=True)) @ h, -1)
+
+    f, x = (
+        gb.bridge(attention, params=params, backend="tensorflow", dtype=dtype),
+        np.array([[0, 1, 2, 3], [4, 3, 2, 1]]),
+    )
+    expected = f.jacobian(f.params, x, strategy="loop")
+    for strategy in ("auto", "jvp"):
+        found = f.jacobian(f.params, x, strategy=strategy)
+        np.testing.assert_allclose(found, expected, atol=1e-12 if dtype == "float64" else 1e-5)
