@@ -269,7 +269,9 @@ class ChunkedAdapter(Adapter):
         """
         rows = np.unique(np.linspace(0, count - 1, min(count, _PROBED)).astype(int))
         first = next(x for x, yes in zip(inputs, has_rows) if yes)
-        if first.dtype.kind in "fiu":  # the largest, too, which are the first that a maximum takes
+        if (
+            isinstance(first, np.ndarray) and first.dtype.kind in "fiu"
+        ):  # the largest, too, which are the first that a maximum takes
             sizes = np.abs(first.reshape(count, -1).astype(np.float64)).sum(axis=1)
             rows = np.unique([*rows, *np.argsort(sizes)[-2:]])
         some = [x[rows] if yes else x for x, yes in zip(inputs, has_rows)]
