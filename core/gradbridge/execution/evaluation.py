@@ -87,7 +87,8 @@ class Call:
             wrt: which of them may be pulled back to.
         """
         arguments, settings = self.arguments, self.settings
-        if settings.is_plain and arguments.first_only and (wrt == (0,) or not wrt) and not self.order:
+        plain = settings.is_plain if wrt else settings.gives_plain_values
+        if plain and arguments.first_only and (wrt == (0,) or not wrt) and not self.order:
             vector = values[0]
             if (
                 vector.dtype is _FLOAT64

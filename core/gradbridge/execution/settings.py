@@ -37,6 +37,7 @@ class BridgeSettings:
         mode, noise: as the bridge was made with.
         constants: the arguments that are declared non-differentiable, in words.
         is_plain: whether there is neither memory, nor noise to draw, nor a check, nor anything to look at.
+        gives_plain_values: the same of calls that are not differentiated, at which there is less to look at.
     """
 
     observers: Observers
@@ -50,18 +51,17 @@ class BridgeSettings:
     noise: str = "frozen"
     constants: str = ""
     is_plain: bool = field(init=False)
+    gives_plain_values: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.refresh()
 
     def refresh(self) -> None:
-        """Work out anew what `is_plain` says, when something was found out."""
-        self.is_plain = (
-            self.memory is None
-            and self.draw_noise is None
-            and not self.checks_finite
-            and not (self.audit is not None and self.audit.awaits_call("float64"))
-        )
+        """Work out anew what is plain, when something was found out."""
+        audit = self.audit
+        is_simple = self.memory is None and self.draw_noise is None and not self.checks_finite
+        self.is_plain = is_simple and (audit is None or not audit.awaits_call("float64"))
+        self.gives_plain_values = is_simple and (audit is None or not audit.awaits_call("float64", False))
 
     @cached_property
     def quiet(self) -> BridgeSettings:
