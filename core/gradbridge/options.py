@@ -53,7 +53,10 @@ def floating_name(
     """
     full = _ALIASES.get(name, name) if name is not None else None
     if full is not None and full not in known:
-        raise OptionError(f"dtype must be one of {', '.join(known)}, got {name!r}")
+        raise OptionError(
+            f"dtype must be one of {', '.join(known)}, got {name!r}; {suggestion(full, (*known, *_ALIASES))}'model' keeps "
+            f"the model's own"
+        )
     return full
 
 
