@@ -111,7 +111,7 @@ def _expected(query: Query, point: Point, asked: Any, expected: Expected) -> lis
 
 
 def _apart(right: list[Any], got: list[Any]) -> float:
-    """Largest difference, relative to the largest entry of what is right or to 1."""
+    """Largest difference, relative to the largest entry of what is right, or to 1e-3 where that is less."""
     scale = max([1e-3, *(float(np.max(np.abs(a), initial=0.0)) for a in right)])
     errors = [float(np.max(np.abs(a - np.asarray(b)), initial=0.0)) for a, b in zip(right, got)]
     return max(errors, default=0.0) / scale if not np.isnan(errors).any() else float("inf")
