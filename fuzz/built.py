@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fuzz.interpreter import interpret
 from fuzz.networks import Network
 
 
@@ -31,12 +32,10 @@ class Guest(Protocol):
 
     Attributes:
         styles: the kinds of models that it has.
-        without: kinds of layers that it is not asked for.
         queries: how many are asked of each bridge, at least and at most.
     """
 
     styles: tuple[str, ...]
-    without: tuple[str, ...]
     queries: tuple[int, int]
 
     def build(self, network: Network, style: str, dtype: str, frozen: frozenset[str]) -> Built:
@@ -50,7 +49,25 @@ class Guest(Protocol):
         """
 
 
-def tree_of(weights: Mapping[str, Any], form: str) -> Any:
+def function_of(network: Network, weights: Mapping[str, Any], words: Any, backend: str) -> Built:
+    """A network as a function of a tree of its parameters; in which form they come is drawn with it.
+
+    Args:
+        network: what it computes.
+        weights: arrays that the framework takes.
+        words: its operations.
+        backend: its name.
+    """
+    form, names = ("dict", "list", "nested")[network.seed % 3], tuple(weights)
+
+    def function(params: Any, first: Any, second: Any = None) -> Any:
+        inputs = (first,) if second is None else (first, second)
+        return interpret(network, _from_tree(params, names, form).__getitem__, inputs, words)
+
+    return Built(function, {"params": _tree_of(weights, form), "backend": backend})
+
+
+def _tree_of(weights: Mapping[str, Any], form: str) -> Any:
     """Parameters of a function: ``"dict"`` {name: array}, ``"list"``, or ``"nested"`` by layers."""
     if form == "list":
         return list(weights.values())
@@ -63,7 +80,7 @@ def tree_of(weights: Mapping[str, Any], form: str) -> Any:
     return nested
 
 
-def from_tree(tree: Any, names: tuple[str, ...], form: str) -> dict[str, Any]:
+def _from_tree(tree: Any, names: tuple[str, ...], form: str) -> dict[str, Any]:
     """The way back."""
     if form == "list":
         return dict(zip(names, tree))

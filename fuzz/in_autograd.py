@@ -7,8 +7,7 @@ from typing import Any
 import autograd.numpy as np
 from autograd.scipy.special import erf
 
-from fuzz.built import Built, cast, from_tree, tree_of
-from fuzz.interpreter import interpret
+from fuzz.built import Built, cast, function_of
 from fuzz.networks import Network
 
 
@@ -90,15 +89,8 @@ class Autograd:
     """autograd as the guest: what is expected comes from the same words, but by no bridge."""
 
     styles: tuple[str, ...] = ("function",)
-    without: tuple[str, ...] = ()
     queries = (3, 8)
 
     def build(self, network: Network, style: str, dtype: str, frozen: frozenset[str]) -> Built:
         weights = cast(network.weights(), dtype)
-        form, names = ("dict", "list", "nested")[network.seed % 3], tuple(weights)
-
-        def function(params: Any, first: Any, second: Any = None) -> Any:
-            inputs = (first,) if second is None else (first, second)
-            return interpret(network, from_tree(params, names, form).__getitem__, inputs, Words)
-
-        return Built(function, {"params": tree_of(weights, form), "backend": "autograd"})
+        return function_of(network, weights, Words, "autograd")

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fuzz.built import Built, cast, from_tree, tree_of
+from fuzz.built import Built, cast, function_of
 from fuzz.interpreter import EPSILON, interpret
 from fuzz.networks import WORDS, Layer, Network
 
@@ -78,7 +78,6 @@ class Jax:
     """The guest."""
 
     styles: tuple[str, ...] = ("function", "function", "nnx")
-    without: tuple[str, ...] = ()
     queries = (2, 4)
 
     def build(self, network: Network, style: str, dtype: str, frozen: frozenset[str]) -> Built:
@@ -86,13 +85,7 @@ class Jax:
         with jax.enable_x64(True):  # as users of float64 models have it when they make them
             if style == "nnx":
                 return Built(_nnx_module(network, weights))
-            form, names = ("dict", "list", "nested")[network.seed % 3], tuple(weights)
-
-            def function(params: Any, first: Any, second: Any = None) -> Any:
-                inputs = (first,) if second is None else (first, second)
-                return interpret(network, from_tree(params, names, form).__getitem__, inputs, Words)
-
-            return Built(function, {"params": tree_of(weights, form), "backend": "jax"})
+            return function_of(network, weights, Words, "jax")
 
 
 def _nnx_module(network: Network, weights: dict[str, Any]) -> Any:
@@ -105,9 +98,8 @@ def _nnx_module(network: Network, weights: dict[str, Any]) -> Any:
             self.drop = nnx.Dropout(network.dropout, rngs=rngs) if network.dropout else None
             for layer in network.every_layer:
                 own = {name: jnp.asarray(weights[name]) for name in layer.shapes(network.length)}
-                tied = any(one.kind == "tied" and one.option == layer.name for one in network.every_layer)
                 short = {name.split(".")[1]: array for name, array in own.items()}
-                made = None if tied else _nnx_layer(nnx, layer, network, short, rngs)
+                made = None if network.is_tied(layer) else _nnx_layer(nnx, layer, network, short, rngs)
                 if made is not None:
                     self.layers[layer.name] = made
                     continue

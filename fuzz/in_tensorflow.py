@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from fuzz.built import Built, cast, from_tree, tree_of
+from fuzz.built import Built, cast, function_of
 from fuzz.interpreter import EPSILON, interpret
 from fuzz.networks import WORDS, Layer, Network
 
@@ -105,8 +105,7 @@ class DrawnModel(keras.Model):
         self.dropout = keras.layers.Dropout(network.dropout, dtype=dtype) if network.dropout else None
         for layer in network.every_layer:
             own = {name: weights[name] for name in layer.shapes(network.length)}
-            tied = any(one.kind == "tied" and one.option == layer.name for one in network.every_layer)
-            made = None if tied else _layer_of(layer, network, dtype)
+            made = None if network.is_tied(layer) else _layer_of(layer, network, dtype)
             if made is not None:
                 self._keep(layer, made, own)
                 continue
@@ -149,7 +148,6 @@ class TensorFlow:
     """The guest."""
 
     styles: tuple[str, ...] = ("function", "keras")
-    without: tuple[str, ...] = ()
     queries = (2, 4)
 
     def build(self, network: Network, style: str, dtype: str, frozen: frozenset[str]) -> Built:
@@ -159,10 +157,4 @@ class TensorFlow:
             arrays = [tf.constant(x) for x in network.inputs(2, 0, dtype)]
             model(*arrays)
             return Built(model)
-        form, names = ("dict", "list", "nested")[network.seed % 3], tuple(weights)
-
-        def function(params: Any, first: Any, second: Any = None) -> Any:
-            inputs = (first,) if second is None else (first, second)
-            return interpret(network, from_tree(params, names, form).__getitem__, inputs, Words)
-
-        return Built(function, {"params": tree_of(weights, form), "backend": "tensorflow"})
+        return function_of(network, weights, Words, "tensorflow")

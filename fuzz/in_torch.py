@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fuzz.built import Built, cast, from_tree, tree_of
+from fuzz.built import Built, cast, function_of
 from fuzz.interpreter import EPSILON, interpret
 from fuzz.networks import WORDS, Layer, Network
 
@@ -177,8 +177,7 @@ class _Module(nn.Module):
         for layer in network.every_layer:
             own = {name: torch.as_tensor(weights[name]) for name in layer.shapes(network.length)}
             short = {name.split(".")[1]: array for name, array in own.items()}
-            tied = any(one.kind == "tied" and one.option == layer.name for one in network.every_layer)
-            made = _layer_of(layer, network, short) if own_layers and not tied else None
+            made = _layer_of(layer, network, short) if own_layers and not network.is_tied(layer) else None
             if made is not None:
                 self.layers[layer.name] = made.to(next(iter(own.values())).dtype) if own else made
                 for parameter in made.parameters():
@@ -198,21 +197,14 @@ class Torch:
     """The guest."""
 
     styles = ("module", "module", "parameters", "function")
-    without: tuple[str, ...] = ()
     queries = (3, 8)
 
     def build(self, network: Network, style: str, dtype: str, frozen: frozenset[str]) -> Built:
         weights = cast(network.weights(), dtype)
-        if not style.startswith("function"):
+        if style != "function":
             return Built(_Module(network, weights, style == "module", frozen).eval())
-        form, names = ("dict", "list", "nested")[network.seed % 3], tuple(weights)
-
-        def function(params: Any, first: Any, second: Any = None) -> Any:
-            inputs = (first,) if second is None else (first, second)
-            return interpret(network, from_tree(params, names, form).__getitem__, inputs, Words)
-
-        tree = tree_of({name: torch.as_tensor(array) for name, array in weights.items()}, form)
-        return Built(function, {"params": tree, "backend": "torch"})
+        tensors = {name: torch.as_tensor(array) for name, array in weights.items()}
+        return function_of(network, tensors, Words, "torch")
 
 
 def native_outputs(model: Any, inputs: list[Any], dtype: str) -> Any:

@@ -40,7 +40,6 @@ def fault_of(
     program: Program,
     guest: Guest,
     warned: Callable[[str], None] = lambda text: None,
-    wraps: Callable[[Asked], Any] = lambda asked: asked,
 ) -> Fault | None:
     """The first thing in a program that is wrong, None if all is right.
 
@@ -48,20 +47,19 @@ def fault_of(
         program: which one.
         guest: its framework.
         warned: is told of each warning.
-        wraps: what is asked in place of the bridge, for tests.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = _fault_of(program, guest, wraps)
+        found = _fault_of(program, guest)
     for warning in caught:
         if "gradbridge" in str(warning.category.__module__):
             warned(f"{warning.category.__name__}: {str(warning.message)[:150]}")
     return found
 
 
-def _fault_of(program: Program, guest: Guest, wraps: Callable[[Asked], Any]) -> Fault | None:
+def _fault_of(program: Program, guest: Guest) -> Fault | None:
     try:
-        asked = wraps(Asked(program, guest))
+        asked = Asked(program, guest)
     except Exception:
         return Fault(None, "a bridge", traceback.format_exc())
     expected = Expected(program, asked.names, asked.arrays)
@@ -98,8 +96,8 @@ def _judged(program: Program, query: Query, asked: Any, expected: Expected) -> F
         host = program.host_dtype
         if query.kind != "model" and b.dtype != host:
             return Fault(query, f"dtype {host}", f"dtype {b.dtype}")
-    if _apart(right, got) > TOLERANCE[program.precision]:
-        error = _apart(right, got)
+    error = _apart(right, got)
+    if error > TOLERANCE[program.precision]:
         room = ROUNDINGS * _moved_by_rounding(program, query, reference, asked, expected, right)
         if not error <= room:
             return Fault(query, _words(right), f"{_words(got)}, off by {error:.2g} (room {room:.1g})")
@@ -113,7 +111,7 @@ def _expected(query: Query, point: Point, asked: Any, expected: Expected) -> lis
 
 
 def _apart(right: list[Any], got: list[Any]) -> float:
-    """Largest difference, relative to the largest entry of what is right or to 1."""
+    """Largest difference, relative to the largest entry of what is right, or to 1e-3 where that is less."""
     scale = max([1e-3, *(float(np.max(np.abs(a), initial=0.0)) for a in right)])
     errors = [float(np.max(np.abs(a - np.asarray(b)), initial=0.0)) for a, b in zip(right, got)]
     return max(errors, default=0.0) / scale if not np.isnan(errors).any() else float("inf")

@@ -102,6 +102,10 @@ class Network:
             yield layer
             yield from layer.inner
 
+    def is_tied(self, layer: Layer) -> bool:
+        """Whether another layer uses its weights."""
+        return any(one.kind == "tied" and one.option == layer.name for one in self.every_layer)
+
     @property
     def rows_are_independent(self) -> bool:
         return not any(layer.kind == "batchmix" for layer in self.every_layer)
@@ -147,11 +151,10 @@ class Drawing:
 
     Args:
         rng: where from.
-        kinds: of layers that the guest does not have.
     """
 
-    def __init__(self, rng: np.random.Generator, without: tuple[str, ...] = ()) -> None:
-        self._rng, self._without, self._count = rng, without, 0
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng, self._without, self._count = rng, tuple[str, ...](), 0
 
     def network(self, seed: int, rowwise: bool = False, dropout: bool = False) -> Network:
         """A network.
@@ -163,7 +166,7 @@ class Drawing:
         """
         rng = self._rng
         if dropout:
-            self._without = (*self._without, "batchnorm")  # in train mode it has statistics of the batch
+            self._without = ("batchnorm",)  # in train mode it has statistics of the batch
         form = str(rng.choice(["rows", "rows", "sequences", "tokens"]))
         length, features = int(rng.integers(2, 5)), int(rng.integers(1, 5))
         second = str(rng.choice(["", "", "array", "mask"]))

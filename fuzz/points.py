@@ -20,7 +20,7 @@ class Point:
         params: (P,).
         inputs: the model's.
         moving: indices of the inputs that are differentiated.
-        rng: where directions are drawn from, a new one for who asks.
+        seed: of the directions.
     """
 
     params: np.ndarray

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,7 @@ def drawn(number: int, name: str, guest: Guest) -> Program:
     style = str(rng.choice(guest.styles))
     dropout = dropout and style != "function"
     chunked = not dropout and rng.uniform() < 0.15
-    network = Drawing(rng, guest.without).network(number, rowwise=chunked, dropout=dropout)
+    network = Drawing(rng).network(number, rowwise=chunked, dropout=dropout)
     host = "float32" if rng.uniform() < 0.15 else "float64"
     options: dict[str, Any] = {}
     if rng.uniform() < 0.4:
@@ -152,7 +152,7 @@ def drawn(number: int, name: str, guest: Guest) -> Program:
     )
     count = int(rng.integers(*guest.queries, endpoint=True))
     queries = tuple(_query(rng, program, guest) for _ in range(count))
-    return Program(**{**vars(program), "queries": queries})
+    return replace(program, queries=queries)
 
 
 def _query(rng: np.random.Generator, program: Program, guest: Guest) -> Query:

@@ -129,7 +129,7 @@ class NNXModel(JaxModel):
         output = module(*args, **kwargs)
         if not self.moves:
             return output, ()
-        rest = _Parts(module).state_tree
+        _, _, rest = nnx.split(module, _is_trained, ...)  # type: ignore[misc]
         # By path: a module may make variables as it runs (`sow`), which nobody asked for.
         after = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(rest)[0]}
         paths = [path for index, path in enumerate(self._state_paths) if index not in self._random]
@@ -153,11 +153,8 @@ class NNXModel(JaxModel):
 class _Parts:
     """A module as NNX splits it, and the leaves of its two halves."""
 
-    def __init__(self, module: nnx.Module) -> None:
-        graph, params_tree, state_tree = nnx.split(module, _is_trained, ...)  # type: ignore[misc]
-        self.graph: Any = graph
-        self.params_tree: Any = params_tree
-        self.state_tree: Any = state_tree
+    def __init__(self, graph: Any, params_tree: Any, state_tree: Any) -> None:
+        self.graph, self.params_tree, self.state_tree = graph, params_tree, state_tree
         entries, self.params_def = jax.tree_util.tree_flatten_with_path(self.params_tree)
         self.paths, self.params = [path for path, _ in entries], [leaf for _, leaf in entries]
         rest, self.state_def = jax.tree_util.tree_flatten_with_path(self.state_tree)
@@ -173,12 +170,13 @@ class _Parts:
 
 def _split(module: nnx.Module, label: str) -> _Parts:
     try:
-        return _Parts(module)
-    except Exception as error:
+        halves = nnx.split(module, _is_trained, ...)  # type: ignore[misc]
+    except Exception as error:  # Flax's, or that of a module of the user's that flattens itself
         raise UnknownModelError(
             f"{label} cannot be split into its parameters and state ({in_short(error)}); "
             f"keep modules in nnx.List and arrays in nnx.Variable"
         ) from error
+    return _Parts(*halves)
 
 
 def _is_trained(path: Any, value: Any) -> bool:

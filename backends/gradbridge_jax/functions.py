@@ -51,9 +51,8 @@ class FunctionModel(JaxModel):
         return (self._function,)
 
     def owns(self, native: Any) -> bool:
-        return (
-            False  # it takes its parameters as an argument: others are constants, and meant (an anchor, say)
-        )
+        # It takes its parameters as an argument: others are constants, and meant (an anchor, say).
+        return False
 
     def weights(self) -> Sequence[Any]:
         return self._tree.arrays if self._tree is not None else []

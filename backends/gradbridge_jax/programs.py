@@ -66,7 +66,7 @@ class JaxProgram(Program):
         fn: Computation,
         places: tuple[int, ...],
         reusable: bool,
-        owns: Callable[[Any], bool] = lambda native: False,
+        owns: Callable[[Any], bool],
     ) -> None:
         self._owns = owns
         self._compiling, self._fn, self._places = compiling, fn, places
@@ -179,7 +179,9 @@ class JaxProgram(Program):
             rest = [i for i in range(count) if i not in integers]
             every: list[Any] = [integers.get(i) for i in range(count)]
             places = tuple(rest.index(place) for place in self._places)
-            return JaxProgram(self._compiling, lambda few: fn(filled(every, rest, few)), places, True)
+            return JaxProgram(
+                self._compiling, lambda few: fn(filled(every, rest, few)), places, True, self._owns
+            )
 
         program = self._of_values.get(tuple(integers.items()), make)
         return program.run([leaf for leaf in leaves if type(leaf) is not int])

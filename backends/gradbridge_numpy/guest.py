@@ -13,7 +13,7 @@ from gradbridge import trees
 from gradbridge.call_spec import CallSpec, argument_names
 from gradbridge.errors import OptionError
 from gradbridge.layout import Array, ParameterLayout
-from gradbridge.option_values import ANYTHING, POSITIVE, Takes, whole
+from gradbridge.option_values import ANYTHING, POSITIVE, Takes
 from gradbridge.options import parameter_array
 from gradbridge.protocol import Adapter, GuestOptions, Traits, refuse_unknown_options
 from gradbridge_numpy.architectures import Network, NetworkAdapter
@@ -32,7 +32,10 @@ OPTIONS = {
     "vjp": ANYTHING,
     "jvp": ANYTHING,
     "step": POSITIVE,
-    "order": whole("a positive whole number", 1),
+    "order": Takes(
+        "2, 4 or 6, that of central differences",
+        lambda value: isinstance(value, (int, np.integer)) and value in (2, 4, 6),
+    ),
 }
 
 

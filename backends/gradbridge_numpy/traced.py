@@ -18,6 +18,7 @@ from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeError
 from gradbridge.layout import Array
 from gradbridge.options import GuestOptions
+from gradbridge.outside import names_in
 from gradbridge.registry import default_registry
 
 
@@ -54,17 +55,13 @@ def _packages(function: Any) -> Iterator[str]:
 
 def _named(function: types.FunctionType) -> Iterator[Any]:
     """Functions and modules that its code names, in the functions within it, too."""
-    codes, names = [function.__code__], set[str]()
-    while codes:
-        code = codes.pop()
-        names.update(code.co_names)
-        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
         except ValueError:
             continue  # not bound yet
-    yield from (function.__globals__[name] for name in names if name in function.__globals__)
+    variables = function.__globals__
+    yield from (variables[name] for name in names_in(function.__code__) if name in variables)
 
 
 def pulled(
