@@ -110,8 +110,9 @@ def test_what_torch_cannot_see_is_said():
     with pytest.raises(NotDifferentiableError, match=r"Python float.*without \.item\(\)"):
         grad(f)(3.0)
     g = gb.primitive(backend="torch")(lambda x: x.detach() ** 2)
-    with pytest.warns(GradbridgeWarning, match=r"look for \.detach\(\)"):
+    with pytest.warns(GradbridgeWarning, match=r"look for \.detach\(\)") as caught:
         assert grad(g)(3.0) == 0.0
+    assert caught[0].filename == __file__
 
 
 def test_gradient_hooks_on_parameters_are_noticed():
@@ -119,5 +120,6 @@ def test_gradient_hooks_on_parameters_are_noticed():
     model.weight.register_hook(lambda g: 2 * g)
     with pytest.warns(
         GradbridgeWarning, match="Linear has gradient hooks on weight; they belong to those tensors"
-    ):
+    ) as caught:
         gb.bridge(model)
+    assert caught[0].filename == __file__
