@@ -20,15 +20,7 @@ from gradbridge.errors import (  # noqa: E402
 )
 
 
-def mlp(sizes=(3, 4, 2), dtype=torch.float64, seed=0):
-    torch.manual_seed(seed)
-    layers = []
-    for a, b in zip(sizes, sizes[1:]):
-        layers += [nn.Linear(a, b, dtype=dtype), nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
-
-
-def test_a_wrong_number_of_columns_names_the_layer_and_what_it_expects():
+def test_a_wrong_number_of_columns_names_the_layer_and_what_it_expects(mlp):
     with pytest.raises(
         InputError, match=r"over Sequential: layer '0' \(Linear\) expects \(…, 3\), got \(4, 5\)"
     ):
