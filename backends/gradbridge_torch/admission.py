@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from gradbridge.errors import GradbridgeWarning, NotDifferentiableError, UnknownModelError
+from gradbridge.errors import NotDifferentiableError, UnknownModelError
+from gradbridge.notices import notice
 
 _RANDOM_IN_TRAIN = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)
 _FAST_PATHS = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
@@ -97,12 +97,10 @@ def writes(part: nn.Module) -> bool:
 def notice_hooks(module: nn.Module) -> None:
     hooked = [name for name, p in module.named_parameters() if p.requires_grad and p._backward_hooks]
     if hooked:
-        warnings.warn(
+        notice(
             f"{type(module).__name__} has gradient hooks on {', '.join(hooked)}; they belong to those tensors, and the "
             f"bridge computes with its own, so the gradient is that without them. Change the gradient in the host, or "
             f"in the model by a torch.autograd.Function",
-            GradbridgeWarning,
-            stacklevel=5,
         )
 
 
@@ -115,10 +113,8 @@ def notice_train_mode(module: nn.Module) -> None:
         }
     )
     if kinds:
-        warnings.warn(
+        notice(
             f"{type(module).__name__} is in train mode and has {', '.join(kinds)}; the bridge evaluates it in eval "
             f"mode, without random masks and with the stored statistics. Pass mode='train' for the other, or "
             f"call .eval() on the model to be rid of this notice",
-            GradbridgeWarning,
-            stacklevel=5,
         )

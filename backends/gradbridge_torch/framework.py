@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from torch._C._nn import flatten_dense_tensors, unflatten_dense_tensors
 
-from gradbridge.errors import GradbridgeWarning
 from gradbridge.framework import (
     ONE_ARRAY,
     Computation,
@@ -22,6 +20,7 @@ from gradbridge.framework import (
     RunAgain,
 )
 from gradbridge.layout import Array, ParameterLayout
+from gradbridge.notices import notice
 from gradbridge.protocol import ArraySpec, Traits
 from gradbridge_torch.beside import without_graph
 from gradbridge_torch.foreign import foreign_leaves
@@ -117,12 +116,10 @@ class TorchFramework(RecordedVJPs):
         is_number = isinstance(value, (float, complex)) or getattr(value, "dtype", np.dtype(int)).kind in "fc"
         if is_number and torch.is_grad_enabled() and "number" not in self.notices:
             self.notices.add("number")
-            warnings.warn(
+            notice(
                 f"{self.label} returned a {type(value).__name__} next to its tensors, which is a constant for every "
                 f"derivative; return the tensor itself, without .item(), float() or .numpy(), if it depends on "
                 f"what is differentiated",
-                GradbridgeWarning,
-                stacklevel=2,
             )
         return without_graph(value)
 
@@ -255,11 +252,9 @@ class TorchProgram(Program):
             refuse_cut_graph(kept.nodes(), self.framework.label)
         elif "unused" not in self.framework.notices and not kept.connected(kept.outputs):
             self.framework.notices.add("unused")
-            warnings.warn(
+            notice(
                 f"no output of {self.framework.label} depends on what is differentiated, as torch sees it, so its gradient "
                 f"is zero; if it should depend, look for .detach(), .item(), .numpy() or no_grad in the model",
-                GradbridgeWarning,
-                stacklevel=2,
             )
 
 

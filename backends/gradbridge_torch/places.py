@@ -6,7 +6,7 @@ import functools
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -46,13 +46,11 @@ def contents(value: Any, holder: Any = None, key: Any = None) -> Iterator[tuple[
     elif isinstance(value, (list, deque)):
         yield from ((value, place, item) for place, item in enumerate(value) if type(item) not in ATOMS)
     elif isinstance(value, tuple):
-        whole = _Whole(holder, key, list(value), getattr(type(value), "_make", type(value)))
+        whole = _Whole(holder, key, list(value), value)
         yield from ((whole, place, item) for place, item in enumerate(value) if type(item) not in ATOMS)
     elif isinstance(value, (set, frozenset)):
         members = list(value)
-        some = (
-            _Members(value, members) if isinstance(value, set) else _Whole(holder, key, members, type(value))
-        )
+        some = _Members(value, members) if isinstance(value, set) else _Whole(holder, key, members, value)
         yield from ((some, place, item) for place, item in enumerate(members) if type(item) not in ATOMS)
     elif isinstance(value, types.FunctionType):
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
@@ -76,14 +74,21 @@ def contents(value: Any, holder: Any = None, key: Any = None) -> Iterator[tuple[
     elif isinstance(value, LRU):
         yield vars(value), "__wrapped__", value.__wrapped__
     else:
-        if hasattr(value, "__dict__"):
-            own = vars(value)
-            yield from ((own, name, item) for name, item in list(own.items()))
-        for cls in type(value).__mro__:
-            names = vars(cls).get("__slots__", ())
-            for name in (names,) if isinstance(names, str) else names:
-                if isinstance(vars(cls).get(name), types.MemberDescriptorType) and hasattr(value, name):
-                    yield _Attributes(value), name, getattr(value, name)
+        yield from _attributes(value)
+        return
+    if isinstance(value, (dict, list, deque, tuple, set, frozenset)) and type(value) not in _CONTAINERS:
+        yield from _attributes(value)  # of a class of the user's
+
+
+def _attributes(value: Any) -> Iterator[tuple[Any, Any, Any]]:
+    own = getattr(value, "__dict__", value)
+    if own is not value:  # nor a dictionary that is its own attributes
+        yield from ((own, name, item) for name, item in list(own.items()))
+    for cls in type(value).__mro__:
+        names = vars(cls).get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if isinstance(vars(cls).get(name), types.MemberDescriptorType) and hasattr(value, name):
+                yield _Attributes(value), name, getattr(value, name)
 
 
 #: Where it pays to see that they are empty.
@@ -127,14 +132,19 @@ class _Attributes:
 
 
 class _Whole:
-    """Items of a tuple, which is replaced as a whole."""
+    """Items of a tuple or a frozen set, which is replaced as a whole; its attributes go on to the next."""
 
-    def __init__(self, holder: Any, key: Any, items: list[Any], make: Callable[[list[Any]], Any]) -> None:
-        self._holder, self._key, self._items, self._make = holder, key, items, make
+    def __init__(self, holder: Any, key: Any, items: list[Any], value: Any) -> None:
+        self._holder, self._key, self._items = holder, key, items
+        self._make = getattr(type(value), "_make", type(value))
+        self._attributes = getattr(value, "__dict__", None)
 
     def __setitem__(self, place: int, item: Any) -> None:
         self._items[place] = item
-        self._holder[self._key] = self._make(self._items)
+        twin = self._make(self._items)
+        if self._attributes is not None:
+            twin.__dict__ = self._attributes
+        self._holder[self._key] = twin
 
 
 class _Members:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gradbridge.inspection import Stranger
-from gradbridge_torch.places import MANY, contents
+from gradbridge_torch.places import MANY, PROXIES, contents
 from gradbridge_torch.replicas import EMPTIED, Replica
 
 #: Dictionaries of a module whose keys are read like attributes.
@@ -116,7 +116,7 @@ def _held(owner: Any) -> Iterator[tuple[Any, Any]]:
         yield from owner.named_parameters()
         yield from owner.named_buffers()
         return
-    if type(owner) in (weakref.ProxyType, weakref.CallableProxyType):
+    if type(owner) in PROXIES:
         return
     if isinstance(owner, weakref.ref):
         yield "", owner()

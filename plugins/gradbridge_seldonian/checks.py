@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 
-from gradbridge.errors import BorderError, GradbridgeWarning
+from gradbridge.errors import BorderError
+from gradbridge.notices import notice
 from gradbridge_seldonian.rows import all_alike, can_share, independent
 
 TRIED_ROWS = 4
@@ -104,12 +104,10 @@ def try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> N
             f"a single output"
         )
     if sub_regime != "regression" and all_alike(tried) and all_alike(model.predict(start, X)):
-        warnings.warn(
+        notice(
             f"{type(model).__name__} predicts the same for all {len(Y)} rows at the initial solution. A constraint "
             f"on rates then has a standard deviation of zero, which has no gradient, and the engine gives up with "
             f"'NSF' at its first step; start elsewhere, e.g. at the model's own parameters",
-            GradbridgeWarning,
-            stacklevel=3,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from gradbridge.bridge import Bridge
-from gradbridge.errors import GradbridgeWarning, ParamsShapeError
+from gradbridge.errors import ParamsShapeError
+from gradbridge.notices import notice
 from gradbridge.protocol import Array
 from gradbridge_seldonian.engine import SupervisedModel
 from gradbridge_seldonian.replay import ModelLock, StepsAdapter, to_numpy
@@ -181,11 +181,9 @@ def _set_eval(module: Any, label: str) -> None:
     )
     module.eval()
     if changed:
-        warnings.warn(
+        notice(
             f"{label} has {', '.join(changed)} and is evaluated in eval mode, without random masks and with the "
             f"stored statistics; call self.pytorch_model.train() after super().__init__ for the other",
-            GradbridgeWarning,
-            stacklevel=4,
         )
 
 

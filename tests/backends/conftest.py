@@ -64,3 +64,25 @@ def close():
             np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * max(1e-300, np.abs(b).max(initial=0)))
 
     return arrays_are_close
+
+
+@pytest.fixture(scope="session")
+def mlp():
+    torch = pytest.importorskip("torch")
+
+    def torch_network(sizes=(3, 4, 2), dtype=torch.float64, seed=0):
+        torch.manual_seed(seed)
+        layers = []
+        for a, b in zip(sizes, sizes[1:]):
+            layers += [torch.nn.Linear(a, b, dtype=dtype), torch.nn.Tanh()]
+        return torch.nn.Sequential(*layers[:-1])
+
+    return torch_network
+
+
+@pytest.fixture(scope="session")
+def snapshot():
+    def torch_state(module):
+        return {k: v.clone() for k, v in module.state_dict().items()}
+
+    return torch_state

@@ -153,8 +153,42 @@ class ByList(Net):
         self.scaled = lambda z: self.parts[1](z) * self.gain
 
 
+class Listed(list):
+    """A list that has attributes, too."""
+
+
+class Paired(tuple):
+    """Likewise."""
+
+
+class ByAttributeOfAList(Net):
+    def tie(self):
+        self.parts = Listed([self.layer])
+        self.parts.gain = self.gain
+
+    def scaled(self, z):
+        return self.parts[0](z) * self.parts.gain
+
+
+class ByAttributeOfATuple(Net):
+    def tie(self):
+        self.parts = Paired((self.layer.bias, self.gain))
+        self.parts.gain = self.gain
+
+    def scaled(self, z):
+        return z * self.parts[1] * self.parts.gain + self.parts[0]
+
+
 WAYS = [ByDefault, ByCell, ByPartial, ByBoundMethodOfATensor, ByNamedTuple, BySet, BySolver, ByProxy]
-WAYS += [ByWeakMethod, ByCompiledForward, ByHookAndStore, ByTrace, ByList]
+WAYS += [
+    ByWeakMethod,
+    ByCompiledForward,
+    ByHookAndStore,
+    ByTrace,
+    ByList,
+    ByAttributeOfAList,
+    ByAttributeOfATuple,
+]
 
 
 def made(way):

@@ -21,14 +21,6 @@ from gradbridge.errors import (  # noqa: E402
 RNG = onp.random.default_rng(0)
 
 
-def mlp(sizes=(3, 4, 2), dtype=torch.float64, seed=0):
-    torch.manual_seed(seed)
-    layers = []
-    for a, b in zip(sizes, sizes[1:]):
-        layers += [nn.Linear(a, b, dtype=dtype), nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
-
-
 def native_gradients(module, loss, *inputs):
     """Torch's own gradient of loss(module(*inputs)) for trainable parameters (flat) and inputs, in float64."""
     twin = copy.deepcopy(module).double()
@@ -41,10 +33,6 @@ def native_gradients(module, loss, *inputs):
     return flat, [g.numpy() for g in found[n:]]
 
 
-def snapshot(module):
-    return {k: v.clone() for k, v in module.state_dict().items()}
-
-
 def assert_untouched(module, before):
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
     assert all(p.grad is None for p in module.parameters())
@@ -52,7 +40,7 @@ def assert_untouched(module, before):
 
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=4), st.integers(0, 6), st.integers(0, 99))
 @settings(max_examples=25)
-def test_gradients_of_any_mlp_agree_with_torch(sizes, rows, seed):
+def test_gradients_of_any_mlp_agree_with_torch(mlp, sizes, rows, seed):
     module = mlp(sizes, seed=seed)
     f = gb.bridge(module)
     X = onp.random.default_rng(seed).normal(size=(rows, sizes[0]))
@@ -70,7 +58,7 @@ def test_value_and_gradients_of_everything_cost_one_forward_and_one_backward():
     assert t.counts == {"update": 1, "forward": 1, "zero": 1, "backward": 1}
 
 
-def test_second_and_third_derivatives_agree_with_torch():
+def test_second_and_third_derivatives_agree_with_torch(mlp):
     module = mlp((2, 3, 1))
     f = gb.bridge(module)
     X = RNG.normal(size=(5, 2))
@@ -93,7 +81,7 @@ def test_second_and_third_derivatives_agree_with_torch():
     )
 
 
-def test_mixed_second_derivatives_of_params_and_inputs_agree_with_torch():
+def test_mixed_second_derivatives_of_params_and_inputs_agree_with_torch(mlp):
     module = mlp((2, 1))
     f = gb.bridge(nn.Sequential(module, nn.Sigmoid()))
     X = RNG.normal(size=(3, 2))
@@ -107,7 +95,7 @@ def test_mixed_second_derivatives_of_params_and_inputs_agree_with_torch():
     onp.testing.assert_allclose(mixed, expected.numpy(), rtol=1e-12, atol=1e-14)
 
 
-def test_forward_mode_agrees_with_the_jacobian():
+def test_forward_mode_agrees_with_the_jacobian(mlp):
     f = gb.bridge(mlp())
     X, u = RNG.normal(size=(5, 3)), RNG.normal(size=26)
     value, pushed = make_jvp(f)(f.params, X)(u)
@@ -130,7 +118,7 @@ class Net(nn.Module):
         return self.alias[0](torch.tanh(self.frozen(self.first(x)))) + self.shift
 
 
-def test_a_users_own_subclass_with_tied_frozen_unused_parameters_and_buffers():
+def test_a_users_own_subclass_with_tied_frozen_unused_parameters_and_buffers(snapshot):
     net = Net()
     before = snapshot(net)
     f = gb.bridge(net)
@@ -164,7 +152,7 @@ def test_integer_inputs_reach_an_embedding_as_integers():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05), ("float64", 1e-13)])
-def test_modules_of_every_dtype_come_back_in_the_hosts(dtype, tolerance):
+def test_modules_of_every_dtype_come_back_in_the_hosts(dtype, tolerance, mlp):
     net = mlp((3, 4, 1)).to(getattr(torch, dtype))
     f = gb.bridge(net)
     assert set(f.layout.dtypes) == {dtype}
@@ -198,7 +186,7 @@ def test_dtype_float64_computes_in_double_and_leaves_the_module_in_single():
         lambda X: onp.broadcast_to(X[:1], X.shape),
     ],
 )
-def test_arrays_of_any_memory_layout(change):
+def test_arrays_of_any_memory_layout(change, mlp):
     module = mlp()
     f = gb.bridge(module)
     X = change(RNG.normal(size=(4, 3)))

@@ -17,14 +17,6 @@ from gradbridge.errors import OutputError  # noqa: E402
 RNG = onp.random.default_rng(0)
 
 
-def mlp(sizes=(3, 4, 2), dtype=torch.float64, seed=0):
-    torch.manual_seed(seed)
-    layers = []
-    for a, b in zip(sizes, sizes[1:]):
-        layers += [nn.Linear(a, b, dtype=dtype), nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
-
-
 @dataclasses.dataclass
 class Result:
     mean: object
@@ -64,7 +56,7 @@ def test_outputs_come_back_in_the_containers_that_the_model_returns(make, first)
     assert onp.array_equal(grad(lambda p: np.sum(first(f(p, x))))(f.params), [3.0])
 
 
-def test_no_rows_and_no_axes():
+def test_no_rows_and_no_axes(mlp):
     f = gb.bridge(mlp())
     assert f(f.params, onp.empty((0, 3))).shape == (0, 2)
     assert onp.array_equal(grad(lambda p: np.sum(f(p, onp.empty((0, 3)))))(f.params), onp.zeros(26))

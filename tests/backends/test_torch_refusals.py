@@ -20,15 +20,7 @@ from gradbridge.errors import (  # noqa: E402
 )
 
 
-def mlp(sizes=(3, 4, 2), dtype=torch.float64, seed=0):
-    torch.manual_seed(seed)
-    layers = []
-    for a, b in zip(sizes, sizes[1:]):
-        layers += [nn.Linear(a, b, dtype=dtype), nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
-
-
-def test_a_wrong_number_of_columns_names_the_layer_and_what_it_expects():
+def test_a_wrong_number_of_columns_names_the_layer_and_what_it_expects(mlp):
     with pytest.raises(
         InputError, match=r"over Sequential: layer '0' \(Linear\) expects \(…, 3\), got \(4, 5\)"
     ):
@@ -110,8 +102,9 @@ def test_what_torch_cannot_see_is_said():
     with pytest.raises(NotDifferentiableError, match=r"Python float.*without \.item\(\)"):
         grad(f)(3.0)
     g = gb.primitive(backend="torch")(lambda x: x.detach() ** 2)
-    with pytest.warns(GradbridgeWarning, match=r"look for \.detach\(\)"):
+    with pytest.warns(GradbridgeWarning, match=r"look for \.detach\(\)") as caught:
         assert grad(g)(3.0) == 0.0
+    assert caught[0].filename == __file__
 
 
 def test_gradient_hooks_on_parameters_are_noticed():
@@ -119,5 +112,6 @@ def test_gradient_hooks_on_parameters_are_noticed():
     model.weight.register_hook(lambda g: 2 * g)
     with pytest.warns(
         GradbridgeWarning, match="Linear has gradient hooks on weight; they belong to those tensors"
-    ):
+    ) as caught:
         gb.bridge(model)
+    assert caught[0].filename == __file__
