@@ -17,13 +17,14 @@ import inspect
 import types
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
 from gradbridge.errors import UnknownModelError
+from gradbridge.outside import names_in
 
 FLOATS = ("float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_bfloat16")
 
@@ -217,7 +218,7 @@ class _Copier:
             return x
         named = {
             name: self._of(x.__globals__[name])
-            for name in set(_names(x.__code__))
+            for name in names_in(x.__code__)
             if id(x.__globals__.get(name)) in self._ours
         }
         if not (x.__closure__ or x.__defaults__ or x.__kwdefaults__ or named):
@@ -307,14 +308,6 @@ def _is_plain(cls: type) -> bool:
         and cls.__reduce__ in theirs
         and not hasattr(cls, "__deepcopy__")
     )
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The globals and attributes that code reads, that of functions within it, too."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
 
 
 def _is_empty(cell: types.CellType) -> bool:
