@@ -181,9 +181,12 @@ class _Copier:
             return x  # it owns something that a copy would free once more, or is the framework's
         if _is_plain(cls):
             return self._instance(x, cls)
+        count = len(self._memo)
         try:
             return copy.deepcopy(x, self._memo)
         except Exception:  # the class's own code: locks, files, handles cannot be copied, and are shared
+            for key in list(self._memo)[count:]:
+                del self._memo[key]  # parts of it, which may be half filled
             return x
 
     # -- each kind ----------------------------------------------------------------------------
@@ -303,6 +306,10 @@ def _root(x: Any) -> str:
 def _is_plain(cls: type) -> bool:
     """Whether an object is what its attributes are: Keras' own saving aside, no pickling is its own."""
     theirs = (object.__reduce__, keras.Layer.__reduce__)
+    try:
+        object.__new__(cls)
+    except TypeError:  # written in C, with more to it: a lock
+        return False
     return (
         cls.__reduce_ex__ is object.__reduce_ex__
         and cls.__reduce__ in theirs

@@ -4,6 +4,7 @@
 """
 
 import copy
+import threading
 
 import autograd
 import autograd.numpy as anp
@@ -89,6 +90,35 @@ def test_attributes_lambdas_and_constants_follow():
     f = gb.bridge(model, dtype="model")
     np.testing.assert_allclose(f(f.params, X), held(model, X), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(held(f.model(2 * f.params), X), f(2 * f.params, X), rtol=1e-5, atol=1e-6)
+
+
+class Guarded:
+    """Cannot be copied, nor pickled."""
+
+    def __init__(self, thing):
+        self.thing, self.lock = thing, threading.Lock()
+
+    def __reduce__(self):
+        return Guarded, (self.thing, self.lock)
+
+
+def test_what_is_shared_with_something_that_cannot_be_copied_is_whole():
+    class Thing:
+        def __init__(self):
+            self.lock, self.slope = threading.Lock(), 2.0
+
+    class Sloped(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            thing = Thing()
+            self.guarded, self.thing = Guarded(thing), thing
+
+        def call(self, x):
+            return x * self.thing.slope
+
+    model = Sloped()
+    held(model, X)
+    is_closed_form(gb.bridge(model, dtype="float64"), lambda p, x: x * 2.0, X)
 
 
 def test_adapted_statistics_follow():
