@@ -119,7 +119,7 @@ class StatelessModel:
         result = thunk()
         spec = self._latest
         if spec is not None and spec.count == len(inputs):  # else another thread's call came between
-            self._snapshot.compare(spec, inputs, keras.ops.convert_to_tensor)
+            self._snapshot.compare(spec, inputs, _tensor)
             self._is_checked = True
         return result
 
@@ -128,6 +128,12 @@ def read(variable: Any) -> Array:
     """A variable's value, a new array; bfloat16, which NumPy lacks, widens."""
     value = value_of(variable)
     return value.astype("float32" if value.dtype.name == "bfloat16" else value.dtype)
+
+
+def _tensor(array: Any, dtype: str) -> Any:
+    """An array as a tensor of Keras' backend; floating ones in a dtype."""
+    tensor = keras.ops.convert_to_tensor(array)
+    return keras.ops.cast(tensor, dtype) if keras.backend.is_float_dtype(tensor.dtype) else tensor
 
 
 def is_layer(value: Any) -> bool:

@@ -33,7 +33,9 @@ def gradient(op: Any, *cotangents: Any) -> list[Any]:
     inputs, count = list(op.inputs), len(op.inputs)
     moved = [i for i, x in enumerate(inputs) if is_inexact(x.dtype)]
     heard = [
-        (i, c) for i, (y, c) in enumerate(zip(op.outputs, cotangents)) if c is not None and is_inexact(y.dtype)
+        (i, c)
+        for i, (y, c) in enumerate(zip(op.outputs, cotangents))
+        if c is not None and is_inexact(y.dtype)
     ]
     if not moved or not heard:
         return [None] * count

@@ -331,6 +331,19 @@ def test_variables_made_in_a_call_are_refused_by_name():
     f(f.params, X)
 
 
+def test_what_depends_on_the_dtype_is_refused_with_integer_inputs_as_well():
+    class Wider(layers.Layer):
+        def call(self, x):
+            odd = ops.cast(ops.bitwise_and(x, 1), self.compute_dtype)
+            return odd * (2.0 if self.compute_dtype == "float32" else 3.0)
+
+    model, x = Wider(), np.arange(6).reshape(2, 3)
+    model(ops.convert_to_tensor(x))
+    f = gb.bridge(model, dtype="float64")
+    with pytest.raises(gb.errors.GuestError, match="depends on the dtype"):
+        f(np.zeros(0), x)
+
+
 def test_quantized_models_have_one_precision():
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
     held(model, X)
