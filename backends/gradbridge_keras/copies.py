@@ -53,6 +53,20 @@ def is_in_dtype(model: Any, dtype: str) -> bool:
     )
 
 
+def refuse_quantized(model: Any) -> None:
+    """Refuse a model that has one precision alone.
+
+    Raises:
+        UnknownModelError: it is quantized, and so has no other dtype.
+    """
+    for layer in _layers(model):
+        if layer.quantization_mode is not None:
+            raise UnknownModelError(
+                f"layer {layer.name!r} is quantized ({layer.dtype_policy.name}), so it has no other precision; "
+                f"bridge the model as it was before, or with dtype='model'"
+            )
+
+
 def compute_dtypes(model: Any) -> set[str]:
     """What the layers of a model compute in."""
     return {layer.compute_dtype for layer in _layers(model)}
@@ -69,17 +83,7 @@ def copied(
         values: {id of a variable: its value in the copy}; all variables get values of their own then.
             Without, the copy is for calls in which tensors stand for its variables, and shares the rest.
         detached: whether variables that are none of ``model.variables`` get values of their own.
-
-    Raises:
-        UnknownModelError: it is quantized, and so has no other dtype.
     """
-    if dtype is not None:
-        for layer in _layers(model):
-            if layer.quantization_mode is not None:
-                raise UnknownModelError(
-                    f"layer {layer.name!r} is quantized ({layer.dtype_policy.name}), so it has no other precision; "
-                    f"bridge the model as it was before, or with dtype='model'"
-                )
     return _Copier(model, dtype, values, detached).copy()
 
 

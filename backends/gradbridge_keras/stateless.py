@@ -64,7 +64,7 @@ class StatelessModel:
         own = snapshot.variables[: snapshot.roles.trained]
         self.layout = dataclasses.replace(self.layout, names=unique([v.path for v in own]))
         self.label = snapshot.name
-        self.argument_names = argument_names(snapshot.twin().call)
+        self.argument_names = argument_names(snapshot.as_it_was.call)
         self._is_checked = snapshot.dtype is None
         self._latest: CallSpec | None = None
 
@@ -77,9 +77,10 @@ class StatelessModel:
         return self._snapshot.native([*weights, *self._snapshot.fixed])
 
     def in_dtype(self, name: str) -> Self:
-        if self._snapshot.in_dtype(name) is self._snapshot:
+        snapshot = self._snapshot.in_dtype(name)
+        if snapshot is self._snapshot:
             return self
-        return type(self)(self._snapshot, dataclasses.replace(self._options, dtype=name))
+        return type(self)(snapshot, dataclasses.replace(self._options, dtype=name))
 
     def strangers(self, residuals: Any) -> Sequence[Stranger]:
         return self._snapshot.strangers()
