@@ -139,8 +139,9 @@ class Snapshot:
             leaves = [tensor(x, dtype) if hasattr(x, "__dlpack__") else x for x in inputs]
             if len(results) == 1 and self.roles.seeds:  # other noise, if there is any in eval mode
                 values = [*values[: -self.roles.seeds], *(v + 1 for v in values[-self.roles.seeds :])]
+            twin, arguments = snapshot.twin(), spec.bind(leaves)
             try:
-                output, _ = snapshot.call(snapshot.twin(), values, *spec.bind(leaves), **how)
+                output, _ = snapshot.call(twin, values, *arguments, **how)
             except Exception:
                 if snapshot is self:
                     raise
