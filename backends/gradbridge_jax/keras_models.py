@@ -20,7 +20,7 @@ class KerasModel(StatelessModel, FunctionModel):
     framework: ClassVar[str] = "JAX"
 
     def readers(self) -> Sequence[Any]:
-        return readers(self._snapshot.twin())
+        return readers(self._snapshot.as_it_was)
 
     def native(self, weights: Sequence[Array]) -> Any:
         # Outside of a bridge, JAX has float64 only where the process says so.

@@ -17,13 +17,14 @@ import inspect
 import types
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
 from gradbridge.errors import UnknownModelError
+from gradbridge.outside import names_in
 
 FLOATS = ("float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_bfloat16")
 
@@ -52,6 +53,20 @@ def is_in_dtype(model: Any, dtype: str) -> bool:
     )
 
 
+def refuse_quantized(model: Any) -> None:
+    """Refuse a model that has one precision alone.
+
+    Raises:
+        UnknownModelError: it is quantized, and so has no other dtype.
+    """
+    for layer in _layers(model):
+        if layer.quantization_mode is not None:
+            raise UnknownModelError(
+                f"layer {layer.name!r} is quantized ({layer.dtype_policy.name}), so it has no other precision; "
+                f"bridge the model as it was before, or with dtype='model'"
+            )
+
+
 def compute_dtypes(model: Any) -> set[str]:
     """What the layers of a model compute in."""
     return {layer.compute_dtype for layer in _layers(model)}
@@ -68,17 +83,7 @@ def copied(
         values: {id of a variable: its value in the copy}; all variables get values of their own then.
             Without, the copy is for calls in which tensors stand for its variables, and shares the rest.
         detached: whether variables that are none of ``model.variables`` get values of their own.
-
-    Raises:
-        UnknownModelError: it is quantized, and so has no other dtype.
     """
-    if dtype is not None:
-        for layer in _layers(model):
-            if layer.quantization_mode is not None:
-                raise UnknownModelError(
-                    f"layer {layer.name!r} is quantized ({layer.dtype_policy.name}), so it has no other precision; "
-                    f"bridge the model as it was before, or with dtype='model'"
-                )
     return _Copier(model, dtype, values, detached).copy()
 
 
@@ -180,9 +185,12 @@ class _Copier:
             return x  # it owns something that a copy would free once more, or is the framework's
         if _is_plain(cls):
             return self._instance(x, cls)
+        count = len(self._memo)
         try:
             return copy.deepcopy(x, self._memo)
         except Exception:  # the class's own code: locks, files, handles cannot be copied, and are shared
+            for key in list(self._memo)[count:]:
+                del self._memo[key]  # parts of it, which may be half filled
             return x
 
     # -- each kind ----------------------------------------------------------------------------
@@ -217,7 +225,7 @@ class _Copier:
             return x
         named = {
             name: self._of(x.__globals__[name])
-            for name in set(_names(x.__code__))
+            for name in names_in(x.__code__)
             if id(x.__globals__.get(name)) in self._ours
         }
         if not (x.__closure__ or x.__defaults__ or x.__kwdefaults__ or named):
@@ -302,19 +310,15 @@ def _root(x: Any) -> str:
 def _is_plain(cls: type) -> bool:
     """Whether an object is what its attributes are: Keras' own saving aside, no pickling is its own."""
     theirs = (object.__reduce__, keras.Layer.__reduce__)
+    try:
+        object.__new__(cls)
+    except TypeError:  # written in C, with more to it: a lock
+        return False
     return (
         cls.__reduce_ex__ is object.__reduce_ex__
         and cls.__reduce__ in theirs
         and not hasattr(cls, "__deepcopy__")
     )
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The globals and attributes that code reads, that of functions within it, too."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
 
 
 def _is_empty(cell: types.CellType) -> bool:

@@ -17,7 +17,7 @@ from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GuestError, NotDifferentiableError, UnknownModelError
 from gradbridge.inspection import Stranger
 from gradbridge.options import floating_name
-from gradbridge_keras.copies import compute_dtypes, copied, is_in_dtype, value_of
+from gradbridge_keras.copies import compute_dtypes, copied, is_in_dtype, refuse_quantized, value_of
 from gradbridge_keras.variables import Roles, Scope, called
 
 _lock = threading.RLock()
@@ -68,7 +68,7 @@ class Snapshot:
         twin = copy.copy(self)
         twin.dtype, twin.foreign = name, {}
         if name is not None:
-            twin.twin()  # refuses what has one precision alone
+            refuse_quantized(self.as_it_was)
         return twin
 
     def twin(self) -> Any:
@@ -139,8 +139,9 @@ class Snapshot:
             leaves = [tensor(x, dtype) if hasattr(x, "__dlpack__") else x for x in inputs]
             if len(results) == 1 and self.roles.seeds:  # other noise, if there is any in eval mode
                 values = [*values[: -self.roles.seeds], *(v + 1 for v in values[-self.roles.seeds :])]
+            twin, arguments = snapshot.twin(), spec.bind(leaves)
             try:
-                output, _ = snapshot.call(snapshot.twin(), values, *spec.bind(leaves), **how)
+                output, _ = snapshot.call(twin, values, *arguments, **how)
             except Exception:
                 if snapshot is self:
                     raise

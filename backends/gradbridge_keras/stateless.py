@@ -64,7 +64,7 @@ class StatelessModel:
         own = snapshot.variables[: snapshot.roles.trained]
         self.layout = dataclasses.replace(self.layout, names=unique([v.path for v in own]))
         self.label = snapshot.name
-        self.argument_names = argument_names(snapshot.twin().call)
+        self.argument_names = argument_names(snapshot.as_it_was.call)
         self._is_checked = snapshot.dtype is None
         self._latest: CallSpec | None = None
 
@@ -77,9 +77,10 @@ class StatelessModel:
         return self._snapshot.native([*weights, *self._snapshot.fixed])
 
     def in_dtype(self, name: str) -> Self:
-        if self._snapshot.in_dtype(name) is self._snapshot:
+        snapshot = self._snapshot.in_dtype(name)
+        if snapshot is self._snapshot:
             return self
-        return type(self)(self._snapshot, dataclasses.replace(self._options, dtype=name))
+        return type(self)(snapshot, dataclasses.replace(self._options, dtype=name))
 
     def strangers(self, residuals: Any) -> Sequence[Stranger]:
         return self._snapshot.strangers()
@@ -119,7 +120,7 @@ class StatelessModel:
         result = thunk()
         spec = self._latest
         if spec is not None and spec.count == len(inputs):  # else another thread's call came between
-            self._snapshot.compare(spec, inputs, keras.ops.convert_to_tensor)
+            self._snapshot.compare(spec, inputs, _tensor)
             self._is_checked = True
         return result
 
@@ -128,6 +129,12 @@ def read(variable: Any) -> Array:
     """A variable's value, a new array; bfloat16, which NumPy lacks, widens."""
     value = value_of(variable)
     return value.astype("float32" if value.dtype.name == "bfloat16" else value.dtype)
+
+
+def _tensor(array: Any, dtype: str) -> Any:
+    """An array as a tensor of Keras' backend; floating ones in a dtype."""
+    tensor = keras.ops.convert_to_tensor(array)
+    return keras.ops.cast(tensor, dtype) if keras.backend.is_float_dtype(tensor.dtype) else tensor
 
 
 def is_layer(value: Any) -> bool:

@@ -16,6 +16,8 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 from tensorflow.python.ops import script_ops
 
+from gradbridge_tensorflow.tensors import is_inexact
+
 #: Types of operations that call Python functions.
 OPERATIONS = {"EagerPyFunc", "PyFunc", "PyFuncStateless"}
 
@@ -29,9 +31,11 @@ def gradient(op: Any, *cotangents: Any) -> list[Any]:
     function.set_support_graph_mode_gradient()  # its runs leave their tapes
     weakref.finalize(function, script_ops.tape_cache.pop, key, None)
     inputs, count = list(op.inputs), len(op.inputs)
-    moved = [i for i, x in enumerate(inputs) if _is_inexact(x)]
+    moved = [i for i, x in enumerate(inputs) if is_inexact(x.dtype)]
     heard = [
-        (i, c) for i, (y, c) in enumerate(zip(op.outputs, cotangents)) if c is not None and _is_inexact(y)
+        (i, c)
+        for i, (y, c) in enumerate(zip(op.outputs, cotangents))
+        if c is not None and is_inexact(y.dtype)
     ]
     if not moved or not heard:
         return [None] * count
@@ -69,7 +73,7 @@ def functions_of(graphs: Iterable[Any]) -> list[Any]:
 
 def _run(function: Any, primals: list[Any]) -> tuple[Any, list[Any], Any]:
     with tf.GradientTape() as tape:
-        tape.watch([x for x in primals if _is_inexact(x)])
+        tape.watch([x for x in primals if is_inexact(x.dtype)])
         outputs = function._call(None, primals)
     return tape, primals, outputs
 
@@ -88,7 +92,3 @@ def _is_same(a: Any, b: Any) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     return bool(a.numpy().tobytes() == b.numpy().tobytes()) if a.dtype != tf.string else False
-
-
-def _is_inexact(tensor: Any) -> bool:
-    return bool(tensor.dtype.is_floating or tensor.dtype.is_complex)

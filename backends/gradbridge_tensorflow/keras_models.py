@@ -51,13 +51,12 @@ class KerasModel(functions.TensorFlowModel):
         self.label = snapshot.name
         self.dtype = asked or next((d for d in dtypes if d.is_floating), None)
         self.dtypes = [asked or d for d in dtypes[: len(self._own)]]
-        twin = snapshot.twin()
-        self.argument_names = argument_names(twin.call)
-        self.surroundings = surroundings(*readers(twin))
+        self.argument_names = argument_names(snapshot.as_it_was.call)
+        self.surroundings = surroundings(*readers(snapshot.as_it_was))
         self._train = options.mode == "train"
         self._is_checked = snapshot.dtype is None
         self._latest: CallSpec | None = None
-        state = snapshot.roles.of(twin)[len(self._own) : len(dtypes) - self._seeds]
+        state = snapshot.roles.of(snapshot.twin())[len(self._own) : len(dtypes) - self._seeds]
         self._rest = [tf.cast(value, v.dtype) for v, value in zip(state, snapshot.fixed)]
         self._moves = self._train and bool(self._rest)
         self.draws = self._moves or bool(self._seeds)
@@ -72,9 +71,10 @@ class KerasModel(functions.TensorFlowModel):
         return eagerly(None, lambda: self._snapshot.native([*weights, *self._rest, *seeds]))
 
     def in_dtype(self, name: str) -> Self:
-        if self._snapshot.in_dtype(name) is self._snapshot:
+        snapshot = self._snapshot.in_dtype(name)
+        if snapshot is self._snapshot:
             return self
-        return type(self)(self._snapshot, dataclasses.replace(self._options, dtype=name))
+        return type(self)(snapshot, dataclasses.replace(self._options, dtype=name))
 
     def strangers(self, residuals: Any) -> Sequence[Stranger]:
         return self._snapshot.strangers()

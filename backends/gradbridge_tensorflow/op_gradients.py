@@ -24,6 +24,7 @@ from tensorflow.python.framework import ops
 from tensorflow.python.ops import gen_image_ops, gen_nn_ops
 
 from gradbridge_tensorflow import callbacks
+from gradbridge_tensorflow.tensors import is_inexact
 
 _here = threading.local()
 theirs: Any = ops._gradient_registry
@@ -90,7 +91,7 @@ def is_here() -> bool:
 
 def _refusing(name: str) -> Callable[..., Any]:
     def gradient(op: Any, *cotangents: Any) -> list[None]:
-        if any(map(_is_inexact, op.outputs)) and any(map(_depends, op.inputs)):
+        if any(is_inexact(y.dtype) for y in op.outputs) and any(map(_depends, op.inputs)):
             raise NotImplementedError(
                 f"{_IN_WORDS.get(name, name)}, which TensorFlow takes for a constant: it would give zeros"
             )
@@ -119,7 +120,7 @@ def _depends(tensor: Any) -> bool:
     todo, seen = [tensor], set()
     while todo:
         x = todo.pop()
-        if isinstance(x, ops.EagerTensor) or id(x) in seen or not _is_inexact(x):
+        if isinstance(x, ops.EagerTensor) or id(x) in seen or not is_inexact(x.dtype):
             continue
         seen.add(id(x))
         # What comes into a function or a loop may be anything.
@@ -127,10 +128,6 @@ def _depends(tensor: Any) -> bool:
             return True
         todo += x.op.inputs
     return False
-
-
-def _is_inexact(tensor: Any) -> bool:
-    return bool(tensor.dtype.is_floating or tensor.dtype.is_complex)
 
 
 def _text(op: Any, name: str) -> str:

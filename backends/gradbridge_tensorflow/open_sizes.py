@@ -73,11 +73,11 @@ def looks_at_open_sizes() -> Iterator[Looks]:
 @contextmanager
 def unrolled_loops() -> Iterator[None]:
     """Let Python loops run over the rows of a traced tensor, as they run over those of an eager one."""
-    _here.unrolls = True
+    before, _here.unrolls = getattr(_here, "unrolls", False), True
     try:
         yield
     finally:
-        _here.unrolls = False
+        _here.unrolls = before
 
 
 def _is_asked_by_a_model(depth: int) -> bool:

@@ -31,35 +31,11 @@ from gradbridge_tensorflow.repairs import repaired_derivatives
 Path = tuple[tuple[int, ...], ...]
 
 #: Operations that only arrange numbers, or sum them up.
-_PLAIN = frozenset(
-    [
-        *(
-            "Placeholder",
-            "Const",
-            "Identity",
-            "IdentityN",
-            "NoOp",
-            "Reshape",
-            "Shape",
-            "Cast",
-            "Pack",
-            "Unpack",
-        ),
-        *(
-            "StridedSlice",
-            "ExpandDims",
-            "Squeeze",
-            "Fill",
-            "ZerosLike",
-            "OnesLike",
-            "Range",
-            "Tile",
-            "Sum",
-            "Prod",
-        ),
-        *("BroadcastTo", "BroadcastGradientArgs", "Maximum", "FloorDiv", "AddN"),
-    ]
-)
+_PLAIN = {
+    *("Placeholder", "Const", "Identity", "IdentityN", "NoOp", "Cast", "Reshape", "Shape", "ExpandDims"),
+    *("Squeeze", "Pack", "Unpack", "StridedSlice", "Tile", "Fill", "ZerosLike", "OnesLike", "Range"),
+    *("Sum", "Prod", "AddN", "BroadcastTo", "BroadcastGradientArgs", "Maximum", "FloorDiv"),
+}
 
 # What `tf.vectorized_map` raises where it cannot map an operation.
 _UNMAPPABLE = (ValueError, TypeError, NotImplementedError, LookupError, AssertionError, tf.errors.OpError)

@@ -4,6 +4,7 @@
 """
 
 import copy
+import threading
 
 import autograd
 import autograd.numpy as anp
@@ -89,6 +90,35 @@ def test_attributes_lambdas_and_constants_follow():
     f = gb.bridge(model, dtype="model")
     np.testing.assert_allclose(f(f.params, X), held(model, X), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(held(f.model(2 * f.params), X), f(2 * f.params, X), rtol=1e-5, atol=1e-6)
+
+
+class Guarded:
+    """Cannot be copied, nor pickled."""
+
+    def __init__(self, thing):
+        self.thing, self.lock = thing, threading.Lock()
+
+    def __reduce__(self):
+        return Guarded, (self.thing, self.lock)
+
+
+def test_what_is_shared_with_something_that_cannot_be_copied_is_whole():
+    class Thing:
+        def __init__(self):
+            self.lock, self.slope = threading.Lock(), 2.0
+
+    class Sloped(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            thing = Thing()
+            self.guarded, self.thing = Guarded(thing), thing
+
+        def call(self, x):
+            return x * self.thing.slope
+
+    model = Sloped()
+    held(model, X)
+    is_closed_form(gb.bridge(model, dtype="float64"), lambda p, x: x * 2.0, X)
 
 
 def test_adapted_statistics_follow():
@@ -299,6 +329,19 @@ def test_variables_made_in_a_call_are_refused_by_name():
     with pytest.raises(gb.errors.GuestError, match="second/kernel"):
         f(f.params, X[:, :2])
     f(f.params, X)
+
+
+def test_what_depends_on_the_dtype_is_refused_with_integer_inputs_as_well():
+    class Wider(layers.Layer):
+        def call(self, x):
+            odd = ops.cast(ops.bitwise_and(x, 1), self.compute_dtype)
+            return odd * (2.0 if self.compute_dtype == "float32" else 3.0)
+
+    model, x = Wider(), np.arange(6).reshape(2, 3)
+    model(ops.convert_to_tensor(x))
+    f = gb.bridge(model, dtype="float64")
+    with pytest.raises(gb.errors.GuestError, match="depends on the dtype"):
+        f(np.zeros(0), x)
 
 
 def test_quantized_models_have_one_precision():

@@ -1,7 +1,5 @@
 """Keras 3 models on TensorFlow as guests, held against native tapes in float64."""
 
-import copy
-import pickle
 import threading
 
 import autograd
@@ -193,40 +191,6 @@ def test_frozen_layers_are_no_params_and_keep_their_values():
     assert gb.bridge(model, dtype="float64").params.size == 10
 
 
-def test_the_users_model_stays_as_it_was():
-    model = keras.Sequential(
-        [
-            keras.Input([3]),
-            layers.Dense(4, activity_regularizer="l2"),
-            layers.BatchNormalization(),
-            layers.Dropout(0.5),
-        ]
-    )
-    before = [(v.path, v.trainable, v.numpy().tobytes()) for v in model.variables]
-    flags = {
-        layer.name: {k: v for k, v in vars(layer).items() if k != "_loss_ids"}.keys()
-        for layer in model.layers
-    }
-    for options in ({}, {"mode": "train"}, {"dtype": "float64"}):
-        f = gb.bridge(model, **options)
-        autograd.grad(cubed(f, X))(2 * f.params)
-        f.model(3 * f.params)
-    assert [(v.path, v.trainable, v.numpy().tobytes()) for v in model.variables] == before
-    assert {
-        n: {k for k in vars(layer) if k != "_loss_ids"} for n, layer in ((x.name, x) for x in model.layers)
-    } == flags
-    assert all(isinstance(loss, type(tf.constant(0.0))) for loss in model.losses)
-
-
-def test_a_native_model_holds_the_parameters():
-    model = mlp()
-    f = gb.bridge(model)
-    twin = f.model(2 * f.params)
-    assert isinstance(twin, keras.Sequential)
-    np.testing.assert_allclose(gb.bridge(twin).params, 2 * f.params)
-    np.testing.assert_allclose(twin(X), f(2 * f.params, X), rtol=1e-6)
-
-
 def test_params_follow_the_users_model_and_bridges_do_not():
     model = mlp()
     f = gb.bridge(model)
@@ -268,35 +232,6 @@ def test_two_params_in_flight_and_pullbacks_in_reverse_order():
         np.testing.assert_array_equal(found, gradient(scale * f.params))
 
 
-def test_adapters_are_copied_and_pickled():
-    f = gb.bridge(mlp(), mode="train")
-    y = f(f.params, X)
-    for twin in (copy.deepcopy(f), pickle.loads(pickle.dumps(f))):
-        np.testing.assert_array_equal(twin(f.params, X), y)
-
-
-@keras.saving.register_keras_serializable("gradbridge_tests")
-class Temperature(layers.Layer):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.value = 1.0
-
-    def call(self, x):
-        return x / self.value
-
-
-def test_pickles_keep_what_a_config_leaves_out_and_what_was_frozen_later():
-    dense, temperature = layers.Dense(2), Temperature()
-    model = keras.Sequential([keras.Input([3]), dense, temperature])
-    temperature.value = 4.0
-    f = gb.bridge(model, dtype="float64")
-    dense.trainable = False
-    twin = pickle.loads(pickle.dumps(f))
-    np.testing.assert_array_equal(twin.params, f.params)
-    expected = (X @ f.params[:6].reshape(3, 2) + f.params[6:]) / 4
-    np.testing.assert_allclose(twin(f.params, X), expected, rtol=1e-12)
-
-
 def test_misfits_name_the_model_and_the_shapes():
     f = gb.bridge(mlp())
     with pytest.raises(errors.InputError, match=r"sequential.*shape \(5, 4\).*columns"):
@@ -316,29 +251,6 @@ def test_unknown_options_and_params_are_refused():
     with pytest.raises(errors.OptionError, match="cannot be used here|is not here"):
         gb.bridge(mlp(), device="GPU:7")
     assert gb.bridge(mlp(), device="/CPU:0").params.size == 26
-
-
-class Forgetful(keras.Model):
-    """Its config leaves out the slope."""
-
-    def __init__(self, slope=1.0, **kwargs):
-        super().__init__(**kwargs)
-        self.slope, self.dense = slope, layers.Dense(2)
-
-    def get_config(self):
-        return {}
-
-    def call(self, x):
-        return self.slope * self.dense(x)
-
-
-def test_what_a_config_leaves_out_is_in_every_copy():
-    model = built(Forgetful(3.0), 3)
-    for dtype, rtol in ((None, 1e-5), ("float64", 1e-12)):
-        f = gb.bridge(model, dtype=dtype)
-        expected = 3.0 * (X @ f.params[:6].reshape(3, 2) + f.params[6:])
-        np.testing.assert_allclose(f(f.params, X), expected, rtol=rtol)
-        np.testing.assert_allclose(f.model(f.params)(X), expected, rtol=rtol)
 
 
 def test_bare_layers_are_bridged_like_models():
