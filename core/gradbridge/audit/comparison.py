@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,8 +46,52 @@ def difference(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
     if [np.shape(x) for x in ours] != [np.shape(x) for x in theirs]:
         return float("inf")
     scale = max((float(np.max(np.abs(x), initial=0.0)) for x in (*ours, *theirs)), default=0.0)
-    most = max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(ours, theirs)), default=0.0)
+    most = max((float(np.max(distances(a, b), initial=0.0)) for a, b in zip(ours, theirs)), default=0.0)
     return most / scale if scale else 0.0
+
+
+def distances(a: Array, b: Array) -> Array:
+    """Number by number; booleans are numbers here, and unsigned ones do not wrap around."""
+    is_exact = a.dtype.kind in "biu"
+    return np.abs(np.subtract(a, b, dtype=np.float64 if is_exact else None))
+
+
+def rounding(
+    compute: Callable[[list[Any], list[Any]], Sequence[Array]],
+    values: Sequence[Any],
+    cotangents: Sequence[Any],
+    here: Sequence[Array],
+    precision: float,
+    draw: np.random.Generator,
+    count: int,
+) -> list[Array]:
+    """How far rounding moves results, number by number: what is zero but for rounding shows there.
+
+    Args:
+        compute: (values, cotangents) ↦ results.
+        values, cotangents: whose neighbours it is called with.
+        here: the results at these themselves.
+        precision: as for `neighbour`.
+        draw: of the neighbours.
+        count: of the neighbours.
+    """
+    noise = [np.zeros(x.shape) for x in here]
+    for _ in range(count):
+        moved, pulled = ([neighbour(x, draw, precision) for x in some] for some in (values, cotangents))
+        near = compute(moved, pulled)
+        noise = [np.maximum(n, distances(a, b)) for n, a, b in zip(noise, near, here)]
+    return noise
+
+
+def both_sides(ahead: Sequence[Array], back: Sequence[Array]) -> tuple[float, float, float]:
+    """(⟨v, J t⟩, ⟨Jᵀ v, t⟩, the size of all terms that they are summed up from).
+
+    Args:
+        ahead, back: the terms of each; their imaginary parts are left out.
+    """
+    terms = [[np.real(x) for x in side] for side in (ahead, back)]
+    a, b = (sum(float(np.sum(x)) for x in side) for side in terms)
+    return a, b, sum(float(np.sum(np.abs(x))) for side in terms for x in side)
 
 
 def _agree(a: Array, b: Array, tolerance: float) -> bool:

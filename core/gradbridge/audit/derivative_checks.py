@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradbridge.audit import orders
+from gradbridge.audit.comparison import both_sides
 from gradbridge.audit.report import Finding
 from gradbridge.borders import INEXACT
 from gradbridge.derivatives.problem import JacobianProblem
@@ -54,7 +55,9 @@ class DerivativeChecks:
                 outputs = self._call.evaluate_at(values, ()).outputs
                 ends.append(outputs)
             moved = [
-                float(np.sum(np.real(c * (a - b)))) / (2 * step) for c, a, b in zip(self._cotangents, *ends)
+                float(np.sum(np.real(c * (a - b)))) / (2 * step)
+                for c, a, b in zip(self._cotangents, *ends)
+                if a.dtype.kind in INEXACT
             ]
             pulled = [float(np.sum(np.real(g * directions[i]))) for i, g in zip(self._wrt, gradients)]
             size = sum(map(abs, moved)) + sum(map(abs, pulled))
@@ -77,10 +80,8 @@ class DerivativeChecks:
         pushed = steps.pushed(self._call, self._values, self._wrt, tangents)[1]
         view = self._adapter.border.view
         gradients = self._evaluation.pull(self._cotangents, self._wrt)
-        ahead = [np.real(c * view(t)) for c, t in zip(self._cotangents, pushed)]
-        back = [np.real(g * t) for g, t in zip(gradients, tangents)]
-        a, b = (sum(float(np.sum(x)) for x in terms) for terms in (ahead, back))
-        size = sum(float(np.sum(np.abs(x))) for x in (*ahead, *back))
+        ahead = [c * view(t) for c, t in zip(self._cotangents, pushed)]
+        a, b, size = both_sides(ahead, [g * t for g, t in zip(gradients, tangents)])
         apart = abs(a - b) / size if size else 0.0
         if apart > (self._tolerance**2) ** 0.7:
             return Finding(

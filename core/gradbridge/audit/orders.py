@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.audit.comparison import neighbour, precision_of
+from gradbridge.audit.comparison import both_sides, precision_of, rounding
 from gradbridge.borders import INEXACT
 from gradbridge.errors import GradbridgeError, HigherOrderError
 from gradbridge.execution import derivation, steps
@@ -159,7 +159,7 @@ class _Probe:
     def _transposed(self, transposed: Sequence[Array]) -> str:
         """Whether by the cotangents it is differentiated to how the gradient moves with them, transposed."""
         first = len(self._evaluation.values)
-        ahead = [np.real(self._probes[i - first] * t) for i, t in zip(self._behind, transposed)]
+        ahead = [self._probes[i - first] * t for i, t in zip(self._behind, transposed)]
         apart = ""
         # Nearly every gradient is linear in the cotangent, where a large step has no rounding; some rules clip it.
         for step in (1.0, self._step):
@@ -170,11 +170,9 @@ class _Probe:
                 for sign in (1.0, -1.0)
             ]
             back = [
-                np.real((one - other) / (2 * step) * self._directions[i])
-                for i, one, other in zip(self._moving, *ends)
+                (one - other) / (2 * step) * self._directions[i] for i, one, other in zip(self._moving, *ends)
             ]
-            a, b = (sum(float(np.sum(term)) for term in terms) for terms in (ahead, back))
-            size = sum(float(np.sum(np.abs(term))) for term in (*ahead, *back))
+            a, b, size = both_sides(ahead, back)
             if not np.isfinite(size) or abs(a - b) <= self._tolerance * size:
                 return ""
             floor = sum(n * float(np.abs(self._directions[i]).sum()) for i, n in self._noise().items())
@@ -190,14 +188,12 @@ class _Probe:
         if self._rounding is None:
             draw, values, moving = np.random.default_rng(3), self._evaluation.values, self._moving
             here = self._evaluation.pull(self._cotangents, moving)
-            most = dict.fromkeys(moving, 0.0)
-            for _ in range(4):
-                moved = [neighbour(v, draw, self._coarse) for v in values]
-                pulled = [neighbour(c, draw, self._coarse) for c in self._cotangents]
-                near = self._anywhere.evaluate_at(moved, moving).pull(pulled, moving)
-                for i, a, b in zip(moving, near, here):
-                    most[i] = max(most[i], float(np.max(np.abs(a - b), initial=0.0)))
-            self._rounding = most
+
+            def compute(moved: list[Any], pulled: list[Any]) -> Sequence[Array]:
+                return self._anywhere.evaluate_at(moved, moving).pull(pulled, moving)  # type: ignore[no-any-return]
+
+            noise = rounding(compute, values, self._cotangents, here, self._coarse, draw, 4)
+            self._rounding = {i: float(np.max(n, initial=0.0)) for i, n in zip(moving, noise)}
         return self._rounding
 
     def _natural(self, cotangents: Sequence[Array]) -> float:

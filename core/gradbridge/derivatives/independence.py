@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gradbridge import trees
-from gradbridge.audit.comparison import neighbour
+from gradbridge.audit.comparison import distances, rounding
 from gradbridge.borders import INEXACT
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import DerivativeError, GuestError
@@ -146,18 +146,18 @@ def _agree(
         if all(close(a, b, precision) for a, b in zip(among, (*alone, *of_part))):
             continue
         # What is zero but for rounding differs by all of itself: it does so between neighbouring inputs, too.
-        noise = [np.zeros(()) for _ in among]
         unit = max((float(np.finfo(y.dtype).eps) for y in outputs if y.dtype.kind in INEXACT), default=0.0)
-        for _ in range(7):
-            near, close_by = run([neighbour(x, draw, unit) for x in inputs])
-            beside = [*near, *gradients(close_by, [neighbour(w, draw, unit) for w in pulled])]
-            beside = [x[part] if yes else x for x, yes in zip(beside, rows)]
-            noise = [
-                np.maximum(n, np.max(np.abs(a - b), initial=0.0)) for n, a, b in zip(noise, among, beside)
-            ]
+
+        def compute(
+            moved: list[Any], cotangents: list[Any], rows: Sequence[bool] = rows, part: Array = part
+        ) -> list[Array]:
+            near, kept = run(moved)
+            return [x[part] if yes else x for x, yes in zip((*near, *gradients(kept, cotangents)), rows)]
+
+        noise = rounding(compute, inputs, pulled, among, unit, draw, 7)
         for a, b, n in zip(among, (*alone, *of_part), noise):
             if a.shape != b.shape or not (
-                close(a, b, precision) or np.max(np.abs(a - b), initial=0.0) <= 16 * n
+                close(a, b, precision) or np.max(distances(a, b), initial=0.0) <= 16 * np.max(n, initial=0.0)
             ):
                 return False
     return True
