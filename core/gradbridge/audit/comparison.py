@@ -31,14 +31,13 @@ def agree(ours: Sequence[Array], theirs: Sequence[Array], tolerance: float) -> b
 
 
 def precision_of(evaluation: Any) -> float:
-    """The coarsest that an evaluation went through, in the guest and at the host's border: 2⁻⁵² for float64."""
-    dtypes = [d for d in (*evaluation.guest_dtypes, evaluation.dtype) if d.kind in INEXACT]
-    return max(2.0**-52, *(float(np.finfo(d).eps) for d in dtypes))
+    """The coarsest that an evaluation went through, by its dtypes and by what its model was seen to compute in."""
+    return max(float(evaluation.call.settings.audit.precision), _precision_of_dtypes(evaluation))
 
 
 def tolerance_of(evaluation: Any) -> float:
-    """Half of the digits that an evaluation has: far above rounding, far below any fault."""
-    return float(precision_of(evaluation) ** 0.5)
+    """Half of the digits that the dtypes of an evaluation have, for what repeats the same steps."""
+    return float(_precision_of_dtypes(evaluation) ** 0.5)
 
 
 def difference(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
@@ -92,6 +91,12 @@ def both_sides(ahead: Sequence[Array], back: Sequence[Array]) -> tuple[float, fl
     terms = [[np.real(x) for x in side] for side in (ahead, back)]
     a, b = (sum(float(np.sum(x)) for x in side) for side in terms)
     return a, b, sum(float(np.sum(np.abs(x))) for side in terms for x in side)
+
+
+def _precision_of_dtypes(evaluation: Any) -> float:
+    """In the guest and at the host's border: 2⁻⁵² for float64."""
+    dtypes = [d for d in (*evaluation.guest_dtypes, evaluation.dtype) if d.kind in INEXACT]
+    return max(2.0**-52, *(float(np.finfo(d).eps) for d in dtypes))
 
 
 def _agree(a: Array, b: Array, tolerance: float) -> bool:

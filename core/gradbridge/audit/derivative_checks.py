@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradbridge.audit import orders
-from gradbridge.audit.comparison import both_sides
+from gradbridge.audit.comparison import both_sides, precision_of
 from gradbridge.audit.report import Finding
 from gradbridge.borders import INEXACT
 from gradbridge.derivatives.problem import JacobianProblem
@@ -32,14 +32,13 @@ class DerivativeChecks:
     _values: Sequence[Any]
     _wrt: tuple[int, ...]
     _cotangents: list[Array]
-    _tolerance: float
     _draw: np.random.Generator
 
     def differences(self) -> Finding:
         """Gradients against the values: ⟨c, f(x + h t) - f(x - h t)⟩ / 2h against ⟨g, t⟩, in random directions."""
         evaluation, worst = self._evaluation, 0.0
         gradients = evaluation.pull(self._cotangents, self._wrt)
-        coarse = self._tolerance**2 or 2.0**-52
+        coarse = precision_of(evaluation)
         step = coarse ** (1 / 3)
         for _ in range(3):
             directions = {
@@ -83,7 +82,7 @@ class DerivativeChecks:
         ahead = [c * view(t) for c, t in zip(self._cotangents, pushed)]
         a, b, size = both_sides(ahead, [g * t for g, t in zip(gradients, tangents)])
         apart = abs(a - b) / size if size else 0.0
-        if apart > (self._tolerance**2) ** 0.7:
+        if apart > precision_of(self._evaluation) ** 0.7:
             return Finding(
                 "", "WRONG", f"{apart:.1e}", "⟨v, Jt⟩ is not ⟨Jᵀv, t⟩: JVPs are made from the gradient"
             )

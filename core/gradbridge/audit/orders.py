@@ -36,7 +36,7 @@ def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...], product
         HigherOrderError: what the guest gives is not the derivative of its gradient.
     """
     call, audit = evaluation.call, evaluation.call.settings.audit
-    if audit is None or not audit.is_on:
+    if not audit.is_on:
         return
     made_of = call.adapter.operations(evaluation.residuals)
     step = ("derivative" if products else "transposed"), call.spec.packed, wrt, made_of
@@ -111,8 +111,7 @@ class _Probe:
             i: draw.normal(size=np.shape(values[i])) * max(float(np.abs(values[i]).mean()), 1e-3)
             for i in moving
         }
-        audit = call.settings.audit
-        self._coarse = max(precision_of(evaluation), 0.0 if audit is None else audit.precision)
+        self._coarse = precision_of(evaluation)
 
     def is_stale(self) -> bool:
         """Whether a caller has changed the arrays of the call since."""

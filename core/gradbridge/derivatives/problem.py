@@ -92,8 +92,7 @@ class JacobianProblem:
                 that of its terms, which may be as large.
         """
         expected = (v @ blocks)[:, 0]
-        audit = self.point.call.settings.audit
-        precision = max(precision_of(self.evaluation), 0.0 if audit is None else audit.precision)
+        precision = precision_of(self.evaluation)
         with np.errstate(over="ignore"):
             size = np.linalg.norm(v, axis=2)
             scale = size * np.sqrt(np.einsum("gka,gka->ga", blocks, blocks))
