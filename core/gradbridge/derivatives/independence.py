@@ -57,23 +57,23 @@ def seem_independent(
     raise AssertionError("the last of them is nothing")  # pragma: no cover
 
 
-def close(together: Array, apart: Array, precision: float | None = None) -> bool:
+def close(together: Array, apart: Array, precision: float) -> bool:
     """Whether two arrays are the same to the rounding of sums in another order.
 
     Args:
         together, apart: the arrays.
-        precision: that they were computed in; None takes that of their dtype.
+        precision: that they were computed in.
     """
     if together.shape != apart.shape:
         return False
     if together.dtype.kind not in INEXACT:
         return bool(np.array_equal(together, apart))
-    tolerance = (precision or precision_of([together])) ** 0.7
+    tolerance = precision**0.7
     scale = float(np.max(np.abs(apart), initial=0.0, where=np.isfinite(apart)))
     return bool(np.allclose(together, apart, rtol=tolerance, atol=tolerance * scale, equal_nan=True))
 
 
-def precision_of(outputs: Sequence[Array]) -> float:
+def visible_precision(outputs: Sequence[Array]) -> float:
     """The coarsest precision that outputs were computed in: 2⁻⁵² for float64, 2⁻⁷ for bfloat16.
 
     Guests hand out bfloat16 as float32, which has nothing in the lower half of its bits then.
@@ -114,7 +114,7 @@ def _agree(
         return [view(y) for y in trees.flatten(returned)[0]], residuals
 
     outputs, residuals = run(inputs)
-    precision = precision_of(outputs)
+    precision = visible_precision(outputs)
     weights = [draw.normal(size=y.shape) * (y.dtype.kind in INEXACT) for y in outputs]
     pulls = bool(wrt) and any(np.any(w) for w in weights)
     for part in (half, ~half):
