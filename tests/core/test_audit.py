@@ -12,6 +12,8 @@ import autograd.numpy as np
 import numpy as onp
 import pytest
 from autograd import grad, hessian_vector_product, jacobian, make_jvp
+from autograd.extend import defvjp
+from autograd.extend import primitive as autograd_primitive
 from click.testing import CliRunner
 
 import gradbridge as gb
@@ -346,6 +348,21 @@ def test_the_report_of_a_right_model_has_nothing_wrong_and_says_what_was_measure
     assert "independent" in outcomes["rows of the batch"].meaning
     assert str(report).count("\n") == len(report)
     onp.testing.assert_array_equal(f.params, onp.ones(6))
+
+
+def test_the_report_calls_nothing_right_that_was_not_compared():
+    cube = autograd_primitive(lambda x: x**3)
+    once = autograd_primitive(lambda v, x: 3 * x**2 * v)
+    defvjp(cube, lambda ans, x: lambda v: once(v, x))  # and once has no derivative of its own
+    models = {
+        "cannot be asked": lambda p, x: cube(np.dot(x, p)),
+        "a kink": lambda p, x: np.abs(np.sin(1e6 * np.dot(x, p))),
+    }
+    for said, model in models.items():
+        f = gb.bridge(model, params=onp.ones(3), backend="autograd")
+        rows = {row.check: row for row in f.audit(f.params, X)}
+        assert rows["second derivative"].outcome == "-"
+        assert said in rows["second derivative"].meaning
 
 
 def test_the_report_names_what_is_wrong_and_raises_nothing():

@@ -23,6 +23,10 @@ from gradbridge.layout import Array
 _NAMES = {0: "second", 1: "third", 2: "fourth"}
 
 
+class StaleError(Exception):
+    """The arrays of an evaluation are not what they were."""
+
+
 def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...], products: bool = True) -> None:
     """Compare once for each order of a bridge, and again where the call was made of other operations.
 
@@ -44,9 +48,13 @@ def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...], product
         if audit.is_wrong(call.order, step[0]):
             raise HigherOrderError(_told(call, "what it gives differs from how its gradient moves", made_of))
         return
-    apart = difference(evaluation, derivative, wrt, products)
-    if apart is not None:
-        audit.found(call.order, step, not apart)
+    try:
+        apart = difference(evaluation, derivative, wrt, products)
+    except StaleError:
+        return  # the next one is looked at
+    except GradbridgeError:
+        apart = None  # the guest says itself that it cannot, if the host comes to ask for that
+    audit.found(call.order, step, not apart)
     if apart:
         raise HigherOrderError(_told(call, apart, made_of))
 
@@ -65,23 +73,24 @@ def _told(call: Any, apart: str, made_of: Any) -> str:
 
 
 def difference(evaluation: Any, derivative: Any, wrt: tuple[int, ...], products: bool = True) -> str | None:
-    """What is wrong with the derivative of a gradient, in words; "" where nothing is, None where nobody can tell."""
+    """What is wrong with the derivative of a gradient, in words; "" where nothing is, None where nobody can tell.
+
+    Raises:
+        StaleError: a caller has changed the arrays of the evaluation since.
+        GradbridgeError: the guest cannot differentiate it, or not evaluate it beside the point.
+    """
     moving = tuple(
         i for i in wrt if i < len(evaluation.call.root.arguments.vectors) and np.size(evaluation.values[i])
     )
     if not moving:
         return ""
-    try:
-        probe = _Probe(evaluation, derivative, wrt, moving)
-        if probe.is_stale():
-            return None
-        pulled = probe.pulled(products)
-    except GradbridgeError:
-        return ""  # the guest says itself that it cannot, if the host comes to ask for that
-    try:
-        return probe.difference(pulled, products)
-    except GradbridgeError:
-        return ""  # nothing to compare with
+    probe = _Probe(evaluation, derivative, wrt, moving)
+    if probe.is_stale():
+        raise StaleError("the same call gives other outputs by now")
+    pulled = probe.pulled(products)
+    apart = probe.difference(pulled, products)
+    is_told = bool(apart) or all(np.isfinite(one).all() for one in pulled)
+    return apart if is_told else None
 
 
 class _Probe:
@@ -128,8 +137,8 @@ class _Probe:
         self._along = [self._directions.get(i, np.zeros(np.shape(evaluation.values[i]))) for i in self._wrt]
         return self._inner.pull(self._along, wanted)  # type: ignore[no-any-return]
 
-    def difference(self, pulled: Sequence[Array], wants_products: bool) -> str:
-        """What is wrong, in words."""
+    def difference(self, pulled: Sequence[Array], wants_products: bool) -> str | None:
+        """What is wrong, in words; "" where nothing is, None where nobody can tell."""
         evaluation, moving = self._evaluation, self._moving
         apart = self._transposed(pulled[len(pulled) - len(self._behind) :])
         if apart or not wants_products:
@@ -144,7 +153,7 @@ class _Probe:
         # A kink, or steepness: then another step gives another difference, and nothing can be told.
         wide, narrow = self._moves(step * 4), self._moves(step / 4)
         if any(_far(a, b, 10 * self._tolerance) for a, b in zip(wide, narrow)):
-            return ""
+            return None
         return self._apart(products, self._moves(step / 2))
 
     @property
