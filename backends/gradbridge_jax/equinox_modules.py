@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import types
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,8 @@ import jax
 import numpy as np
 
 from gradbridge.call_spec import CallSpec, argument_names
-from gradbridge.errors import GradbridgeWarning, OptionError
+from gradbridge.errors import OptionError
+from gradbridge.notices import notice
 from gradbridge.options import refuse_params
 from gradbridge.protocol import Array, GuestOptions
 from gradbridge_jax.arrays import cast_floating, floating_dtype
@@ -151,12 +151,10 @@ def _notice_train_mode(module: eqx.Module, label: str) -> None:
         {type(part).__name__ for part in _inference_flags(module) if not part.inference and _matters(part)}
     )
     if kinds:
-        warnings.warn(
+        notice(
             f"{label} is in train mode and has {', '.join(kinds)}; the bridge evaluates it in inference mode, "
             f"without random masks and with the stored statistics. Pass mode='train' for the other, or use "
-            f"eqx.nn.inference_mode(model) to be rid of this notice",
-            GradbridgeWarning,
-            stacklevel=7,
+            f"eqx.nn.inference_mode(model) to be rid of this notice"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import types
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +12,9 @@ import numpy as np
 from flax import nnx
 
 from gradbridge.call_spec import CallSpec, argument_names
-from gradbridge.errors import GradbridgeWarning, NotDifferentiableError, UnknownModelError
+from gradbridge.errors import NotDifferentiableError, UnknownModelError
 from gradbridge.layout import ParameterLayout, dtype_name
+from gradbridge.notices import notice
 from gradbridge.options import refuse_params
 from gradbridge.protocol import Array, GuestOptions
 from gradbridge.wording import in_short
@@ -211,10 +211,8 @@ def _notice_train_mode(module: nnx.Module, label: str) -> None:
         }
     )
     if kinds:
-        warnings.warn(
+        notice(
             f"{label} is in train mode and has {', '.join(kinds)}; the bridge evaluates it in eval mode, without "
             f"random masks and with the stored statistics. Pass mode='train' for the other, or call .eval() on "
-            f"the model to be rid of this notice",
-            GradbridgeWarning,
-            stacklevel=7,
+            f"the model to be rid of this notice"
         )

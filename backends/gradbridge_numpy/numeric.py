@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +12,12 @@ import numpy as np
 from gradbridge import trees
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import (
-    GradbridgeWarning,
     GuestError,
     HigherOrderError,
     NotDifferentiableError,
 )
 from gradbridge.layout import Array
+from gradbridge.notices import notice
 from gradbridge_numpy.called import CalledJet, PlainFunction, copies
 from gradbridge_numpy.differences import VectorFunction, column
 from gradbridge_numpy.forms import OUTPUTS, Leaves
@@ -104,12 +103,10 @@ class Differences:
             self.account = replace(self.account, latest_error=latest, estimated_error=worst)
             is_first, self._is_warned = vague and not self._is_warned, self._is_warned or bool(vague)
         if is_first:
-            warnings.warn(
+            notice(
                 f"{vague} of {jacobian.size} entries of the numeric Jacobian of {self._label} have no certain digit, "
                 f"their estimated error is {latest:.0e}: there is a kink, a jump or noise, or rounding eats every step; "
-                f"choose the step with step=, or write the gradient down",
-                GradbridgeWarning,
-                stacklevel=2,
+                f"choose the step with step=, or write the gradient down"
             )
         return jacobian
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from gradbridge import trees
 from gradbridge.call_spec import CallSpec
 from gradbridge.constants import constant_key
-from gradbridge.errors import GradbridgeWarning
+from gradbridge.notices import notice
 from gradbridge.protocol import ArraySpec
 
 #: How many tries of a function are remembered.
@@ -43,12 +42,10 @@ class TriedOutputs:
             return self._tried[key]
         if not self._is_announced:
             self._is_announced = True
-            warnings.warn(
+            notice(
                 f"the shapes of what {self._label} returns were asked for before it ran, so it is evaluated once, at "
                 f"arrays of ones, for each shape of its inputs; say what it returns with outputs=, a tree of "
-                f"(shape, dtype) or a function of its inputs' shapes and dtypes",
-                GradbridgeWarning,
-                stacklevel=2,
+                f"(shape, dtype) or a function of its inputs' shapes and dtypes"
             )
         output = function([np.ones(x.shape, x.dtype) if isinstance(x, ArraySpec) else x for x in inputs])
         leaves, structure = trees.flatten(output)

@@ -105,7 +105,7 @@ def capabilities_of(
 def _audited(settings: BridgeSettings) -> dict[str, Capability]:
     """Whether the guest was looked at, and what was found."""
     audit = settings.audit
-    if audit is None or not audit.is_on:
+    if not audit.is_on:
         return {"audited": Capability(False, "audit='off'")}
     looked_at = not audit.awaits_call("float64") or not audit.awaits_call("float32")
     notes = "; ".join(audit.notes.values())
@@ -124,7 +124,7 @@ def _shapes(adapter: Adapter, declared: bool) -> Capability:
 
 
 def _forward_mode(adapter: Adapter, higher: Capability, settings: BridgeSettings) -> Capability:
-    if settings.audit is not None and settings.audit.is_wrong(0, "pushforward") and higher:
+    if settings.audit.is_wrong(0, "pushforward") and higher:
         return Capability(
             True, "by the pullback of the pullback: the guest's own disagrees with its gradient here"
         )

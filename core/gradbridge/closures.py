@@ -14,13 +14,13 @@ arrays and objects, and what the function itself changes as it is traced.
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gradbridge.errors import GradbridgeWarning, GuestError
+from gradbridge.errors import GuestError
+from gradbridge.notices import notice
 from gradbridge.outside import Look, differing
 
 #: States of its surroundings that a function is known in, and after how many there is a word on what they cost.
@@ -120,11 +120,9 @@ class Surroundings:
             # Two attributes: whoever reads an old look beside a new state finds that it does not hold.
             self.now, self._state = now, state
         if count < _MANY == self._count:
-            warnings.warn(
+            notice(
                 f"{self._label} reads {', '.join(sorted(differing(before.marks, now.marks)))} from outside, which has changed "
-                f"{count} times: each value is compiled anew; make it an argument",
-                GradbridgeWarning,
-                stacklevel=2,
+                f"{count} times: each value is compiled anew; make it an argument"
             )
         return state
 

@@ -6,13 +6,11 @@ import sys
 import warnings
 
 from gradbridge.errors import GradbridgeWarning
-
-#: Between the user's line and what we notice; our packages begin with the first.
-_PASSED = ("gradbridge", "autograd", "torch")
+from gradbridge.outside import is_installed
 
 
 def notice(text: str) -> None:
-    """Warn at the innermost line that is neither ours nor of a library that we are called through.
+    """Warn at the innermost line that is neither ours nor of an installed package through which we are called.
 
     How many frames lie between depends on the way: a bridge that is made, a call, a gradient.
 
@@ -20,11 +18,13 @@ def notice(text: str) -> None:
         text: of the warning.
     """
     frame, level = sys._getframe(), 1
-    while frame.f_back is not None and _is_passed(frame.f_globals.get("__name__") or ""):
+    while frame.f_back is not None:
+        root = (frame.f_globals.get("__name__") or "").partition(".")[0]
+        if (
+            root != "gradbridge"
+            and not root.startswith("gradbridge_")
+            and not is_installed(frame.f_code.co_filename)
+        ):
+            break
         frame, level = frame.f_back, level + 1
     warnings.warn(text, GradbridgeWarning, stacklevel=level)
-
-
-def _is_passed(module: str) -> bool:
-    root = module.partition(".")[0]
-    return root in _PASSED or root.startswith("gradbridge_")

@@ -108,7 +108,7 @@ OPTIONS: dict[str, Takes] = {
     "check_finite": FLAG,
     "names": FLAG,
     "device": Takes("a device of the backend's framework, or the name of one", _is_device),
-    "dtype": Takes(_DTYPE, lambda value: value is None or bool(dtype_name(value))),
+    "dtype": Takes(_DTYPE, lambda value: value is None or bool(name_of_dtype(value))),
 }
 
 
@@ -125,7 +125,7 @@ def check_options(**values: Any) -> None:
         OPTIONS[option].check(option, value)
 
 
-def dtype_name(dtype: Any) -> str:
+def name_of_dtype(dtype: Any) -> str:
     """The name of a dtype of any framework; "" for what is none."""
     if isinstance(dtype, str):
         return dtype

@@ -9,7 +9,7 @@ from typing import Any
 from gradbridge.admission import as_array, refuse_more_than_numbers
 from gradbridge.errors import OptionError
 from gradbridge.layout import Array
-from gradbridge.option_values import Takes, check_options, dtype_name
+from gradbridge.option_values import Takes, check_options, name_of_dtype
 from gradbridge.wording import suggestion
 
 _ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
@@ -119,4 +119,4 @@ class GuestOptions:
         check_options(dtype=self.dtype, device=self.device, mode=self.mode)
         refuse_more_than_numbers(self.params, "params=")
         if self.dtype is not None:
-            object.__setattr__(self, "dtype", dtype_name(self.dtype))
+            object.__setattr__(self, "dtype", name_of_dtype(self.dtype))

@@ -148,7 +148,7 @@ class Look:
             self._see_callable(place, value.__func__)
             self._at(_named(place, "self"), value.__self__)
         elif isinstance(value, types.FunctionType):
-            is_ours = not _is_installed(value.__code__.co_filename)
+            is_ours = not is_installed(value.__code__.co_filename)
             if place:
                 self.marks[place] = value.__code__ if is_ours else Same(value)
             if is_ours:
@@ -156,7 +156,7 @@ class Look:
             elif isinstance(inner := vars(value).get("__wrapped__"), types.FunctionType):
                 self._at(_named(place, "__wrapped__"), inner)  # decorated by a package
         elif isinstance(value, types.ModuleType):
-            if not _is_installed(getattr(value, "__file__", None)):
+            if not is_installed(getattr(value, "__file__", None)):
                 self._see_attributes(place, vars(value))
         else:
             inner = inspect.getattr_static(value, "__wrapped__", None)  # of a jitted function, say
@@ -198,7 +198,7 @@ class Look:
             for index, one in enumerate(items[:_WITHIN]):
                 if id(one) in self._seen:
                     continue
-                is_function = isinstance(one, types.FunctionType) and not _is_installed(
+                is_function = isinstance(one, types.FunctionType) and not is_installed(
                     one.__code__.co_filename
                 )
                 if is_function or any(not _is_installed_class(c) for c in type(one).__mro__):
@@ -308,7 +308,7 @@ def _named(place: str, name: str) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_installed(file: str | None) -> bool:
+def is_installed(file: str | None) -> bool:
     """Whether code is of an installed package, or builtin: it is taken as it is."""
     return file is None or file.startswith(_INSTALLED) or "<frozen" in file or "-packages/" in file
 
@@ -317,4 +317,4 @@ def _is_installed_class(cls: type) -> bool:
     module = sys.modules.get(cls.__module__)
     if cls.__module__ == "__main__":
         return False
-    return cls.__module__.split(".")[0] == "gradbridge" or _is_installed(getattr(module, "__file__", None))
+    return cls.__module__.split(".")[0] == "gradbridge" or is_installed(getattr(module, "__file__", None))

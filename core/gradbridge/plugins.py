@@ -11,7 +11,6 @@ import importlib.metadata
 import inspect
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,9 +19,10 @@ import pluggy
 
 from gradbridge import hookspecs
 from gradbridge.declarations import Backend, Step, fault_of
-from gradbridge.errors import GradbridgeWarning, PluginError
+from gradbridge.errors import PluginError
 from gradbridge.foreign import foreign_code
 from gradbridge.hookspecs import GROUP
+from gradbridge.notices import notice
 from gradbridge.protocol import PROTOCOL_VERSION
 from gradbridge.wording import in_short, suggestion
 
@@ -141,11 +141,9 @@ class Plugins:
             except (Exception, SystemExit) as error:  # the user's numbers are right all the same
                 if plugin not in self._complained:
                     self._complained.add(plugin)
-                    warnings.warn(
+                    notice(
                         f"{plugin.said} observes the step {step.name!r} and raised {in_short(error)}; the numbers are "
-                        f"right, and what it tells of them is not complete",
-                        GradbridgeWarning,
-                        stacklevel=2,
+                        f"right, and what it tells of them is not complete"
                     )
 
     # -- loading ------------------------------------------------------------------------------

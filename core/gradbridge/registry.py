@@ -12,7 +12,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -20,13 +19,13 @@ from gradbridge.declarations import Backend, BackendInfo
 from gradbridge.errors import (
     BackendUnavailableError,
     GradbridgeError,
-    GradbridgeWarning,
     UnknownBackendError,
     UnknownModelError,
 )
 from gradbridge.foreign import foreign_code
 from gradbridge.halves import GuestHalf, checked_half
 from gradbridge.host import Host
+from gradbridge.notices import notice
 from gradbridge.plugins import Plugin, Plugins
 from gradbridge.wording import suggestion
 
@@ -189,7 +188,7 @@ class Registry(Plugins):
         ):  # else it is listed anyway
             text = _stays(plugin, name, _qualified(cls), owner, own)
             if self.complain(plugin, text):
-                warnings.warn(text, GradbridgeWarning, stacklevel=6)  # who called bridge()
+                notice(text)  # who called bridge()
 
     def infos(self) -> dict[str, BackendInfo]:
         """{name: BackendInfo} of all backends, and of plugins that failed."""

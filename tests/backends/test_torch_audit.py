@@ -154,3 +154,30 @@ def test_a_cast_on_the_way_is_told_with_its_steps(narrow):
     for strategy in ("rows", "vjp"):
         found = f.jacobian(f.params, X, strategy=strategy)
         onp.testing.assert_allclose(found, own, atol=2e-2 * onp.abs(own).max())
+
+
+class Keeper:
+    """Holds a parameter where nobody finds it."""
+
+    def __init__(self, parameter):
+        self.parameter = lambda: parameter
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+@pytest.mark.parametrize("rows", [2, 100])
+def test_a_parameter_of_its_own_is_seen_in_chunks_of_rows_too(rows):
+    class Holds(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.ones(3))
+            self.kept = Keeper(self.w)
+
+        def forward(self, x):
+            return x * self.w + self.kept.parameter()
+
+    f = gb.bridge(Holds(), backend="torch", rows_per_chunk=rows)
+    x = onp.ones((6, 3))
+    with pytest.raises(AuditError, match="of its own"):
+        grad(lambda p: np.sum(f(p, x)))(f.params)

@@ -4,6 +4,7 @@ Models without a framework here; tests/backends has those of each.
 """
 
 import copy
+import itertools
 import random
 
 import autograd.numpy as np
@@ -226,3 +227,18 @@ def test_many_cotangents_at_once_that_are_not_what_each_gives_are_not_used(adapt
     onp.testing.assert_allclose(
         jacobian(lambda p: f(p, X))(f.params), right.jacobian(f.params, X), rtol=1e-10
     )
+
+
+def test_a_mask_beside_the_outputs_hinders_neither_the_refusal_nor_the_report():
+    def masked(x, factor):
+        return x**2 * factor, x > 1
+
+    def rule(ans, x, factor):
+        return lambda v: 2 * x * v[0] * factor
+
+    calls = itertools.count(1)
+    f = written(lambda x: masked(x, next(calls)), lambda ans, x: rule(ans, x, 1.0))
+    with pytest.raises(AuditError, match=r"outputs that differ by up to \d"):
+        grad(lambda x: np.sum(f(x)[0]))(onp.arange(3.0))
+    report = written(lambda x: masked(x, 1.0), lambda ans, x: rule(ans, x, 1.0)).audit(onp.arange(3.0))
+    assert report, report

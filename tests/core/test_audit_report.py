@@ -5,6 +5,8 @@ import sys
 import autograd.numpy as np
 import numpy as onp
 import pytest
+from autograd.extend import defvjp
+from autograd.extend import primitive as autograd_primitive
 from click.testing import CliRunner
 
 import gradbridge as gb
@@ -100,3 +102,18 @@ def test_the_command_says_what_it_does_not_understand(args, said, capsys):
 def test_an_empty_batch_is_audited():
     f = gb.bridge(lambda p, x: np.dot(x, p), params=onp.ones(2), backend="autograd")
     assert f.audit(f.params, onp.zeros((0, 2)))
+
+
+def test_the_report_calls_nothing_right_that_was_not_compared():
+    cube = autograd_primitive(lambda x: x**3)
+    once = autograd_primitive(lambda v, x: 3 * x**2 * v)
+    defvjp(cube, lambda ans, x: lambda v: once(v, x))  # and once has no derivative of its own
+    models = {
+        "cannot be asked": lambda p, x: cube(np.dot(x, p)),
+        "a kink": lambda p, x: np.abs(np.sin(1e6 * np.dot(x, p))),
+    }
+    for said, model in models.items():
+        f = gb.bridge(model, params=onp.ones(3), backend="autograd")
+        rows = {row.check: row for row in f.audit(f.params, X)}
+        assert rows["second derivative"].outcome == "-"
+        assert said in rows["second derivative"].meaning

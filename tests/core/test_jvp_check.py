@@ -91,7 +91,7 @@ def test_numbers_that_are_not_finite_tell_nothing():
     loaded, spec = adapter.update(weights), CallSpec.of_arrays(len(point.inputs))
     tangents = [np.full(weights[0].shape, np.nan)]
     _, pushed = adapter.pushforward(loaded, point.inputs, spec, (0,), tangents)
-    assert passes_adjoint_test(adapter, loaded, point.inputs, spec, (0,), tangents, pushed) is None
+    assert passes_adjoint_test(adapter, loaded, point.inputs, spec, (0,), tangents, pushed, 0.0) is None
     assert isinstance(adapter.pullback(spec, (0,)), ReferencePullback)
     assert default_registry() is not None
 

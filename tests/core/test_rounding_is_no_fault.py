@@ -54,3 +54,32 @@ def test_such_rows_are_independent_in_chunks_whatever_the_guest_computes_in(mode
     np.testing.assert_allclose(
         f.vjp(f.params, X, cotangent=v), whole.vjp(f.params, X, cotangent=v), atol=1e-5
     )
+
+
+class Single(torch.nn.Module):
+    """Computes in float32, whatever it is made in, and returns what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = torch.nn.Linear(5, 40), torch.nn.Linear(40, 3)
+
+    def forward(self, x):
+        y = x.float()
+        for layer in (self.first, self.last):
+            y = torch.tanh(torch.nn.functional.linear(y, layer.weight.float(), layer.bias.float()))
+        return y.to(x.dtype)
+
+
+@pytest.mark.filterwarnings("ignore:.*was asked to compute in float64")
+@pytest.mark.parametrize("audit", ["first", "off"])
+def test_derivatives_are_held_to_the_precision_that_a_model_computes_in(audit):
+    f = gb.bridge(Single(), backend="torch", audit=audit)
+    x = np.random.default_rng(0).normal(size=(6, 5))
+    report = f.audit(f.params, x)
+    assert report, report
+    rows = {row.check: row.outcome for row in report}
+    assert rows["gradient against differences"] == rows["JVP against VJP"] == "right"
+    f.jvp(f.params, x, tangent=np.random.default_rng(1).normal(size=f.params.shape))
+    assert "the guest's own" in f.capabilities["forward mode (JVP)"].note
+    assert "disagrees" not in f.capabilities["forward mode (JVP)"].note

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,14 +31,13 @@ def agree(ours: Sequence[Array], theirs: Sequence[Array], tolerance: float) -> b
 
 
 def precision_of(evaluation: Any) -> float:
-    """The coarsest that an evaluation went through, in the guest and at the host's border: 2⁻⁵² for float64."""
-    dtypes = [d for d in (*evaluation.guest_dtypes, evaluation.dtype) if d.kind in INEXACT]
-    return max(2.0**-52, *(float(np.finfo(d).eps) for d in dtypes))
+    """The coarsest that an evaluation went through, by its dtypes and by what its model was seen to compute in."""
+    return max(float(evaluation.call.settings.audit.precision), _precision_of_dtypes(evaluation))
 
 
 def tolerance_of(evaluation: Any) -> float:
-    """Half of the digits that an evaluation has: far above rounding, far below any fault."""
-    return float(precision_of(evaluation) ** 0.5)
+    """Half of the digits that the dtypes of an evaluation have, for what repeats the same steps."""
+    return float(_precision_of_dtypes(evaluation) ** 0.5)
 
 
 def difference(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
@@ -46,8 +45,58 @@ def difference(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
     if [np.shape(x) for x in ours] != [np.shape(x) for x in theirs]:
         return float("inf")
     scale = max((float(np.max(np.abs(x), initial=0.0)) for x in (*ours, *theirs)), default=0.0)
-    most = max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(ours, theirs)), default=0.0)
+    most = max((float(np.max(distances(a, b), initial=0.0)) for a, b in zip(ours, theirs)), default=0.0)
     return most / scale if scale else 0.0
+
+
+def distances(a: Array, b: Array) -> Array:
+    """Number by number; booleans are numbers here, and unsigned ones do not wrap around."""
+    is_exact = a.dtype.kind in "biu"
+    return np.abs(np.subtract(a, b, dtype=np.float64 if is_exact else None))
+
+
+def rounding(
+    compute: Callable[[list[Any], list[Any]], Sequence[Array]],
+    values: Sequence[Any],
+    cotangents: Sequence[Any],
+    here: Sequence[Array],
+    precision: float,
+    draw: np.random.Generator,
+    count: int,
+) -> list[Array]:
+    """How far rounding moves results, number by number: what is zero but for rounding shows there.
+
+    Args:
+        compute: (values, cotangents) ↦ results.
+        values, cotangents: whose neighbours it is called with.
+        here: the results at these themselves.
+        precision: as for `neighbour`.
+        draw: of the neighbours.
+        count: of the neighbours.
+    """
+    noise = [np.zeros(x.shape) for x in here]
+    for _ in range(count):
+        moved, pulled = ([neighbour(x, draw, precision) for x in some] for some in (values, cotangents))
+        near = compute(moved, pulled)
+        noise = [np.maximum(n, distances(a, b)) for n, a, b in zip(noise, near, here)]
+    return noise
+
+
+def both_sides(ahead: Sequence[Array], back: Sequence[Array]) -> tuple[float, float, float]:
+    """(⟨v, J t⟩, ⟨Jᵀ v, t⟩, the size of all terms that they are summed up from).
+
+    Args:
+        ahead, back: the terms of each; their imaginary parts are left out.
+    """
+    terms = [[np.real(x) for x in side] for side in (ahead, back)]
+    a, b = (sum(float(np.sum(x)) for x in side) for side in terms)
+    return a, b, sum(float(np.sum(np.abs(x))) for side in terms for x in side)
+
+
+def _precision_of_dtypes(evaluation: Any) -> float:
+    """In the guest and at the host's border: 2⁻⁵² for float64."""
+    dtypes = [d for d in (*evaluation.guest_dtypes, evaluation.dtype) if d.kind in INEXACT]
+    return max(2.0**-52, *(float(np.finfo(d).eps) for d in dtypes))
 
 
 def _agree(a: Array, b: Array, tolerance: float) -> bool:

@@ -25,9 +25,6 @@ from gradbridge.execution import steps
 from gradbridge.layout import Array
 from gradbridge.wording import in_short
 
-#: Outputs times arguments, up to which all ways to a Jacobian are tried.
-_SMALL = 200_000
-
 _THREADS = 8
 
 
@@ -58,11 +55,11 @@ def _each(point: Any, examination: _Examination) -> Iterator[Finding]:
 def _mended(point: Any) -> Iterator[Finding]:
     """What the first call of the bridge mends, if it was not made yet; what it refuses shows in the rows."""
     audit = point.call.settings.audit
-    if audit is not None and audit.awaits_call(point.call.dtype.name):
+    if audit.awaits_call(point.call.dtype.name):
         with suppress(GradbridgeError), warnings.catch_warnings():
             warnings.simplefilter("ignore", GradbridgeWarning)
             point.call.evaluate(point.values, tuple(point.arguments(0)) if point.call.first_input else ())
-    if audit is not None and "state" in audit.notes:
+    if "state" in audit.notes:
         yield Finding("mended", "note", "", audit.notes["state"])
 
 
@@ -70,8 +67,7 @@ class _Examination(DerivativeChecks):
     """The checks at one point, each on calls that nobody observes and that move no state."""
 
     def __init__(self, point: Any, fingerprint: Callable[[], bytes]) -> None:
-        settings = replace(point.call.settings.quiet, audit=None)
-        call, values = replace(point.call, settings=settings).prepared(point.values, ())
+        call, values = replace(point.call, settings=point.call.settings.quiet).prepared(point.values, ())
         self._call = replace(call, spec=call.spec.replayed())
         self._values, self._adapter = values, call.adapter
         self._point = replace(point, call=self._call, values=values)
@@ -100,7 +96,12 @@ class _Examination(DerivativeChecks):
             except GradbridgeError as failed:
                 yield Finding("value", "WRONG", "", in_short(failed))
                 return
-        self._evaluation = evaluation
+        self._steps = coarse_steps(self._call, self._values, evaluation.outputs, self._wrt)
+        if self._steps is not None:  # all that follows is held to what it computes in
+            audit = Audit(is_on=False, precision=self._steps)
+            self._call = replace(self._call, settings=replace(self._call.settings, audit=audit))
+            self._point = replace(self._point, call=self._call)
+        self._evaluation = evaluation = replace(evaluation, call=self._call)
         self._tolerance = tolerance_of(evaluation)
         self._cotangents = [
             self._draw.normal(size=y.shape) * (y.dtype.kind in INEXACT) for y in evaluation.outputs
@@ -159,8 +160,7 @@ class _Examination(DerivativeChecks):
     # -- whether it is a function -------------------------------------------------------------
 
     def _first(self) -> first_call.FirstCall:
-        call = replace(self._call, settings=replace(self._call.settings, audit=Audit()))
-        return first_call.FirstCall(call, self._evaluation, first_call.Surroundings())
+        return first_call.FirstCall(self._call, self._evaluation, first_call.Surroundings())
 
     def _repeats(self) -> Finding:
         first = self._first()
@@ -180,12 +180,13 @@ class _Examination(DerivativeChecks):
     # -- numbers ------------------------------------------------------------------------------
 
     def _precision(self) -> Finding:
-        evaluation = self._evaluation
-        dtypes = sorted({d.name for d in evaluation.guest_dtypes if d.kind in INEXACT})
-        steps_of = coarse_steps(self._call, self._values, evaluation.outputs, self._wrt)
-        if steps_of is not None:
+        dtypes = sorted({d.name for d in self._evaluation.guest_dtypes if d.kind in INEXACT})
+        if self._steps is not None:
             return Finding(
-                "", "note", f"{steps_of:.0e}", "its outputs move in steps: something in it computes in less"
+                "",
+                "note",
+                f"{self._steps:.0e}",
+                "its outputs move in steps: something in it computes in less",
             )
         return Finding(
             "", "right", ", ".join(dtypes) or "integers", "of the outputs as the model returned them"

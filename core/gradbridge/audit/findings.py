@@ -10,18 +10,17 @@ class Audit:
 
     Args:
         is_on: whether anything is looked at.
+        precision: that the model was seen to compute in, where it is coarser than its outputs' dtype; else 0.
 
     Attributes:
         notes: {what: what was found}, for `Bridge.capabilities`.
-        precision: that the model was seen to compute in, where it is coarser than its outputs' dtype; else 0.
     """
 
-    def __init__(self, is_on: bool = True) -> None:
-        self.is_on = is_on
+    def __init__(self, is_on: bool = True, precision: float = 0.0) -> None:
+        self.is_on, self.precision = is_on, precision
         self.notes: dict[str, str] = {}
-        self.precision = 0.0
         self._called: set[tuple[str, bool]] = set()
-        self._right: dict[tuple[int, Hashable], bool] = {}
+        self._right: dict[tuple[int, tuple[Hashable, ...]], bool] = {}
 
     def awaits_call(self, dtype: str, differentiated: bool = True) -> bool:
         """Whether no call of a host in this dtype was looked at yet.
@@ -38,20 +37,20 @@ class Audit:
         """The first call of a host in this dtype was looked at."""
         self._called.add((dtype, differentiated))
 
-    def awaits(self, order: int, step: Hashable) -> bool:
+    def awaits(self, order: int, step: tuple[Hashable, ...]) -> bool:
         """Whether a step was not compared with an independent one yet.
 
         Args:
             order: of the model that makes it: 0 for the guest's own, 1 for its gradient, and so on.
-            step: which, and by what.
+            step: which, its kind first, and by what.
         """
         return self.is_on and (order, step) not in self._right
 
-    def found(self, order: int, step: Hashable, right: bool) -> None:
+    def found(self, order: int, step: tuple[Hashable, ...], right: bool) -> None:
         """Keep what a comparison said."""
         self._right[order, step] = right
 
-    def is_known_wrong(self, order: int, step: Hashable) -> bool:
+    def is_known_wrong(self, order: int, step: tuple[Hashable, ...]) -> bool:
         """Whether a comparison said so of this very step."""
         return self._right.get((order, step)) is False
 
@@ -63,6 +62,5 @@ class Audit:
             kind: the first word of the steps.
         """
         return any(
-            not right and at <= order and (step[0] if isinstance(step, tuple) else step) == kind
-            for (at, step), right in list(self._right.items())
+            not right and at <= order and step[0] == kind for (at, step), right in list(self._right.items())
         )

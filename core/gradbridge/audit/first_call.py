@@ -10,7 +10,6 @@ differs is mended, where the model can be called by a fresh copy each time, or r
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -24,12 +23,12 @@ from gradbridge.borders import INEXACT, is_inexact
 from gradbridge.errors import (
     AuditError,
     GradbridgeError,
-    GradbridgeWarning,
     GuestError,
     InputError,
     OutputError,
 )
 from gradbridge.layout import Array
+from gradbridge.notices import notice
 
 
 def evaluated(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> Any:
@@ -157,11 +156,9 @@ class FirstCall:
             )
         others = [s.name for s in strangers]
         if others and self._adapter.layout.size:
-            warnings.warn(
+            notice(
                 f"{self._adapter.label} computes with {'; '.join(others)}, which could be trained and is none of its "
-                f"params: it is held constant",
-                GradbridgeWarning,
-                stacklevel=7,
+                f"params: it is held constant"
             )
 
     def _note_unused(self, gradients: Sequence[Array] | None) -> None:
@@ -285,12 +282,10 @@ class FirstCall:
             told = f"moves in steps of about {steps:.0e} of its outputs, as numbers of a coarser dtype do"
         self._call.settings.audit.precision = precision
         self._notes["precision"] = f"asked for float64, and {told}"
-        warnings.warn(
+        notice(
             f"{self._adapter.label} was asked to compute in float64, the precision of the params, and {told}: something "
             f"in it has a dtype of its own (a cast, a constant, a layer fixed to float32). Values and gradients "
-            f"have that precision; dtype='model' asks for the model's own and is silent",
-            GradbridgeWarning,
-            stacklevel=7,
+            f"have that precision; dtype='model' asks for the model's own and is silent"
         )
 
     def _pulled(self, evaluation: Any) -> Sequence[Array]:

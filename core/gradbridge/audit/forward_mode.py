@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gradbridge import trees
+from gradbridge.audit.comparison import both_sides
 from gradbridge.borders import INEXACT
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeError
@@ -28,12 +29,14 @@ def passes_adjoint_test(
     wrt: tuple[int, ...],
     tangents: Sequence[Any],
     pushed: Sequence[Any],
+    precision: float,
 ) -> bool | None:
     """Whether pushed tangents agree with what the guest's backward pulls back.
 
     Args:
         adapter, loaded, inputs, spec, wrt, tangents: as for `Adapter.pushforward`.
         pushed: the tangents of the outputs that it returned.
+        precision: that the model was seen to compute in, where it is coarser than its outputs' dtype; else 0.
 
     Returns:
         None where it cannot be told: the guest cannot pull back here, or numbers are not finite.
@@ -49,11 +52,9 @@ def passes_adjoint_test(
         return None
     if [tuple(t.shape) for t in pushed] != [v.shape for v in cotangents]:
         return None  # whoever uses them says what is wrong
-    ahead = [np.real(v * view(t)) for v, t in zip(cotangents, pushed)]
-    back = [np.real(view(g) * view(t)) for g, t in zip(gradients, tangents)]
-    difference = sum(float(a.sum()) for a in ahead) - sum(float(b.sum()) for b in back)
-    size = sum(float(np.abs(term).sum()) for term in (*ahead, *back))
+    ahead = [v * view(t) for v, t in zip(cotangents, pushed)]
+    a, b, size = both_sides(ahead, [view(g) * view(t) for g, t in zip(gradients, tangents)])
     if not np.isfinite(size):
         return None
     precisions = [float(np.finfo(y.dtype).eps) for y in leaves if y.dtype.kind in INEXACT]
-    return not precisions or abs(difference) <= max(precisions) ** 0.7 * size
+    return not precisions or abs(a - b) <= max(*precisions, precision) ** 0.7 * size

@@ -14,13 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.audit.comparison import neighbour, precision_of
+from gradbridge.audit.comparison import both_sides, precision_of, rounding
 from gradbridge.borders import INEXACT
 from gradbridge.errors import GradbridgeError, HigherOrderError
 from gradbridge.execution import derivation, steps
 from gradbridge.layout import Array
 
 _NAMES = {0: "second", 1: "third", 2: "fourth"}
+
+
+class StaleError(Exception):
+    """The arrays of an evaluation are not what they were."""
 
 
 def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...], products: bool = True) -> None:
@@ -36,7 +40,7 @@ def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...], product
         HigherOrderError: what the guest gives is not the derivative of its gradient.
     """
     call, audit = evaluation.call, evaluation.call.settings.audit
-    if audit is None or not audit.is_on:
+    if not audit.is_on:
         return
     made_of = call.adapter.operations(evaluation.residuals)
     step = ("derivative" if products else "transposed"), call.spec.packed, wrt, made_of
@@ -44,9 +48,13 @@ def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...], product
         if audit.is_wrong(call.order, step[0]):
             raise HigherOrderError(_told(call, "what it gives differs from how its gradient moves", made_of))
         return
-    apart = difference(evaluation, derivative, wrt, products)
-    if apart is not None:
-        audit.found(call.order, step, not apart)
+    try:
+        apart = difference(evaluation, derivative, wrt, products)
+    except StaleError:
+        return  # the next one is looked at
+    except GradbridgeError:
+        apart = None  # the guest says itself that it cannot, if the host comes to ask for that
+    audit.found(call.order, step, not apart)
     if apart:
         raise HigherOrderError(_told(call, apart, made_of))
 
@@ -65,23 +73,24 @@ def _told(call: Any, apart: str, made_of: Any) -> str:
 
 
 def difference(evaluation: Any, derivative: Any, wrt: tuple[int, ...], products: bool = True) -> str | None:
-    """What is wrong with the derivative of a gradient, in words; "" where nothing is, None where nobody can tell."""
+    """What is wrong with the derivative of a gradient, in words; "" where nothing is, None where nobody can tell.
+
+    Raises:
+        StaleError: a caller has changed the arrays of the evaluation since.
+        GradbridgeError: the guest cannot differentiate it, or not evaluate it beside the point.
+    """
     moving = tuple(
         i for i in wrt if i < len(evaluation.call.root.arguments.vectors) and np.size(evaluation.values[i])
     )
     if not moving:
         return ""
-    try:
-        probe = _Probe(evaluation, derivative, wrt, moving)
-        if probe.is_stale():
-            return None
-        pulled = probe.pulled(products)
-    except GradbridgeError:
-        return ""  # the guest says itself that it cannot, if the host comes to ask for that
-    try:
-        return probe.difference(pulled, products)
-    except GradbridgeError:
-        return ""  # nothing to compare with
+    probe = _Probe(evaluation, derivative, wrt, moving)
+    if probe.is_stale():
+        raise StaleError("the same call gives other outputs by now")
+    pulled = probe.pulled(products)
+    apart = probe.difference(pulled, products)
+    is_told = bool(apart) or all(np.isfinite(one).all() for one in pulled)
+    return apart if is_told else None
 
 
 class _Probe:
@@ -111,8 +120,7 @@ class _Probe:
             i: draw.normal(size=np.shape(values[i])) * max(float(np.abs(values[i]).mean()), 1e-3)
             for i in moving
         }
-        audit = call.settings.audit
-        self._coarse = max(precision_of(evaluation), 0.0 if audit is None else audit.precision)
+        self._coarse = precision_of(evaluation)
 
     def is_stale(self) -> bool:
         """Whether a caller has changed the arrays of the call since."""
@@ -129,8 +137,8 @@ class _Probe:
         self._along = [self._directions.get(i, np.zeros(np.shape(evaluation.values[i]))) for i in self._wrt]
         return self._inner.pull(self._along, wanted)  # type: ignore[no-any-return]
 
-    def difference(self, pulled: Sequence[Array], wants_products: bool) -> str:
-        """What is wrong, in words."""
+    def difference(self, pulled: Sequence[Array], wants_products: bool) -> str | None:
+        """What is wrong, in words; "" where nothing is, None where nobody can tell."""
         evaluation, moving = self._evaluation, self._moving
         apart = self._transposed(pulled[len(pulled) - len(self._behind) :])
         if apart or not wants_products:
@@ -145,7 +153,7 @@ class _Probe:
         # A kink, or steepness: then another step gives another difference, and nothing can be told.
         wide, narrow = self._moves(step * 4), self._moves(step / 4)
         if any(_far(a, b, 10 * self._tolerance) for a, b in zip(wide, narrow)):
-            return ""
+            return None
         return self._apart(products, self._moves(step / 2))
 
     @property
@@ -159,7 +167,7 @@ class _Probe:
     def _transposed(self, transposed: Sequence[Array]) -> str:
         """Whether by the cotangents it is differentiated to how the gradient moves with them, transposed."""
         first = len(self._evaluation.values)
-        ahead = [np.real(self._probes[i - first] * t) for i, t in zip(self._behind, transposed)]
+        ahead = [self._probes[i - first] * t for i, t in zip(self._behind, transposed)]
         apart = ""
         # Nearly every gradient is linear in the cotangent, where a large step has no rounding; some rules clip it.
         for step in (1.0, self._step):
@@ -170,11 +178,9 @@ class _Probe:
                 for sign in (1.0, -1.0)
             ]
             back = [
-                np.real((one - other) / (2 * step) * self._directions[i])
-                for i, one, other in zip(self._moving, *ends)
+                (one - other) / (2 * step) * self._directions[i] for i, one, other in zip(self._moving, *ends)
             ]
-            a, b = (sum(float(np.sum(term)) for term in terms) for terms in (ahead, back))
-            size = sum(float(np.sum(np.abs(term))) for term in (*ahead, *back))
+            a, b, size = both_sides(ahead, back)
             if not np.isfinite(size) or abs(a - b) <= self._tolerance * size:
                 return ""
             floor = sum(n * float(np.abs(self._directions[i]).sum()) for i, n in self._noise().items())
@@ -190,14 +196,12 @@ class _Probe:
         if self._rounding is None:
             draw, values, moving = np.random.default_rng(3), self._evaluation.values, self._moving
             here = self._evaluation.pull(self._cotangents, moving)
-            most = dict.fromkeys(moving, 0.0)
-            for _ in range(4):
-                moved = [neighbour(v, draw, self._coarse) for v in values]
-                pulled = [neighbour(c, draw, self._coarse) for c in self._cotangents]
-                near = self._anywhere.evaluate_at(moved, moving).pull(pulled, moving)
-                for i, a, b in zip(moving, near, here):
-                    most[i] = max(most[i], float(np.max(np.abs(a - b), initial=0.0)))
-            self._rounding = most
+
+            def compute(moved: list[Any], pulled: list[Any]) -> Sequence[Array]:
+                return self._anywhere.evaluate_at(moved, moving).pull(pulled, moving)  # type: ignore[no-any-return]
+
+            noise = rounding(compute, values, self._cotangents, here, self._coarse, draw, 4)
+            self._rounding = {i: float(np.max(n, initial=0.0)) for i, n in zip(moving, noise)}
         return self._rounding
 
     def _natural(self, cotangents: Sequence[Array]) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gradbridge import trees
-from gradbridge.audit.comparison import neighbour
+from gradbridge.audit.comparison import distances, rounding
 from gradbridge.borders import INEXACT
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import DerivativeError, GuestError
@@ -57,23 +57,23 @@ def seem_independent(
     raise AssertionError("the last of them is nothing")  # pragma: no cover
 
 
-def close(together: Array, apart: Array, precision: float | None = None) -> bool:
+def close(together: Array, apart: Array, precision: float) -> bool:
     """Whether two arrays are the same to the rounding of sums in another order.
 
     Args:
         together, apart: the arrays.
-        precision: that they were computed in; None takes that of their dtype.
+        precision: that they were computed in.
     """
     if together.shape != apart.shape:
         return False
     if together.dtype.kind not in INEXACT:
         return bool(np.array_equal(together, apart))
-    tolerance = (precision or precision_of([together])) ** 0.7
+    tolerance = precision**0.7
     scale = float(np.max(np.abs(apart), initial=0.0, where=np.isfinite(apart)))
     return bool(np.allclose(together, apart, rtol=tolerance, atol=tolerance * scale, equal_nan=True))
 
 
-def precision_of(outputs: Sequence[Array]) -> float:
+def visible_precision(outputs: Sequence[Array]) -> float:
     """The coarsest precision that outputs were computed in: 2⁻⁵² for float64, 2⁻⁷ for bfloat16.
 
     Guests hand out bfloat16 as float32, which has nothing in the lower half of its bits then.
@@ -114,7 +114,7 @@ def _agree(
         return [view(y) for y in trees.flatten(returned)[0]], residuals
 
     outputs, residuals = run(inputs)
-    precision = precision_of(outputs)
+    precision = visible_precision(outputs)
     weights = [draw.normal(size=y.shape) * (y.dtype.kind in INEXACT) for y in outputs]
     pulls = bool(wrt) and any(np.any(w) for w in weights)
     for part in (half, ~half):
@@ -146,18 +146,18 @@ def _agree(
         if all(close(a, b, precision) for a, b in zip(among, (*alone, *of_part))):
             continue
         # What is zero but for rounding differs by all of itself: it does so between neighbouring inputs, too.
-        noise = [np.zeros(()) for _ in among]
         unit = max((float(np.finfo(y.dtype).eps) for y in outputs if y.dtype.kind in INEXACT), default=0.0)
-        for _ in range(7):
-            near, close_by = run([neighbour(x, draw, unit) for x in inputs])
-            beside = [*near, *gradients(close_by, [neighbour(w, draw, unit) for w in pulled])]
-            beside = [x[part] if yes else x for x, yes in zip(beside, rows)]
-            noise = [
-                np.maximum(n, np.max(np.abs(a - b), initial=0.0)) for n, a, b in zip(noise, among, beside)
-            ]
+
+        def compute(
+            moved: list[Any], cotangents: list[Any], rows: Sequence[bool] = rows, part: Array = part
+        ) -> list[Array]:
+            near, kept = run(moved)
+            return [x[part] if yes else x for x, yes in zip((*near, *gradients(kept, cotangents)), rows)]
+
+        noise = rounding(compute, inputs, pulled, among, unit, draw, 7)
         for a, b, n in zip(among, (*alone, *of_part), noise):
             if a.shape != b.shape or not (
-                close(a, b, precision) or np.max(np.abs(a - b), initial=0.0) <= 16 * n
+                close(a, b, precision) or np.max(distances(a, b), initial=0.0) <= 16 * np.max(n, initial=0.0)
             ):
                 return False
     return True

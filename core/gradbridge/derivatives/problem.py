@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.audit.comparison import neighbour, precision_of
+from gradbridge.audit.comparison import precision_of, rounding
 from gradbridge.derivatives.points import EvaluationPoint
 from gradbridge.errors import DerivativeError, GradbridgeError, GuestError, NotDifferentiableError
 from gradbridge.execution.evaluation import Evaluation
@@ -89,8 +89,7 @@ class JacobianProblem:
             pulled: (groups, numbers of the argument).
         """
         expected = (v @ blocks)[:, 0]
-        audit = self.point.call.settings.audit
-        precision = max(precision_of(self.evaluation), 0.0 if audit is None else audit.precision)
+        precision = precision_of(self.evaluation)
         with np.errstate(over="ignore"):
             scale = np.linalg.norm(v, axis=2) * np.sqrt(np.einsum("gka,gka->ga", blocks, blocks))
         # Rounding follows the largest numbers that are summed up, which are those of one array.
@@ -108,19 +107,18 @@ class JacobianProblem:
         """How far rounding moves the gradient by an argument, for each number of it: what is zero but for rounding shows there."""
         call, values = self.point.call, self.point.values
         quiet = replace(call, settings=call.settings.quiet, spec=call.spec.replayed())
-        draw, precision = np.random.default_rng(3), precision_of(self.evaluation)
+        draw = np.random.default_rng(3)
         cotangents = [
             draw.normal(size=y.shape).astype(self.dtype) * (y.dtype.kind == "f")
             for y in self.evaluation.outputs
         ]
-        here = self.evaluation.pull(cotangents, (argument,))[0]
-        noise = np.zeros(here.shape)
-        for _ in range(6):
-            moved = [neighbour(v, draw, precision) for v in values]
-            pulled = [neighbour(c, draw, precision) for c in cotangents]
-            near = quiet.evaluate_at(moved, (argument,)).pull(pulled, (argument,))[0]
-            noise = np.maximum(noise, np.abs(near - here))
-        flat = noise.reshape(-1)
+        here = self.evaluation.pull(cotangents, (argument,))
+
+        def compute(moved: list[Any], pulled: list[Any]) -> list[Array]:
+            return quiet.evaluate_at(moved, (argument,)).pull(pulled, (argument,))
+
+        precision = precision_of(self.evaluation)
+        flat = rounding(compute, values, cotangents, here, precision, draw, 6)[0].reshape(-1)
         if not self.point.call.arguments.vectors[argument]:
             return np.full(flat.shape, np.max(flat, initial=0.0))
         for part in self._arrays(argument):

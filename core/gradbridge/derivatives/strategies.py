@@ -116,7 +116,7 @@ class Solver:
         problem = self._problem
         call = problem.point.call
         audit, step = call.settings.audit, ("jacobian", strategy, call.spec.packed, problem.wrt)
-        if audit is None or strategy == "loop" or strategy == "rows":
+        if strategy in ("loop", "rows"):
             return self.computed(
                 strategy
             )  # rows are compared each time: they may be independent here and not there

@@ -34,8 +34,7 @@ def evaluate_and_push(
         Unsupported: the guest has no forward mode here, or it was found to be wrong.
     """
     call, values = call.prepared(values, wrt)
-    audit = call.settings.audit
-    if audit is not None and audit.awaits_call(call.dtype.name) and not call.order:
+    if call.settings.audit.awaits_call(call.dtype.name) and not call.order:
         with suppress(DerivativeError):  # a guest that cannot pull back has a forward mode all the same
             call = first_call.looked_at(call, values, wrt)
     arrays = tangents_to_guest(tangents, values, wrt, call.adapter.label)

@@ -7,7 +7,7 @@ more forward, and the guest never holds more than one chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from gradbridge.call_spec import CallSpec
 from gradbridge.derivatives.independence import seem_independent
 from gradbridge.errors import OptionError, OutputError
 from gradbridge.execution.steps import check_results
+from gradbridge.inspection import Stranger
 from gradbridge.layout import Array
 from gradbridge.option_values import check_options
 from gradbridge.protocol import Adapter
@@ -78,6 +79,17 @@ class ChunkedAdapter(Adapter):
     def isolate_calls(self) -> bool:
         return self._inner.isolate_calls()
 
+    def strangers(self, residuals: Any) -> Sequence[Stranger]:
+        if isinstance(residuals, _Chunked):  # what takes part in one chunk does so in all
+            count, has_rows = self.rows_of(residuals.inputs)
+            inputs = _cut(residuals.inputs, has_rows, next(self._chunks(count)))
+            _, inner = self._inner.forward(residuals.loaded, inputs, residuals.spec, residuals.wrt)
+            return self._inner.strangers(inner)
+        return self._inner.strangers(residuals.inner) if isinstance(residuals, _Whole) else ()
+
+    def operations(self, residuals: Any) -> Hashable:
+        return self._inner.operations(residuals.inner) if isinstance(residuals, _Whole) else None
+
     @property
     def results_are_typed(self) -> bool:  # type: ignore[override]
         """As the inner one."""
@@ -130,7 +142,7 @@ class ChunkedAdapter(Adapter):
         kept = None
         if wrt:
             copies = [x.copy() if isinstance(x, np.ndarray) else x for x in inputs]
-            kept = _Chunked(loaded, copies, spec.replayed())
+            kept = _Chunked(loaded, copies, spec.replayed(), wrt)
         return trees.unflatten(structure, joined), kept
 
     def backward(self, residuals: Any, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
@@ -319,6 +331,7 @@ class _Chunked(NamedTuple):
     loaded: Any
     inputs: list[Any]
     spec: CallSpec
+    wrt: tuple[int, ...]
 
 
 def _cut(leaves: Sequence[Any], has_rows: Sequence[bool], chunk: slice) -> list[Any]:

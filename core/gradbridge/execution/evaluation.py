@@ -107,7 +107,7 @@ class Call:
         call, values = self.prepared(values, wrt)
         if self.order:
             return call.evaluate_at(values, wrt)
-        if settings.audit is not None and settings.audit.awaits_call(self.dtype.name, bool(wrt)):
+        if settings.audit.awaits_call(self.dtype.name, bool(wrt)):
             looked_at: Evaluation = first_call.evaluated(call, values, wrt)
             return looked_at
         return call.remembered(values, wrt)

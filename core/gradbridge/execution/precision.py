@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradbridge.errors import GradbridgeWarning, OptionError, UnknownModelError
+from gradbridge.errors import OptionError, UnknownModelError
+from gradbridge.notices import notice
 from gradbridge.protocol import Adapter
 
 
@@ -95,11 +95,9 @@ class Precisions:
     def _say(self, dtype: np.dtype[Any], reason: str) -> None:
         adapter = self.own.adapter
         own = " and ".join(sorted(set(adapter.layout.dtypes))) or "the model's own dtype"
-        warnings.warn(
+        notice(
             f"{adapter.label} cannot be computed in {dtype.name}, the precision of the params: {reason}. It computes in "
-            f"{own}, and so its values and gradients have that precision; dtype='model' asks for this and is silent",
-            GradbridgeWarning,
-            stacklevel=6,
+            f"{own}, and so its values and gradients have that precision; dtype='model' asks for this and is silent"
         )
 
     def _start(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from gradbridge.audit.findings import Audit
 from gradbridge.declarations import Observers, Step
@@ -31,7 +31,7 @@ class BridgeSettings:
         draw_noise: params ↦ seed of a call's noise; None leaves it as the spec has it.
         checks_finite: whether params with NaN or infinity are refused.
         memory: of evaluations, with ``reuse=``; None without.
-        audit: what is known of the guest; None looks at nothing.
+        audit: what is known of the guest.
         precisions: the model in the dtypes of its hosts.
         follows: whether it is to compute in the dtype of the params.
         mode, noise: as the bridge was made with.
@@ -44,7 +44,7 @@ class BridgeSettings:
     draw_noise: Callable[[Array], int] | None = None
     checks_finite: bool = False
     memory: Memory | None = None
-    audit: Audit | None = None
+    audit: Audit = field(default_factory=partial(Audit, is_on=False))
     precisions: Precisions | None = None
     follows: bool = False
     mode: str = "eval"
@@ -57,13 +57,14 @@ class BridgeSettings:
         self.refresh()
 
     def refresh(self) -> None:
-        """Work out anew what is plain, when something was found out."""
-        audit = self.audit
+        """Work out anew what is plain, and what `quiet` is, when something was found out."""
         is_simple = self.memory is None and self.draw_noise is None and not self.checks_finite
-        self.is_plain = is_simple and (audit is None or not audit.awaits_call("float64"))
-        self.gives_plain_values = is_simple and (audit is None or not audit.awaits_call("float64", False))
+        self.is_plain = is_simple and not self.audit.awaits_call("float64")
+        self.gives_plain_values = is_simple and not self.audit.awaits_call("float64", False)
+        self.__dict__.pop("quiet", None)
 
     @cached_property
     def quiet(self) -> BridgeSettings:
         """For evaluations that are none of the program's: nobody observes, remembers or looks at them."""
-        return replace(self, observers=_Nobody(), memory=None, audit=None, checks_finite=False)
+        audit = Audit(is_on=False, precision=self.audit.precision)
+        return replace(self, observers=_Nobody(), memory=None, audit=audit, checks_finite=False)

@@ -190,7 +190,7 @@ def _pushed(
     call: Any, operation: str, values: Sequence[Any], wrt: tuple[int, ...], tangents: Sequence[Any]
 ) -> Any:
     adapter, audit, many = call.adapter, call.settings.audit, operation == "pushforward_many"
-    if audit is not None and audit.is_wrong(call.order, "pushforward"):
+    if audit.is_wrong(call.order, "pushforward"):
         raise Unsupported(f"the forward mode of {adapter.label} disagrees with its gradient")
     reason = adapter.refusal(operation)
     if reason:
@@ -226,7 +226,7 @@ def _pushed(
         shapes = [(lead, *tuple(getattr(t, "shape", (0,)))[1:]) for t in several]
         check_results(adapter, pushed, range(len(shapes)), shapes, "tangent", "output", ["fc"] * len(shapes))
     step = "pushforward", many, call.spec.packed, leaves
-    if audit is None or not adapter.traits.checks_jvp or not audit.awaits(call.order, step):
+    if not adapter.traits.checks_jvp or not audit.awaits(call.order, step):
         return pushed
     moved, reached = (
         ([np.asarray(t[0]) for t in natives], [y[0] for y in pushed]) if many else (natives, pushed[1])
@@ -243,6 +243,7 @@ def _pushed(
         leaves,
         moved,
         reached,
+        audit.precision,
         how=", JVP checked",
     )
     audit.found(call.order, step, passes is not False)
