@@ -6,15 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.errors import BorderError
 from gradbridge.notices import notice
+from gradbridge_seldonian.outputs import SpecError, tried
 from gradbridge_seldonian.rows import all_alike, can_share, independent
-
-TRIED_ROWS = 4
-
-
-class SpecError(BorderError, ValueError):
-    """A specification whose parts do not fit each other."""
 
 
 def checked_constraints(constraints: Any, deltas: Any, lambda_init: Any) -> np.ndarray:
@@ -86,26 +80,12 @@ def check_data(dataset: Any, sub_regime: str) -> None:
 
 def try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> None:
     """Predict a few rows, to see that the shapes fit; warn where all predictions are equal."""
-    X, Y = dataset.features, dataset.labels
-    few = [x[:TRIED_ROWS] for x in X] if type(X) is list else X[:TRIED_ROWS]
-    rows = min(TRIED_ROWS, len(Y))
-    tried = np.asarray(model.predict(start, few))
-    shape = tried.shape
-    if sub_regime == "multiclass_classification":
-        classes = int(Y.max()) + 1
-        if len(shape) != 2 or shape[0] != rows or shape[1] < classes:
-            raise SpecError(
-                f"{sub_regime} with labels 0 to {classes - 1} needs predictions of shape (n, {classes}), one "
-                f"probability per class; for {rows} rows the model returned {shape}"
-            )
-    elif shape != (rows,):
-        raise SpecError(
-            f"{sub_regime} needs predictions of shape (n,); for {rows} rows the model returned {shape}: give it "
-            f"a single output"
-        )
-    if sub_regime != "regression" and all_alike(tried) and all_alike(model.predict(start, X)):
+    found = tried(model, dataset, start, sub_regime)
+    if sub_regime == "regression" or not all_alike(found):
+        return
+    if all_alike(model.predict(start, dataset.features)):
         notice(
-            f"{type(model).__name__} predicts the same for all {len(Y)} rows at the initial solution. A constraint "
+            f"{type(model).__name__} predicts the same for all {len(dataset.labels)} rows at the initial solution. A constraint "
             f"on rates then has a standard deviation of zero, which has no gradient, and the engine gives up with "
             f"'NSF' at its first step; start elsewhere, e.g. at the model's own parameters",
         )
