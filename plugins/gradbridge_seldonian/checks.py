@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.errors import GradbridgeError
 from gradbridge.notices import notice
-from gradbridge.option_values import FLAG, whole
-from gradbridge.wording import in_short
+from gradbridge.option_values import FLAG
 from gradbridge_seldonian.engine import CustomDataSet, SupervisedDataSet
 from gradbridge_seldonian.engine import objectives as engine_objectives
 from gradbridge_seldonian.hyperparams import ENTRIES, check
@@ -20,9 +18,6 @@ from gradbridge_seldonian.outputs import SpecError, tried
 from gradbridge_seldonian.parsing import base_nodes, by_node, check_columns
 from gradbridge_seldonian.rows import all_alike, can_share, independent
 from gradbridge_seldonian.runs import BridgedModel
-
-#: Statistics of the rows of some labels alone.
-_OF_SOME_ROWS = ("FPR", "FNR", "TPR", "TNR", "CM")
 
 
 def checked_datasets(dataset: Any, candidate: Any, safety: Any) -> list[Any]:
@@ -147,7 +142,7 @@ def check_data(dataset: Any, sub_regime: str) -> None:
 
 
 def checked_additional(
-    given: Any, trees: Any, read: Any, technique: str, batch_size: int | None
+    given: Any, trees: Any, read: Any, technique: str, batch_size: int | None, fraction: float
 ) -> dict[str, Any]:
     """A copy of `additional_datasets`, because the engine writes into what it gets.
 
@@ -157,6 +152,7 @@ def checked_additional(
         read: the data set of the objective that is to be like them.
         technique: of the optimization.
         batch_size: of the objective's mini-batches, or None.
+        fraction: of the data that is kept for the safety test.
 
     Raises:
         SpecError: nodes that are not there, data that do not fit, or what the engine cannot do.
@@ -177,17 +173,26 @@ def checked_additional(
                     f"{where} must be a dictionary with 'dataset', or with 'candidate_dataset' and 'safety_dataset', and "
                     f"perhaps 'batch_size'; got {reprlib.repr(entry)}"
                 )
-            nodes[name] = dict(entry)
+            nodes[name] = {key: value for key, value in entry.items() if value is not None}
             size = entry.get("batch_size")
             if size is not None:
                 check(f"{where}['batch_size']", size, ENTRIES["batch_size"])
-            for data in (entry[key] for key in sorted(keys)):
+            size = batch_size if size is None else size
+            for key in sorted(keys):
+                data = entry[key]
                 if type(data) is not type(read) or data.meta.sub_regime != read.meta.sub_regime:
                     raise SpecError(
                         f"{where} must hold data like the objective's, {_named(read)} of sub_regime "
                         f"{read.meta.sub_regime!r}, got {_named(data)}"
                     )
                 check_columns(tree, data.meta.sensitive_col_names, where, name)
+                rows = round(data.num_datapoints * (1.0 - (fraction if key == "dataset" else 0.0)))
+                if key != "safety_dataset" and size is not None and size > rows:
+                    # The engine would count rows twice, and some that are not there.
+                    raise SpecError(
+                        f"{where} has {rows} rows for candidate selection, fewer than mini-batches of {size}; give it a "
+                        f"'batch_size' of its own"
+                    )
                 if data.regime == "custom":
                     continue
                 check_data(data, data.meta.sub_regime)
@@ -197,21 +202,6 @@ def checked_additional(
                         f"batch_size= out"
                     )
     return found
-
-
-def check_pieces(size: Any, trees: Any, read: Any, fraction: float) -> None:
-    """Refuse a safety test in pieces where the engine's arithmetic does not hold, and raises what is swallowed."""
-    if size is None:
-        return
-    check("batch_size_safety", size, whole("None or a number of rows, 1 or more", 1))
-    rows = read[1].num_datapoints if len(read) > 1 else round(read[0].num_datapoints * fraction)
-    for node in (node for tree in trees for node in base_nodes(tree)):
-        if size < rows and node.measure_function_name in _OF_SOME_ROWS:
-            raise SpecError(
-                f"batch_size_safety={size} was asked for with {node.name!r}, and the engine does not put the pieces of "
-                f"{', '.join(_OF_SOME_ROWS)} together, which have a number for some rows only. Leave it out; "
-                f"SeldonianModel(…, rows_per_chunk={size}) bounds the memory, too"
-            )
 
 
 def check_clipping(entries: Mapping[str, Any], start: np.ndarray) -> None:
@@ -249,7 +239,7 @@ def check_gradient(settings: Mapping[str, Any], objective: Any, seen: tuple[Any,
     raise SpecError(f"use_builtin_primary_gradient_fn=True was asked for, and {why}; use False")
 
 
-def check_custom(objective: Any, technique: str, trees: Any, dataset: Any) -> None:
+def check_custom(objective: Any, technique: str, dataset: Any) -> None:
     """Refuse what the engine cannot do in the custom regime."""
     if objective is None:
         raise SpecError(
@@ -266,12 +256,21 @@ def check_custom(objective: Any, technique: str, trees: Any, dataset: Any) -> No
             f"num_datapoints, data and sensitive_attrs must be of the same data points, got {dataset.num_datapoints}, "
             f"{count} and {groups}"
         )
-    grouped = any(node.conditional_columns for tree in trees for node in base_nodes(tree))
-    if grouped and isinstance(dataset.data, list):
-        raise SpecError(
-            "constraints that condition on groups need data in an array, of which the engine takes the groups' rows; got "
-            "a list"
-        )
+
+
+def check_groups(trees: Any, read: Any, additional: Mapping[str, Any]) -> None:
+    """Refuse statistics of groups over data of which the engine cannot take a group's rows."""
+    grouped = [(t, node) for t in trees for node in base_nodes(t) if node.conditional_columns]
+    for tree, node in grouped:
+        own = additional.get(tree.constraint_str, {}).get(node.name, {})
+        for data in [each for key, each in own.items() if key != "batch_size"] or read:
+            if isinstance(data.data if data.regime == "custom" else data.features, list):
+                raise SpecError(
+                    f"{node.name!r} conditions on groups, of which the engine takes the rows of one array; got a list of "
+                    f"them. Put them side by side, and take them apart in the model"
+                )
+            if not len(data.sensitive_attrs):
+                raise SpecError(f"{node.name!r} conditions on groups, and sensitive_attrs are empty")
 
 
 def try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> None:
@@ -284,26 +283,6 @@ def try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> N
             f"{type(model).__name__} predicts the same for all {len(dataset.labels)} rows at the initial solution. A constraint "
             f"on rates then has a standard deviation of zero, which has no gradient, and the engine gives up with "
             f"'NSF' at its first step; start elsewhere, e.g. at the model's own parameters",
-        )
-
-
-def try_objective(
-    objective: Any, model: Any, start: np.ndarray, data: tuple[Any, ...], options: Mapping[str, Any]
-) -> None:
-    """Evaluate an objective of the user's once, at the start, as the engine will.
-
-    In the engine its failure would be counted as a trial without a solution.
-    """
-    try:
-        value = objective(model, start.copy(), *data, **options)
-    except GradbridgeError:
-        raise
-    except Exception as error:
-        raise SpecError(f"primary_objective failed at the initial solution: {in_short(error)}") from error
-    if np.shape(value) != () or np.asarray(value).dtype.kind not in "fiub":
-        raise SpecError(
-            f"primary_objective must return one number, got {_named(value)} at the initial solution; return its mean "
-            f"or sum"
         )
 
 

@@ -16,6 +16,10 @@ from gradbridge_seldonian.outputs import SpecError
 
 #: How the engine bounds a node of its own.
 BOUND_METHODS = ("ttest", "manual", "random")
+#: Largest weight, up or down, whose exponential is a positive finite number.
+_STEEPEST = 700
+#: Statistics of the rows of some labels alone.
+_OF_SOME_ROWS = ("FPR", "FNR", "TPR", "TNR", "CM")
 #: Sub-regimes of one meaning; the engine's own table of measure functions has only the second.
 _SAME = {"binary_classification": "classification"}
 
@@ -189,6 +193,20 @@ def bound_methods(given: Any, trees: Sequence[ParseTree]) -> dict[str, dict[str,
     return found
 
 
+def check_pieces(size: int, rows: int, trees: Sequence[ParseTree]) -> None:
+    """Refuse a safety test of `rows` rows in pieces of `size`, where the engine cannot put them together.
+
+    What it raises then is swallowed.
+    """
+    for node in (node for tree in trees for node in base_nodes(tree)):
+        if size < rows and node.measure_function_name in _OF_SOME_ROWS:
+            raise SpecError(
+                f"batch_size_safety={size} was asked for with {node.name!r}, and the engine does not put the pieces of "
+                f"{', '.join(_OF_SOME_ROWS)} together, which have a number for some rows only. Leave it out; "
+                f"SeldonianModel(…, rows_per_chunk={size}) bounds the memory, too"
+            )
+
+
 def base_nodes(tree: ParseTree) -> Iterator[Any]:
     """The leaves that are statistics of the data; several may be of one name."""
 
@@ -253,7 +271,13 @@ def _made(constraint: str, delta: Any, vector: Any, factors: Any, setting: Setti
     if vector is None:
         tree.assign_deltas("equal")
     else:
-        tree.assign_deltas("manual", delta_vector=_numbers("delta_vectors", constraint, vector, bounds))
+        weights = _numbers("delta_vectors", constraint, vector, bounds)
+        if abs(max(weights)) > _STEEPEST:
+            raise SpecError(
+                f"delta_vectors are taken to the exponential, and that of {max(weights)} is no number to share "
+                f"{constraint!r} by; only their differences count, so subtract it"
+            )
+        tree.assign_deltas("manual", delta_vector=weights)
     if factors is None or isinstance(factors, (int, float, np.number)):
         tree.assign_infl_factors("constant", _factor(constraint, 2 if factors is None else factors))
     else:
@@ -272,10 +296,8 @@ def _numbers(what: str, constraint: str, given: Any, count: int) -> list[float]:
             f"{what} must have a number for each of the {count} bounds that {constraint!r} needs (lower before upper, "
             f"in the order of its statistics), got shape {array.shape}"
         )
-    if not np.isfinite(array).all() or not np.isfinite(np.exp(array).sum()):
-        raise SpecError(
-            f"{what} must be finite, their exponentials too, got {reprlib.repr(given)} for {constraint!r}"
-        )
+    if not np.isfinite(array).all():
+        raise SpecError(f"{what} must be finite, got {reprlib.repr(given)} for {constraint!r}")
     return list(map(float, array))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.option_values import FLAG, Takes, one_of
+from gradbridge.option_values import FLAG, Takes, one_of, whole
 from gradbridge.wording import suggestion
 from gradbridge_seldonian import objectives, parsing
 from gradbridge_seldonian.checks import (
@@ -18,13 +18,12 @@ from gradbridge_seldonian.checks import (
     check_custom,
     check_data,
     check_gradient,
-    check_pieces,
+    check_groups,
     checked_additional,
     checked_datasets,
     checked_start,
     rows_are_independent,
     try_model,
-    try_objective,
 )
 from gradbridge_seldonian.constraints import SweptTree
 from gradbridge_seldonian.engine import Spec, SupervisedSpec
@@ -32,6 +31,7 @@ from gradbridge_seldonian.hyperparams import check, hyperparams, optimizer_for, 
 from gradbridge_seldonian.outputs import SpecError
 from gradbridge_seldonian.rows import ROWS
 from gradbridge_seldonian.sweep import SweptObjective
+from gradbridge_seldonian.trials import try_gradient, try_measures, try_objective, try_regularizer
 
 __all__ = ["SpecError", "SweptSpec", "supervised_spec"]
 
@@ -206,7 +206,10 @@ def supervised_spec(
             meta.regime, meta.sub_regime, meta.sensitive_col_names or [], custom_measure_functions or {}
         ),
     )
-    check_pieces(batch_size_safety, trees, read, frac_data_in_safety)
+    if batch_size_safety is not None:
+        check("batch_size_safety", batch_size_safety, whole("None or a number of rows, 1 or more", 1))
+        tested = round(read[-1].num_datapoints * (1.0 if len(read) > 1 else frac_data_in_safety))
+        parsing.check_pieces(batch_size_safety, tested, trees)
     optimizer = optimizer_for(optimization_technique, optimizer)
     said = {
         "lambda_init": lambda_init, "num_iters": num_iters, "use_batches": use_batches, "batch_size": batch_size,
@@ -224,6 +227,7 @@ def supervised_spec(
     seen = candidate_part(read[0], frac_data_in_safety if candidate_dataset is None else 0.0)
     start = checked_start(model, seen, initial_solution)
     check_clipping(entries, start)
+    in_batches = batch_size if batch_size is not None and batch_size < len(seen[-1]) else None
     settings = {
         "dataset": dataset,
         "model": model,
@@ -240,20 +244,28 @@ def supervised_spec(
         "candidate_dataset": candidate_dataset,
         "safety_dataset": safety_dataset,
         "additional_datasets": checked_additional(
-            additional_datasets, trees, read[0], optimization_technique, batch_size
+            additional_datasets, trees, read[0], optimization_technique, in_batches, frac_data_in_safety
         ),
         "verbose": verbose,
     }
     objective = primary_objective or objectives.PRIMARY.get(meta.sub_regime)
     check_gradient(settings, objective, seen)
+    check_groups(trees, read, settings["additional_datasets"])
+    if "reg_func" in regularizers:
+        try_regularizer(regularizers["reg_func"], start)
     if is_custom:
-        check_custom(objective, optimization_technique, trees, read[0])
+        check_custom(objective, optimization_technique, read[0])
         try_objective(objective, model, start, seen, {})
+        try_measures(trees, model, start, read[0], *seen)
+    else:
+        for each in read:
+            try_model(model, each, start, meta.sub_regime)
+        if primary_objective is not None:
+            try_objective(objective, model, start, seen, {"sub_regime": meta.sub_regime})
+    if custom_primary_gradient_fn is not None:
+        try_gradient(custom_primary_gradient_fn, model, start, seen)
+    if is_custom:
         return Spec(parse_trees=trees, primary_objective=objective, **settings)
-    for each in read:
-        try_model(model, each, start, meta.sub_regime)
-    if primary_objective is not None:
-        try_objective(objective, model, start, seen, {"sub_regime": meta.sub_regime})
     trees = list(map(SweptTree.of, trees))
     grouped = any(node.conditional_columns for tree in trees for node in tree.base_nodes())
     if rows_are_independent(model, read[0], start, rows, grouped, batch_size):

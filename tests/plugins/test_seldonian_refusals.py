@@ -36,6 +36,12 @@ def custom(rows=40):
     return CustomDataSet(RNG.normal(size=(rows, 2)), np.ones((rows, 2)), rows, meta)
 
 
+def without_groups():
+    made = data()
+    made.sensitive_attrs = []
+    return made
+
+
 def model():
     return SeldonianModel(torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Sigmoid()))
 
@@ -128,7 +134,9 @@ def additional(entry, constraint=PR, node="PR"):
         ({"constraints": ["0.2 <= 0.9"]}, "no statistic of the data"),
         ({"delta_vectors": [[1.0, 2.0]]}, r"a number for each of the 1 bounds that 'PR <= 0.9' needs"),
         ({"delta_vectors": [0.5, 0.5]}, "one entry for each of the 1 constraints"),
-        ({"delta_vectors": [[1e4]]}, "their exponentials too"),
+        ({"delta_vectors": [[1e4]]}, "taken to the exponential, and that of 10000.0"),
+        ({"delta_vectors": [[-800.0]]}, "only their differences count"),
+        ({"delta_vectors": [[np.nan]]}, "delta_vectors must be finite"),
         ({"infl_factors": -1}, "infl_factors must be at least 0, got -1"),
         ({"infl_factors": [[1.0, 2.0]]}, "infl_factors must have a number for each of the 1 bounds"),
         ({"infl_factors": "2"}, "infl_factors must be a list with one entry"),
@@ -151,6 +159,7 @@ def additional(entry, constraint=PR, node="PR"):
         ({"frac_data_in_safety": 1.0}, "frac_data_in_safety must be a number between 0 and 1"),
         ({"batch_size_safety": 0}, "batch_size_safety must be"),
         ({"batch_size_safety": 5, "constraints": [GAP]}, "batch_size_safety=5 .*'FPR | .*rows_per_chunk=5"),
+        ({"dataset": without_groups(), "constraints": [GAP]}, "sensitive_attrs are empty"),
         # nodes
         ({"base_node_bound_method_dict": {"PR <= 0.8": {}}}, r"names the constraint 'PR <= 0.8', .*did you mean 'PR-"),
         ({"base_node_bound_method_dict": {PR: {"PRR": "ttest"}}}, "base node 'PRR', .*did you mean 'PR'"),
@@ -159,6 +168,8 @@ def additional(entry, constraint=PR, node="PR"):
         (additional({"data": data()}), "must be a dictionary with 'dataset'"),
         (additional({"dataset": data(sub_regime="regression")}), "data like the objective's"),
         (additional({"dataset": data(), "batch_size": 0}), r"\['batch_size'\] must be a whole number"),
+        (additional({"dataset": data(), "batch_size": 17}), "has 16 rows for candidate selection, fewer than .* 17"),
+        ({**additional({"dataset": data(20)}), "batch_size": 9, "n_epochs": 1}, "has 8 rows .*'batch_size' of its own"),
         (additional({"dataset": data()}, node="NR"), "names the base node 'NR'"),
         ({**additional({"dataset": data(columns=("c", "b"))}, GAP, "FPR | [a]"), "constraints": [GAP]}, "conditions on 'a'"),
         ({**additional({"dataset": data()}), **BARRIER}, "additional_datasets .* only gradient descent makes"),
@@ -168,6 +179,9 @@ def additional(entry, constraint=PR, node="PR"):
         ({"primary_objective": lambda m, t, X, Y: 0.0}, "failed at the initial solution: TypeError"),
         ({"primary_objective": lambda m, t, X, Y, **k: X @ Y}, "failed at the initial solution: ValueError"),
         ({"custom_primary_gradient_fn": 3}, "custom_primary_gradient_fn must be a function"),
+        ({"custom_primary_gradient_fn": lambda model, theta, X, Y: np.ones(2)}, r"shape \(3,\), got shape \(2,\)"),
+        ({"custom_primary_gradient_fn": lambda m, t, X, Y: t}, "failed at the initial solution: TypeError"),
+        ({**BARRIER, "regularization_hyperparams": {"reg_func": lambda theta: theta}}, "reg_func.*must return one number"),
         ({"use_builtin_primary_gradient_fn": True}, "formulas are those of its own linear models"),
         (
             {"use_builtin_primary_gradient_fn": True, "model": BinaryLogisticRegressionModel(),
@@ -185,12 +199,20 @@ def additional(entry, constraint=PR, node="PR"):
         ({**CUSTOM, **BARRIER}, "the engine has only 'gradient_descent'"),
         ({**CUSTOM, "candidate_dataset": custom(), "safety_dataset": custom()}, "engine cannot run so"),
         ({**CUSTOM, "primary_objective": lambda m, t, data, **k: data}, "must return one number"),
+        ({**CUSTOM, "custom_measure_functions": {"SIZE": lambda m, theta, data: theta}}, "'SIZE.*failed at the initial"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_said_with_its_name(change, said):
     arguments = {"dataset": data(), "model": model(), "constraints": [PR], "deltas": [0.1], **change}
     with pytest.raises(SpecError, match=said):
         supervised_spec(**arguments)
+
+
+def test_groups_of_features_in_a_list_are_refused():
+    features = [np.ones((40, 2)), np.ones((40, 3))]
+    two = SeldonianModel(torch.nn.Sequential(torch.nn.Bilinear(2, 3, 1)), output="logits")
+    with pytest.raises(SpecError, match="'FPR | .*takes the rows of one array"):
+        supervised_spec(data(features=features), two, [GAP], [0.1])
 
 
 def test_entries_of_another_optimizer_may_stay_in_a_dictionary():
