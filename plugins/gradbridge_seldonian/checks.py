@@ -84,8 +84,12 @@ def check_data(dataset: Any, sub_regime: str) -> None:
         )
 
 
-def try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> None:
-    """Predict a few rows, to see that the shapes fit; warn where all predictions are equal."""
+def try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> tuple[int, ...]:
+    """Predict a few rows, to see that the shapes fit; warn where all predictions are equal.
+
+    Returns:
+        The shape of one row's prediction, () or (classes,).
+    """
     X, Y = dataset.features, dataset.labels
     few = [x[:TRIED_ROWS] for x in X] if type(X) is list else X[:TRIED_ROWS]
     rows = min(TRIED_ROWS, len(Y))
@@ -109,13 +113,14 @@ def try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> N
             f"on rates then has a standard deviation of zero, which has no gradient, and the engine gives up with "
             f"'NSF' at its first step; start elsewhere, e.g. at the model's own parameters",
         )
+    return tuple(shape[1:])
 
 
 def rows_are_independent(
     model: Any, dataset: Any, start: np.ndarray, rows: str, grouped: bool, batch_size: int | None
 ) -> bool:
     """Whether groups may take their predictions from those for all rows; see `supervised_spec`."""
-    # Of a list of features the engine makes groups of its own kind, which are no rows of anything.
+    # Of a list of features groups are not shared: each is asked for by itself.
     useful = grouped and type(dataset.features) is not list and can_share(model)
     if rows == "together" or (rows == "auto" and not useful):
         return False

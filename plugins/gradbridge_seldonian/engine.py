@@ -7,9 +7,12 @@ from gradbridge.errors import BackendUnavailableError
 INSTALL = 'pip install "gradbridge[torch,seldonian]" && pip install --no-deps seldonian-engine==0.8.11'
 
 try:
+    from seldonian.dataset import SupervisedDataSet
     from seldonian.models import objectives
     from seldonian.models.models import SupervisedModel
-    from seldonian.parse_tree.nodes import BaseNode
+    from seldonian.parse_tree import zhat_funcs
+    from seldonian.parse_tree.nodes import BaseNode, custom_base_node_dict, subscriptable_measure_functions
+    from seldonian.parse_tree.operators import bounds_required_dict, op_mapper
     from seldonian.parse_tree.parse_tree import ParseTree, make_parse_trees_from_constraints
     from seldonian.seldonian_algorithm import SeldonianAlgorithm
     from seldonian.spec import SupervisedSpec
@@ -25,9 +28,15 @@ __all__ = [
     "BaseNode",
     "ParseTree",
     "SeldonianAlgorithm",
+    "SupervisedDataSet",
     "SupervisedModel",
     "SupervisedSpec",
+    "bounds_required_dict",
+    "custom_base_node_dict",
     "make_parse_trees_from_constraints",
     "objectives",
+    "op_mapper",
+    "subscriptable_measure_functions",
     "tinv",
+    "zhat_funcs",
 ]

@@ -18,7 +18,8 @@ from gradbridge_seldonian.checks import (
     try_model,
 )
 from gradbridge_seldonian.constraints import SweptTree
-from gradbridge_seldonian.engine import SupervisedSpec, make_parse_trees_from_constraints
+from gradbridge_seldonian.engine import SupervisedSpec
+from gradbridge_seldonian.measures import check_measures, read_constraint
 from gradbridge_seldonian.rows import ROWS
 from gradbridge_seldonian.sweep import SweptObjective
 
@@ -122,7 +123,7 @@ def supervised_spec(
     multipliers = checked_constraints(constraints, deltas, lambda_init)
     check_data(dataset, sub_regime)
     start = checked_start(model, dataset, initial_solution)
-    try_model(model, dataset, start, sub_regime)
+    outputs = try_model(model, dataset, start, sub_regime)
     if (batch_size is None) != (n_epochs is None) or (num_iters is not None and batch_size is not None):
         raise SpecError("give either num_iters, or both batch_size and n_epochs")
     batches = (
@@ -130,19 +131,13 @@ def supervised_spec(
         if batch_size is None
         else {"use_batches": True, "batch_size": batch_size, "n_epochs": n_epochs}
     )
-    parse_trees = make_parse_trees_from_constraints(
-        list(constraints),
-        list(deltas),
-        regime="supervised_learning",
-        sub_regime=sub_regime,
-        columns=list(dataset.meta.sensitive_col_names),
-    )
-    trees = list(map(SweptTree.of, parse_trees))
+    columns = list(dataset.meta.sensitive_col_names)
+    trees = [SweptTree.of(read_constraint(c, d, sub_regime, columns)) for c, d in zip(constraints, deltas)]
     grouped = any(node.conditional_columns for tree in trees for node in tree.base_nodes())
     if rows_are_independent(model, dataset, start, rows, grouped, batch_size):
         for tree in trees:
             tree.share_rows(model.bridge)
-    return SweptSpec(
+    made = SweptSpec(
         dataset=dataset,
         model=model,
         parse_trees=trees,
@@ -164,6 +159,8 @@ def supervised_spec(
         verbose=verbose,
         **spec,
     )
+    check_measures(made, outputs)
+    return made
 
 
 class _Start:

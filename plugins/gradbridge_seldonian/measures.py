@@ -1,0 +1,221 @@
+"""Constraints as users write them: read, and refused where no run could make sense of them.
+
+What the engine makes of them is silent at best: a rate without a class among several is the mean over
+all classes, and a statistic of fewer than five rows is bounded by infinity, which ends every run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradbridge.wording import in_short, suggestion
+from gradbridge_seldonian.checks import SpecError
+from gradbridge_seldonian.engine import (
+    ParseTree,
+    SupervisedDataSet,
+    bounds_required_dict,
+    custom_base_node_dict,
+    op_mapper,
+    subscriptable_measure_functions,
+)
+from gradbridge_seldonian.shared import has_own_zhat
+from gradbridge_seldonian.statistics import classes, samples, statistic
+
+# The engine's bound on a statistic of fewer samples is infinite.
+_LEAST = 5
+
+_FUNCTIONS = set(bounds_required_dict) - set(op_mapper.values())
+_SYNTAX = (
+    "Classes are written PR_[1] and CM_[true,predicted], groups (PR | [column]), both (PR_[1] | [column])"
+)
+
+
+def read_constraint(
+    constraint: str,
+    delta: float,
+    sub_regime: str,
+    columns: Sequence[str],
+    delta_weight_method: str = "equal",
+    delta_vector: Sequence[float] = (),
+    infl_factor_method: str = "constant",
+    infl_factors: float | Sequence[float] = 2,
+) -> ParseTree:
+    """The engine's parse tree of a constraint, with the user's words as its attribute `written`.
+
+    Args:
+        constraint: such as ``"(PR_[1] | [a]) <= 0.6"``.
+        delta: probability with which it may fail.
+        sub_regime: of the data.
+        columns: names of the columns that it may condition on.
+        delta_weight_method, delta_vector, infl_factor_method, infl_factors: of `ParseTree.build_tree`.
+
+    Raises:
+        SpecError: it cannot be read; unknown names are told, with the nearest.
+    """
+    # The engine's tables have the one name, its data sets the other too.
+    known = "classification" if sub_regime == "binary_classification" else sub_regime
+    tree = ParseTree(delta, "supervised_learning", known, columns=list(columns))
+    try:
+        tree.create_from_ast(constraint)
+        tree.assign_bounds_needed()
+    except Exception as error:  # of any class: it meets what it does not know with whatever fails first
+        names = [*tree.available_measure_functions, *custom_base_node_dict]
+        why = _unknown(str(constraint), sub_regime, names, columns) or in_short(error)
+        raise SpecError(f"the constraint {constraint!r} cannot be read: {why}. {_SYNTAX}") from error
+    if not tree.n_base_nodes:
+        raise SpecError(f"the constraint {constraint!r} names no statistic of the data, and nothing can change it")
+    tree.assign_deltas(delta_weight_method, delta_vector=delta_vector)
+    tree.assign_infl_factors(infl_factor_method, infl_factors)
+    tree.written = constraint
+    return tree
+
+
+def _unknown(constraint: str, sub_regime: str, names: Sequence[str], columns: Sequence[str]) -> str:
+    """What a constraint names that is not known; empty if nothing."""
+    groups = re.compile(r"\|\s*\[([^\]]*)\]")
+    for name in re.findall(r"\w+", " ".join(groups.findall(constraint))):
+        if name not in columns:
+            among = f"are {', '.join(columns)}; {suggestion(name, columns)}" if columns else "are none"
+            return f"{name!r} is no sensitive column; the data's {among}".rstrip()
+    for name in re.findall(r"(?<![\w.])[A-Za-z_]\w*", groups.sub("", constraint)):
+        bare = name.rstrip("_")
+        if bare not in names and bare not in _FUNCTIONS and name != "e":
+            near = suggestion(bare, [*names, *_FUNCTIONS], cutoff=0.5)
+            return f"{bare!r} is no statistic of {sub_regime}; they are {', '.join(names)}; {near}".rstrip(
+                "; "
+            )
+    return ""
+
+
+def check_measures(spec: Any, outputs: tuple[int, ...]) -> None:
+    """Refuse constraints on classes that there are not, and on statistics that can never be bounded.
+
+    Args:
+        spec: a `SupervisedSpec`, its parse trees `SweptTree`s.
+        outputs: shape of one row's prediction, () or (classes,).
+
+    Raises:
+        SpecError: a class out of range, none where one is needed, or one where none is known; a column that
+            the data have not; too few rows of candidate data, of one mini-batch of them, or of safety data.
+    """
+    for tree in spec.parse_trees:
+        for node in {node.name: node for node in tree.base_nodes()}.values():
+            if not has_own_zhat(node):
+                continue  # a kind of its own, that looks at what it will
+            try:
+                _check_classes(node, spec.sub_regime, outputs)
+                if _is_bounded(spec, tree, node):
+                    _check_rows(node, spec, tree, outputs)
+            except SpecError as error:
+                raise SpecError(f"the constraint {tree.written!r}: {error}") from None
+
+
+def _check_classes(node: Any, sub_regime: str, outputs: tuple[int, ...]) -> None:
+    name, named = node.measure_function_name, classes(node)
+    if statistic(name) is None:
+        raise SpecError(f"{name} chooses its rows by itself, and cannot be conditioned on columns")
+    if sub_regime != "multiclass_classification":
+        if named:
+            index = named.get("class_index")
+            same = {1: name, 0: name.translate(str.maketrans("PN", "NP"))}.get(index)
+            raise SpecError(
+                f"{node.name} names a class, and the model of a {sub_regime} has one output, the probability of "
+                + (
+                    f"class 1; write {same} for {name}_[{index}]"
+                    if same
+                    else "class 1, so that 0 and 1 are all"
+                )
+            )
+        return
+    if not named and name in subscriptable_measure_functions:
+        of = "CM_[0,1], the true class and the predicted one" if name == "CM" else f"{name}_[0]"
+        raise SpecError(f"{name} is of one class, and there are {outputs[0]}; say which, as in {of}")
+    for index in named.values():
+        if type(index) is not int or not 0 <= index < outputs[0]:
+            raise SpecError(
+                f"{node.name} names class {index}, and the model predicts classes 0 to {outputs[0] - 1}"
+            )
+
+
+def _is_bounded(spec: Any, tree: Any, node: Any) -> bool:
+    method = spec.base_node_bound_method_dict.get(tree.constraint_str, {}).get(node.name)
+    return (method or tree.base_node_dict[node.name]["bound_method"]) not in ("manual", "random")
+
+
+def _check_rows(node: Any, spec: Any, tree: Any, outputs: tuple[int, ...]) -> None:
+    candidate, safety = _parts(spec, tree, node)
+    for what, part in [*_steps(spec, candidate), ("safety data", safety)]:
+        count = _count(node, part, spec.sub_regime, outputs)
+        # What candidate selection takes for the number of rows in the safety test.
+        predicted = count if part is safety else round(count / part.num_datapoints * safety.num_datapoints)
+        if count < _LEAST or predicted < 2:
+            raise SpecError(
+                f"{node.name} looks at {count} of the {part.num_datapoints} rows of the {what}, and the engine's "
+                f"bound by so few is infinite{'' if count < _LEAST else ' in a safety test this small'}, so that no "
+                f"solution would ever be found; give more data{' or larger batches' if 'batch' in what else ''}, "
+                f"shuffle them if they are sorted, or leave it out"
+            )
+
+
+def _parts(spec: Any, tree: Any, node: Any) -> tuple[Any, Any]:
+    """The data of a node in candidate selection and in the safety test, split as the engine does."""
+    given = spec.additional_datasets.get(tree.constraint_str, {}).get(node.name) or (
+        {"candidate_dataset": spec.candidate_dataset, "safety_dataset": spec.safety_dataset}
+        if spec.candidate_dataset
+        else {"dataset": spec.dataset}
+    )
+    if "dataset" not in given:
+        return given["candidate_dataset"], given["safety_dataset"]
+    first = round(given["dataset"].num_datapoints * (1.0 - spec.frac_data_in_safety))
+    return _rows(given["dataset"], slice(first)), _rows(given["dataset"], slice(first, None))
+
+
+def _steps(spec: Any, candidate: Any) -> Iterator[tuple[str, Any]]:
+    """What candidate selection looks at in one step."""
+    told = spec.optimization_hyperparams
+    if not (spec.optimization_technique == "gradient_descent" and told.get("use_batches")):
+        yield "candidate data", candidate
+    elif not spec.additional_datasets:  # whose batches the engine takes as it goes
+        size = told["batch_size"]
+        for number, start in enumerate(range(0, candidate.num_datapoints, size)):
+            yield f"candidate data's batch {number}", _rows(candidate, slice(start, start + size))
+
+
+def _rows(data: Any, rows: slice) -> Any:
+    features = [x[rows] for x in data.features] if type(data.features) is list else data.features[rows]
+    labels = data.labels[rows]
+    return SupervisedDataSet(features, labels, data.sensitive_attrs[rows], len(labels), data.meta)
+
+
+def _count(node: Any, data: Any, sub_regime: str, outputs: tuple[int, ...]) -> int:
+    """How many samples a node's statistic has in a data set, whatever the model predicts."""
+    names, shape = data.sensitive_col_names, np.shape(data.sensitive_attrs)
+    missing = [column for column in node.conditional_columns if column not in names]
+    if missing or (node.conditional_columns and (len(shape) != 2 or shape[1] != len(names))):
+        raise SpecError(
+            f"{node.name} needs sensitive_attrs with the columns {', '.join(node.conditional_columns)}, got "
+            f"the columns {', '.join(names) or 'none'} and an array of shape {shape}"
+        )
+    told = {"regime": "supervised_learning", "branch": "candidate_selection", "n_safety": 0}
+    blank = _Blank(outputs)
+    rows = node.calculate_data_forbound(theta=None, dataset=data, model=blank, **told)
+    found = samples(node, blank, None, rows, sub_regime=sub_regime, **told)
+    if np.ndim(found) != 1:
+        raise SpecError(
+            f"{node.name} gives {np.shape(found)} numbers for {len(rows['labels'])} rows, not one for each"
+        )
+    return len(found)
+
+
+class _Blank:
+    """A model that predicts zeros."""
+
+    def __init__(self, outputs: tuple[int, ...]) -> None:
+        self._outputs = outputs
+
+    def predict(self, theta: Any, X: Any) -> Any:
+        return np.zeros((len(X[0] if type(X) is list else X), *self._outputs))
