@@ -6,6 +6,7 @@ all classes, and a statistic of fewer than five rows is bounded by infinity, whi
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from gradbridge_seldonian.engine import (
     custom_base_node_dict,
     op_mapper,
     subscriptable_measure_functions,
+    zhat_funcs,
 )
 from gradbridge_seldonian.shared import has_own_zhat
 from gradbridge_seldonian.statistics import classes, samples, statistic
@@ -64,10 +66,12 @@ def read_constraint(
         tree.assign_bounds_needed()
     except Exception as error:  # of any class: it meets what it does not know with whatever fails first
         names = [*tree.available_measure_functions, *custom_base_node_dict]
-        why = _unknown(str(constraint), sub_regime, names, columns) or in_short(error)
+        why = (_unknown(str(constraint), sub_regime, names, columns) or in_short(error)).rstrip(".")
         raise SpecError(f"the constraint {constraint!r} cannot be read: {why}. {_SYNTAX}") from error
     if not tree.n_base_nodes:
-        raise SpecError(f"the constraint {constraint!r} names no statistic of the data, and nothing can change it")
+        raise SpecError(
+            f"the constraint {constraint!r} names no statistic of the data, and nothing can change it"
+        )
     tree.assign_deltas(delta_weight_method, delta_vector=delta_vector)
     tree.assign_infl_factors(infl_factor_method, infl_factors)
     tree.written = constraint
@@ -76,6 +80,11 @@ def read_constraint(
 
 def _unknown(constraint: str, sub_regime: str, names: Sequence[str], columns: Sequence[str]) -> str:
     """What a constraint names that is not known; empty if nothing."""
+    for column in columns:
+        if column in constraint and (not column.isidentifier() or keyword.iskeyword(column)):
+            return (
+                f"a constraint names columns as Python does variables, and not {column!r}; rename that column"
+            )
     groups = re.compile(r"\|\s*\[([^\]]*)\]")
     for name in re.findall(r"\w+", " ".join(groups.findall(constraint))):
         if name not in columns:
@@ -108,7 +117,7 @@ def check_measures(spec: Any, outputs: tuple[int, ...]) -> None:
                 continue  # a kind of its own, that looks at what it will
             try:
                 _check_classes(node, spec.sub_regime, outputs)
-                if _is_bounded(spec, tree, node):
+                if _is_bounded_by_rows(spec, tree, node):
                     _check_rows(node, spec, tree, outputs)
             except SpecError as error:
                 raise SpecError(f"the constraint {tree.written!r}: {error}") from None
@@ -118,6 +127,8 @@ def _check_classes(node: Any, sub_regime: str, outputs: tuple[int, ...]) -> None
     name, named = node.measure_function_name, classes(node)
     if statistic(name) is None:
         raise SpecError(f"{name} chooses its rows by itself, and cannot be conditioned on columns")
+    if not _is_engines(name):
+        return  # what its classes are is its own affair
     if sub_regime != "multiclass_classification":
         if named:
             index = named.get("class_index")
@@ -141,36 +152,50 @@ def _check_classes(node: Any, sub_regime: str, outputs: tuple[int, ...]) -> None
             )
 
 
-def _is_bounded(spec: Any, tree: Any, node: Any) -> bool:
+def _is_engines(name: str) -> bool:
+    """Whether a statistic is one of the engine's, and not one that a user added to its table."""
+    return getattr(statistic(name), "__module__", None) == zhat_funcs.__name__
+
+
+def _is_bounded_by_rows(spec: Any, tree: Any, node: Any) -> bool:
+    """Whether the number of rows decides if a node has a bound, and the labels alone decide which they are."""
     method = spec.base_node_bound_method_dict.get(tree.constraint_str, {}).get(node.name)
-    return (method or tree.base_node_dict[node.name]["bound_method"]) not in ("manual", "random")
+    return _is_engines(node.measure_function_name) and (
+        method or tree.base_node_dict[node.name]["bound_method"]
+    ) not in (
+        "manual",
+        "random",
+    )
 
 
 def _check_rows(node: Any, spec: Any, tree: Any, outputs: tuple[int, ...]) -> None:
-    candidate, safety = _parts(spec, tree, node)
-    for what, part in [*_steps(spec, candidate), ("safety data", safety)]:
-        count = _count(node, part, spec.sub_regime, outputs)
-        # What candidate selection takes for the number of rows in the safety test.
-        predicted = count if part is safety else round(count / part.num_datapoints * safety.num_datapoints)
-        if count < _LEAST or predicted < 2:
-            raise SpecError(
-                f"{node.name} looks at {count} of the {part.num_datapoints} rows of the {what}, and the engine's "
-                f"bound by so few is infinite{'' if count < _LEAST else ' in a safety test this small'}, so that no "
-                f"solution would ever be found; give more data{' or larger batches' if 'batch' in what else ''}, "
-                f"shuffle them if they are sorted, or leave it out"
-            )
-
-
-def _parts(spec: Any, tree: Any, node: Any) -> tuple[Any, Any]:
-    """The data of a node in candidate selection and in the safety test, split as the engine does."""
-    given = spec.additional_datasets.get(tree.constraint_str, {}).get(node.name) or (
+    primary = (
         {"candidate_dataset": spec.candidate_dataset, "safety_dataset": spec.safety_dataset}
         if spec.candidate_dataset
         else {"dataset": spec.dataset}
     )
+    given = spec.additional_datasets.get(tree.constraint_str, {}).get(node.name, primary)
+    candidate, safety = _parts(given, spec.frac_data_in_safety)
+    n_safety = len(_parts(primary, spec.frac_data_in_safety)[1].labels)
+    for what, part in [*_steps(spec, candidate), ("safety data", safety)]:
+        n = len(part.labels)
+        count = _count(node, part, spec.sub_regime, outputs)
+        # What candidate selection takes for the number of rows in the safety test.
+        predicted = count if part is safety else round(count / max(n, 1) * n_safety)
+        if count < _LEAST or predicted < 2:
+            raise SpecError(
+                f"{node.name} looks at {count} of the {n} rows of the {what}, and the engine's bound by so few is "
+                f"infinite{'' if count < _LEAST else ' in a safety test this small'}, so that no solution would ever "
+                f"be found; give more data{' or larger batches' if 'batch' in what else ''}, shuffle them if they "
+                f"are sorted, or leave it out"
+            )
+
+
+def _parts(given: dict[str, Any], fraction: float) -> tuple[Any, Any]:
+    """The data of candidate selection and of the safety test, split as the engine does."""
     if "dataset" not in given:
         return given["candidate_dataset"], given["safety_dataset"]
-    first = round(given["dataset"].num_datapoints * (1.0 - spec.frac_data_in_safety))
+    first = round(given["dataset"].num_datapoints * (1.0 - fraction))
     return _rows(given["dataset"], slice(first)), _rows(given["dataset"], slice(first, None))
 
 
@@ -181,14 +206,13 @@ def _steps(spec: Any, candidate: Any) -> Iterator[tuple[str, Any]]:
         yield "candidate data", candidate
     elif not spec.additional_datasets:  # whose batches the engine takes as it goes
         size = told["batch_size"]
-        for number, start in enumerate(range(0, candidate.num_datapoints, size)):
+        for number, start in enumerate(range(0, len(candidate.labels), size)):
             yield f"candidate data's batch {number}", _rows(candidate, slice(start, start + size))
 
 
 def _rows(data: Any, rows: slice) -> Any:
-    features = [x[rows] for x in data.features] if type(data.features) is list else data.features[rows]
-    labels = data.labels[rows]
-    return SupervisedDataSet(features, labels, data.sensitive_attrs[rows], len(labels), data.meta)
+    labels = data.labels[rows]  # in place of the features, which nobody looks at
+    return SupervisedDataSet(labels, labels, data.sensitive_attrs[rows], len(labels), data.meta)
 
 
 def _count(node: Any, data: Any, sub_regime: str, outputs: tuple[int, ...]) -> int:
@@ -201,14 +225,8 @@ def _count(node: Any, data: Any, sub_regime: str, outputs: tuple[int, ...]) -> i
             f"the columns {', '.join(names) or 'none'} and an array of shape {shape}"
         )
     told = {"regime": "supervised_learning", "branch": "candidate_selection", "n_safety": 0}
-    blank = _Blank(outputs)
-    rows = node.calculate_data_forbound(theta=None, dataset=data, model=blank, **told)
-    found = samples(node, blank, None, rows, sub_regime=sub_regime, **told)
-    if np.ndim(found) != 1:
-        raise SpecError(
-            f"{node.name} gives {np.shape(found)} numbers for {len(rows['labels'])} rows, not one for each"
-        )
-    return len(found)
+    rows = node.calculate_data_forbound(theta=None, dataset=_rows(data, slice(None)), model=None, **told)
+    return len(samples(node, _Blank(outputs), None, rows, sub_regime=sub_regime, **told))
 
 
 class _Blank:
@@ -218,4 +236,4 @@ class _Blank:
         self._outputs = outputs
 
     def predict(self, theta: Any, X: Any) -> Any:
-        return np.zeros((len(X[0] if type(X) is list else X), *self._outputs))
+        return np.zeros((len(X), *self._outputs))

@@ -141,7 +141,9 @@ def test_candidate_selection_predicts_that_bound_with_its_closed_form_gradient(r
 
     _, column, sign = RATES[rate]
     s, n = values.std(ddof=1), len(values)
-    slope = 1 / n + 2 / np.sqrt(count) * student.ppf(0.9, count - 1) * (values - values.mean()) / ((n - 1) * s)
+    slope = 1 / n + 2 / np.sqrt(count) * student.ppf(0.9, count - 1) * (values - values.mean()) / (
+        (n - 1) * s
+    )
     P = probabilities(theta)[seen]
     logits = sign * slope[:, None] * P[:, [column]] * (np.eye(K)[column] - P)
     wanted = np.concatenate([(logits.T @ X[seen]).ravel(), logits.sum(0)])
