@@ -66,7 +66,7 @@ def read_constraint(
         tree.assign_bounds_needed()
     except Exception as error:  # of any class: it meets what it does not know with whatever fails first
         names = [*tree.available_measure_functions, *custom_base_node_dict]
-        why = (_unknown(str(constraint), sub_regime, names, columns) or in_short(error)).rstrip(".")
+        why = _unknown(str(constraint), sub_regime, names, columns) or in_short(error).rstrip(".")
         raise SpecError(f"the constraint {constraint!r} cannot be read: {why}. {_SYNTAX}") from error
     if not tree.n_base_nodes:
         raise SpecError(
@@ -88,42 +88,69 @@ def _unknown(constraint: str, sub_regime: str, names: Sequence[str], columns: Se
     groups = re.compile(r"\|\s*\[([^\]]*)\]")
     for name in re.findall(r"\w+", " ".join(groups.findall(constraint))):
         if name not in columns:
-            among = f"are {', '.join(columns)}; {suggestion(name, columns)}" if columns else "are none"
-            return f"{name!r} is no sensitive column; the data's {among}".rstrip()
+            have = ", ".join(columns) or "none"
+            return f"{name!r} is no sensitive column{_near(name, columns)}; the data have {have}"
     for name in re.findall(r"(?<![\w.])[A-Za-z_]\w*", groups.sub("", constraint)):
         bare = name.rstrip("_")
         if bare not in names and bare not in _FUNCTIONS and name != "e":
-            near = suggestion(bare, [*names, *_FUNCTIONS], cutoff=0.5)
-            return f"{bare!r} is no statistic of {sub_regime}; they are {', '.join(names)}; {near}".rstrip(
-                "; "
-            )
+            near = _near(bare, [*names, *sorted(_FUNCTIONS)])
+            return f"{bare!r} is no statistic of {sub_regime}{near}; they are {', '.join(names)}"
     return ""
 
 
-def check_measures(spec: Any, outputs: tuple[int, ...]) -> None:
-    """Refuse constraints on classes that there are not, and on statistics that can never be bounded.
+def _near(name: str, known: Sequence[str]) -> str:
+    found = suggestion(name, known, cutoff=0.5).strip()
+    return found and f", {found}"
+
+
+def check_classes(trees: Sequence[Any], outputs: tuple[int, ...]) -> None:
+    """Refuse constraints on classes that the model does not predict.
 
     Args:
-        spec: a `SupervisedSpec`, its parse trees `SweptTree`s.
+        trees: `SweptTree`s.
         outputs: shape of one row's prediction, () or (classes,).
 
     Raises:
-        SpecError: a class out of range, none where one is needed, or one where none is known; a column that
-            the data have not; too few rows of candidate data, of one mini-batch of them, or of safety data.
+        SpecError: a class is out of range.
+    """
+    for tree in trees:
+        for node in tree.base_nodes():
+            for index in (
+                classes(node).values() if outputs and _is_engines(node.measure_function_name) else ()
+            ):
+                if type(index) is int and index >= outputs[0]:
+                    raise SpecError(
+                        f"the constraint {tree.written!r}: {node.name} names class {index}, and the model predicts "
+                        f"classes 0 to {outputs[0] - 1}"
+                    )
+
+
+def check_measures(spec: Any) -> None:
+    """Refuse constraints whose classes make no sense, and statistics that can never be bounded.
+
+    By the data alone: the model is not asked.
+
+    Args:
+        spec: a `SupervisedSpec`, its parse trees `SweptTree`s.
+
+    Raises:
+        SpecError: a rate that needs a class and has none, a class where there are none, or that is no number; a
+            column that the data have not; too few rows of candidate data, of one mini-batch of them, or of
+            safety data.
     """
     for tree in spec.parse_trees:
         for node in {node.name: node for node in tree.base_nodes()}.values():
             if not has_own_zhat(node):
                 continue  # a kind of its own, that looks at what it will
             try:
-                _check_classes(node, spec.sub_regime, outputs)
+                _check_named(node, spec.sub_regime)
                 if _is_bounded_by_rows(spec, tree, node):
-                    _check_rows(node, spec, tree, outputs)
+                    _check_rows(node, spec, tree)
             except SpecError as error:
                 raise SpecError(f"the constraint {tree.written!r}: {error}") from None
 
 
-def _check_classes(node: Any, sub_regime: str, outputs: tuple[int, ...]) -> None:
+def _check_named(node: Any, sub_regime: str) -> None:
     name, named = node.measure_function_name, classes(node)
     if statistic(name) is None:
         raise SpecError(f"{name} chooses its rows by itself, and cannot be conditioned on columns")
@@ -144,12 +171,10 @@ def _check_classes(node: Any, sub_regime: str, outputs: tuple[int, ...]) -> None
         return
     if not named and name in subscriptable_measure_functions:
         of = "CM_[0,1], the true class and the predicted one" if name == "CM" else f"{name}_[0]"
-        raise SpecError(f"{name} is of one class, and there are {outputs[0]}; say which, as in {of}")
+        raise SpecError(f"{name} is of one class among several; say which, as in {of}")
     for index in named.values():
-        if type(index) is not int or not 0 <= index < outputs[0]:
-            raise SpecError(
-                f"{node.name} names class {index}, and the model predicts classes 0 to {outputs[0] - 1}"
-            )
+        if type(index) is not int or index < 0:
+            raise SpecError(f"{node.name} names class {index!r}, and classes are numbers from 0 on")
 
 
 def _is_engines(name: str) -> bool:
@@ -168,7 +193,7 @@ def _is_bounded_by_rows(spec: Any, tree: Any, node: Any) -> bool:
     )
 
 
-def _check_rows(node: Any, spec: Any, tree: Any, outputs: tuple[int, ...]) -> None:
+def _check_rows(node: Any, spec: Any, tree: Any) -> None:
     primary = (
         {"candidate_dataset": spec.candidate_dataset, "safety_dataset": spec.safety_dataset}
         if spec.candidate_dataset
@@ -179,7 +204,7 @@ def _check_rows(node: Any, spec: Any, tree: Any, outputs: tuple[int, ...]) -> No
     n_safety = len(_parts(primary, spec.frac_data_in_safety)[1].labels)
     for what, part in [*_steps(spec, candidate), ("safety data", safety)]:
         n = len(part.labels)
-        count = _count(node, part, spec.sub_regime, outputs)
+        count = _count(node, part, spec.sub_regime)
         # What candidate selection takes for the number of rows in the safety test.
         predicted = count if part is safety else round(count / max(n, 1) * n_safety)
         if count < _LEAST or predicted < 2:
@@ -215,7 +240,7 @@ def _rows(data: Any, rows: slice) -> Any:
     return SupervisedDataSet(labels, labels, data.sensitive_attrs[rows], len(labels), data.meta)
 
 
-def _count(node: Any, data: Any, sub_regime: str, outputs: tuple[int, ...]) -> int:
+def _count(node: Any, data: Any, sub_regime: str) -> int:
     """How many samples a node's statistic has in a data set, whatever the model predicts."""
     names, shape = data.sensitive_col_names, np.shape(data.sensitive_attrs)
     missing = [column for column in node.conditional_columns if column not in names]
@@ -226,14 +251,19 @@ def _count(node: Any, data: Any, sub_regime: str, outputs: tuple[int, ...]) -> i
         )
     told = {"regime": "supervised_learning", "branch": "candidate_selection", "n_safety": 0}
     rows = node.calculate_data_forbound(theta=None, dataset=_rows(data, slice(None)), model=None, **told)
-    return len(samples(node, _Blank(outputs), None, rows, sub_regime=sub_regime, **told))
+    columns = (
+        max([*classes(node).values(), data.labels.max(initial=0)]) + 1
+        if sub_regime == "multiclass_classification"
+        else None
+    )
+    return len(samples(node, _Blank(columns), None, rows, sub_regime=sub_regime, **told))
 
 
 class _Blank:
-    """A model that predicts zeros."""
+    """A model that predicts zeros, (n,) or (n, columns)."""
 
-    def __init__(self, outputs: tuple[int, ...]) -> None:
-        self._outputs = outputs
+    def __init__(self, columns: int | None) -> None:
+        self._columns = columns
 
     def predict(self, theta: Any, X: Any) -> Any:
-        return np.zeros((len(X), *self._outputs))
+        return np.broadcast_to(0.0, len(X) if self._columns is None else (len(X), self._columns))

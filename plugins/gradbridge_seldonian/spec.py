@@ -19,7 +19,7 @@ from gradbridge_seldonian.checks import (
 )
 from gradbridge_seldonian.constraints import SweptTree
 from gradbridge_seldonian.engine import SupervisedSpec
-from gradbridge_seldonian.measures import check_measures, read_constraint
+from gradbridge_seldonian.measures import check_classes, check_measures, read_constraint
 from gradbridge_seldonian.rows import ROWS
 from gradbridge_seldonian.sweep import SweptObjective
 
@@ -133,6 +133,7 @@ def supervised_spec(
     )
     columns = list(dataset.meta.sensitive_col_names)
     trees = [SweptTree.of(read_constraint(c, d, sub_regime, columns)) for c, d in zip(constraints, deltas)]
+    check_classes(trees, outputs)
     grouped = any(node.conditional_columns for tree in trees for node in tree.base_nodes())
     if rows_are_independent(model, dataset, start, rows, grouped, batch_size):
         for tree in trees:
@@ -159,7 +160,7 @@ def supervised_spec(
         verbose=verbose,
         **spec,
     )
-    check_measures(made, outputs)
+    check_measures(made)
     return made
 
 

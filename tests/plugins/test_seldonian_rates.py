@@ -15,6 +15,7 @@ from seldonian.dataset import SupervisedDataSet, SupervisedMetaData  # noqa: E40
 from seldonian.models.models import MultiClassLogisticRegressionModel  # noqa: E402
 from torch import nn  # noqa: E402
 
+import gradbridge as gb  # noqa: E402
 from gradbridge_seldonian import SeldonianModel, supervised_spec  # noqa: E402
 from gradbridge_seldonian.engine import SeldonianAlgorithm  # noqa: E402
 
@@ -199,6 +200,18 @@ def test_a_run_keeps_classes_apart_and_reaches_its_limits():
     rates = probabilities(theta)[SAFETY].mean(0)
     assert rates[0] < 0.2
     assert rates[1] < 0.45
+
+
+def test_rates_of_classes_in_groups_are_rows_of_one_evaluation():
+    forwards = []
+    for rows in WAYS:
+        spec = spec_of("(PR_[1] | [old]) <= 0.5", "(CM_[1,0] | [new]) <= 0.9", "FNR_[2] <= 0.99", rows=rows)
+        algorithm = SeldonianAlgorithm(spec)
+        with gb.trace() as trace:
+            algorithm.run()
+        assert len(algorithm.cs_result["f_vals"]) == 3
+        forwards.append(trace.counts["forward"])
+    assert forwards == [3 * 1 + 3, 3 * 3 + 3]  # the safety test asks for each; FNR_[2] is the objective's
 
 
 def test_models_of_the_engine_have_classes_too():
