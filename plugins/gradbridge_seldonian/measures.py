@@ -16,6 +16,7 @@ import numpy as np
 from gradbridge.wording import in_short, suggestion
 from gradbridge_seldonian.checks import SpecError
 from gradbridge_seldonian.engine import (
+    BaseNode,
     ParseTree,
     SupervisedDataSet,
     bounds_required_dict,
@@ -115,9 +116,8 @@ def check_classes(trees: Sequence[Any], outputs: tuple[int, ...]) -> None:
     """
     for tree in trees:
         for node in tree.base_nodes():
-            for index in (
-                classes(node).values() if outputs and _is_engines(node.measure_function_name) else ()
-            ):
+            known = _is_engines(node.measure_function_name)
+            for index in classes(node).values() if outputs and known else ():
                 if type(index) is int and index >= outputs[0]:
                     raise SpecError(
                         f"the constraint {tree.written!r}: {node.name} names class {index}, and the model predicts "
@@ -160,13 +160,10 @@ def _check_named(node: Any, sub_regime: str) -> None:
         if named:
             index = named.get("class_index")
             same = {1: name, 0: name.translate(str.maketrans("PN", "NP"))}.get(index)
+            instead = f"; write {same} for {name}_[{index}]" if same else ", so that 0 and 1 are all"
             raise SpecError(
                 f"{node.name} names a class, and the model of a {sub_regime} has one output, the probability of "
-                + (
-                    f"class 1; write {same} for {name}_[{index}]"
-                    if same
-                    else "class 1, so that 0 and 1 are all"
-                )
+                f"class 1{instead}"
             )
         return
     if not named and name in subscriptable_measure_functions:
@@ -184,13 +181,15 @@ def _is_engines(name: str) -> bool:
 
 def _is_bounded_by_rows(spec: Any, tree: Any, node: Any) -> bool:
     """Whether the number of rows decides if a node has a bound, and the labels alone decide which they are."""
+    own = type(node)
+    if (
+        own.calculate_data_forbound is not BaseNode.calculate_data_forbound
+        or own.mask_data is not BaseNode.mask_data
+    ):
+        return False
     method = spec.base_node_bound_method_dict.get(tree.constraint_str, {}).get(node.name)
-    return _is_engines(node.measure_function_name) and (
-        method or tree.base_node_dict[node.name]["bound_method"]
-    ) not in (
-        "manual",
-        "random",
-    )
+    method = method or tree.base_node_dict[node.name]["bound_method"]
+    return _is_engines(node.measure_function_name) and method not in ("manual", "random")
 
 
 def _check_rows(node: Any, spec: Any, tree: Any) -> None:
@@ -208,11 +207,12 @@ def _check_rows(node: Any, spec: Any, tree: Any) -> None:
         # What candidate selection takes for the number of rows in the safety test.
         predicted = count if part is safety else round(count / max(n, 1) * n_safety)
         if count < _LEAST or predicted < 2:
+            small = "" if count < _LEAST else " in a safety test this small"
+            batches = ", another batch_size" if "batch" in what else ""
             raise SpecError(
                 f"{node.name} looks at {count} of the {n} rows of the {what}, and the engine's bound by so few is "
-                f"infinite{'' if count < _LEAST else ' in a safety test this small'}, so that no solution would ever "
-                f"be found; give more data{' or larger batches' if 'batch' in what else ''}, shuffle them if they "
-                f"are sorted, or leave it out"
+                f"infinite{small}, so that no solution would ever be found; give more data{batches}, shuffle them "
+                f"if they are sorted, or leave it out"
             )
 
 
@@ -251,11 +251,8 @@ def _count(node: Any, data: Any, sub_regime: str) -> int:
         )
     told = {"regime": "supervised_learning", "branch": "candidate_selection", "n_safety": 0}
     rows = node.calculate_data_forbound(theta=None, dataset=_rows(data, slice(None)), model=None, **told)
-    columns = (
-        max([*classes(node).values(), data.labels.max(initial=0)]) + 1
-        if sub_regime == "multiclass_classification"
-        else None
-    )
+    several = sub_regime == "multiclass_classification"
+    columns = max([*classes(node).values(), data.labels.max(initial=0)]) + 1 if several else None
     return len(samples(node, _Blank(columns), None, rows, sub_regime=sub_regime, **told))
 
 

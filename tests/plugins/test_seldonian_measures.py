@@ -135,11 +135,13 @@ def test_too_few_rows_are_met_in_the_part_that_lacks_them():
     with pytest.raises(SpecError, match=r"PR \| \[rare\] looks at 0 of the 120 rows of the safety data"):
         spec_of(BIN, "(PR | [rare]) <= 0.5", data=dataset(BIN, groups=late))
     with pytest.raises(
-        SpecError, match="looks at 4 of the 20 rows of the candidate data's batch 3.*larger batches"
+        SpecError, match="looks at 4 of the 20 rows of the candidate data's batch 3.*another batch_size"
     ):
         batches = dataset(BIN, groups=np.stack([GROUPS[:, 0], GROUPS[:, 1], np.arange(N) % 20 > 15], 1))
         batches.sensitive_attrs[:60, 2] = 1
         spec_of(BIN, "(PR | [rare]) <= 0.5", data=batches, batch_size=20, n_epochs=1)
+    with pytest.raises(SpecError, match="PR looks at 1 of the 1 rows of the candidate data's batch 1"):
+        spec_of(BIN, "PR <= 0.5", batch_size=79, n_epochs=1)
     with pytest.raises(SpecError, match="infinite in a safety test this small"):
         few = GROUPS.copy()
         few[:, 2] = (np.arange(N) % 38 == 0) | (np.arange(N) > 190)

@@ -17,7 +17,12 @@ from torch import nn  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
 from gradbridge_seldonian import SeldonianModel, supervised_spec  # noqa: E402
-from gradbridge_seldonian.engine import SeldonianAlgorithm  # noqa: E402
+from gradbridge_seldonian.constraints import SweptTree  # noqa: E402
+from gradbridge_seldonian.engine import (  # noqa: E402
+    SeldonianAlgorithm,
+    SupervisedSpec,
+    make_parse_trees_from_constraints,
+)
 
 RNG = np.random.default_rng(3)
 N, K, D = 400, 4, 3
@@ -221,6 +226,21 @@ def test_models_of_the_engine_have_classes_too():
     ours = np.concatenate([start[1:].T.ravel(), start[0]])  # its first row is the intercept
     _, values = by_hand("TNR_[1] | [old,new]", ours, SAFETY)
     assert safety_bounds(spec, start)[0] == pytest.approx(upper(values, len(values)), rel=1e-12)
+
+
+def test_trees_of_the_engine_are_made_right_for_its_own_specification():
+    settings = {
+        "regime": "supervised_learning",
+        "sub_regime": "multiclass_classification",
+        "columns": ["old", "new"],
+    }
+    trees = make_parse_trees_from_constraints(["(CM_[1,0] | [old]) <= 0.9"], [0.1], **settings)
+    spec = SupervisedSpec(
+        dataset(), SeldonianModel(net()), list(map(SweptTree.of, trees)), settings["sub_regime"]
+    )
+    theta = theta_of(spec)
+    _, values = by_hand("CM_[1,0] | [old]", theta, SAFETY)
+    assert safety_bounds(spec, theta)[0] == pytest.approx(upper(values, len(values)) - 0.9, rel=1e-12)
 
 
 def test_a_data_set_of_its_own_keeps_the_class():
