@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from seldonian.dataset import SupervisedDataSet, SupervisedMetaData  # noqa: E402
 from seldonian.models.models import MultiClassLogisticRegressionModel  # noqa: E402
+from seldonian.parse_tree.nodes import MultiClassBaseNode  # noqa: E402
 from torch import nn  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
@@ -23,6 +24,7 @@ from gradbridge_seldonian.engine import (  # noqa: E402
     SupervisedSpec,
     make_parse_trees_from_constraints,
 )
+from gradbridge_seldonian.measures import read_constraint  # noqa: E402
 
 RNG = np.random.default_rng(3)
 N, K, D = 400, 4, 3
@@ -285,3 +287,24 @@ def test_a_statistic_that_is_registered_with_the_engine_is_told_the_class(monkey
     theta = theta_of(spec)
     p = probabilities(theta)[OLD & (X[:, 0] > 0), 3]
     assert constraint_value(spec, theta) == pytest.approx((p / (1 - p)).mean() - 2, rel=1e-12)
+
+
+class Doubled(MultiClassBaseNode):
+    """A node of the user's own, over the engine's samples."""
+
+    def zhat(self, **kwargs):
+        return 2 * super().zhat(**kwargs)
+
+
+def test_nodes_of_a_users_own_are_told_the_class_that_they_name():
+    tree = read_constraint("PR_[2] <= 0.9", 0.1, "multiclass_classification", [])
+    node = Doubled("PR_[2]", 2)
+    node.__dict__.update(vars(tree.root.left))
+    tree.root.left = node
+    spec = SupervisedSpec(dataset(), SeldonianModel(net()), [SweptTree.of(tree)], "multiclass_classification")
+    theta = theta_of(spec)
+    for again in (spec, pickle.loads(pickle.dumps(spec))):
+        _, values = by_hand("PR_[2]", theta, SAFETY)
+        assert safety_bounds(again, theta)[0] == pytest.approx(upper(2 * values, 240) - 0.9, rel=1e-12)
+        wanted = 2 * by_hand("PR_[2]", theta)[1].mean() - 0.9
+        assert constraint_value(again, theta) == pytest.approx(wanted, rel=1e-12)
