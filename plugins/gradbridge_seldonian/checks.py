@@ -15,9 +15,10 @@ from gradbridge_seldonian.engine import objectives as engine_objectives
 from gradbridge_seldonian.hyperparams import ENTRIES, check
 from gradbridge_seldonian.objectives import PRIMARY
 from gradbridge_seldonian.outputs import SpecError, tried
-from gradbridge_seldonian.parsing import base_nodes, by_node, check_columns
+from gradbridge_seldonian.parsing import by_node
 from gradbridge_seldonian.rows import all_alike, can_share, independent
 from gradbridge_seldonian.runs import BridgedModel
+from gradbridge_seldonian.trees import base_nodes, check_columns
 
 
 def checked_datasets(dataset: Any, candidate: Any, safety: Any) -> list[Any]:
@@ -116,12 +117,6 @@ def check_data(dataset: Any, sub_regime: str) -> None:
         raise SpecError(
             f"num_datapoints must be the number of labels, by which the engine splits; got {dataset.num_datapoints} "
             f"and {len(Y)} labels"
-        )
-    groups, names = dataset.sensitive_attrs, dataset.sensitive_col_names
-    if len(groups) and (groups.ndim != 2 or groups.shape[1] != len(names)):
-        raise SpecError(
-            f"sensitive_attrs must have a column for each of sensitive_col_names ({', '.join(names) or 'none'}), got "
-            f"shape {groups.shape}"
         )
     if Y.dtype.kind not in "fiub":
         raise SpecError(f"labels must be numbers, got dtype {Y.dtype}")
@@ -239,7 +234,7 @@ def check_gradient(settings: Mapping[str, Any], objective: Any, seen: tuple[Any,
     raise SpecError(f"use_builtin_primary_gradient_fn=True was asked for, and {why}; use False")
 
 
-def check_custom(objective: Any, technique: str, dataset: Any) -> None:
+def check_custom(objective: Any, technique: str, trees: Any, dataset: Any) -> None:
     """Refuse what the engine cannot do in the custom regime."""
     if objective is None:
         raise SpecError(
@@ -256,41 +251,35 @@ def check_custom(objective: Any, technique: str, dataset: Any) -> None:
             f"num_datapoints, data and sensitive_attrs must be of the same data points, got {dataset.num_datapoints}, "
             f"{count} and {groups}"
         )
+    grouped = [node.name for tree in trees for node in base_nodes(tree) if node.conditional_columns]
+    if grouped and (isinstance(dataset.data, list) or not groups):
+        raise SpecError(
+            f"{grouped[0]!r} conditions on groups, whose rows the engine takes from an array of data by sensitive_attrs; got "
+            f"a {type(dataset.data).__name__} and {groups} rows of sensitive_attrs"
+        )
 
 
-def check_groups(trees: Any, read: Any, additional: Mapping[str, Any]) -> None:
-    """Refuse statistics of groups over data of which the engine cannot take a group's rows."""
-    grouped = [(t, node) for t in trees for node in base_nodes(t) if node.conditional_columns]
-    for tree, node in grouped:
-        own = additional.get(tree.constraint_str, {}).get(node.name, {})
-        for data in [each for key, each in own.items() if key != "batch_size"] or read:
-            if isinstance(data.data if data.regime == "custom" else data.features, list):
-                raise SpecError(
-                    f"{node.name!r} conditions on groups, of which the engine takes the rows of one array; got a list of "
-                    f"them. Put them side by side, and take them apart in the model"
-                )
-            if not len(data.sensitive_attrs):
-                raise SpecError(f"{node.name!r} conditions on groups, and sensitive_attrs are empty")
+def try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> tuple[int, ...]:
+    """Predict a few rows, to see that the shapes fit; warn where all predictions are equal.
 
-
-def try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> None:
-    """Predict a few rows, to see that the shapes fit; warn where all predictions are equal."""
+    Returns:
+        The shape of one row's prediction, () or (classes,).
+    """
     found = tried(model, dataset, start, sub_regime)
-    if sub_regime == "regression" or not all_alike(found):
-        return
-    if all_alike(model.predict(start, dataset.features)):
+    if sub_regime != "regression" and all_alike(found) and all_alike(model.predict(start, dataset.features)):
         notice(
             f"{type(model).__name__} predicts the same for all {len(dataset.labels)} rows at the initial solution. A constraint "
             f"on rates then has a standard deviation of zero, which has no gradient, and the engine gives up with "
             f"'NSF' at its first step; start elsewhere, e.g. at the model's own parameters",
         )
+    return tuple(found.shape[1:])
 
 
 def rows_are_independent(
     model: Any, dataset: Any, start: np.ndarray, rows: str, grouped: bool, batch_size: int | None
 ) -> bool:
     """Whether groups may take their predictions from those for all rows; see `supervised_spec`."""
-    # Of a list of features the engine makes groups of its own kind, which are no rows of anything.
+    # Of a list of features groups are not shared: each is asked for by itself.
     useful = grouped and type(dataset.features) is not list and can_share(model)
     if rows == "together" or (rows == "auto" and not useful):
         return False

@@ -18,7 +18,6 @@ from gradbridge_seldonian.checks import (
     check_custom,
     check_data,
     check_gradient,
-    check_groups,
     checked_additional,
     checked_datasets,
     checked_start,
@@ -28,9 +27,11 @@ from gradbridge_seldonian.checks import (
 from gradbridge_seldonian.constraints import SweptTree
 from gradbridge_seldonian.engine import Spec, SupervisedSpec
 from gradbridge_seldonian.hyperparams import check, hyperparams, optimizer_for, regularization
+from gradbridge_seldonian.measures import check_classes, check_measures
 from gradbridge_seldonian.outputs import SpecError
 from gradbridge_seldonian.rows import ROWS
 from gradbridge_seldonian.sweep import SweptObjective
+from gradbridge_seldonian.trees import check_pieces
 from gradbridge_seldonian.trials import try_gradient, try_measures, try_objective, try_regularizer
 
 __all__ = ["SpecError", "SweptSpec", "supervised_spec"]
@@ -209,7 +210,7 @@ def supervised_spec(
     if batch_size_safety is not None:
         check("batch_size_safety", batch_size_safety, whole("None or a number of rows, 1 or more", 1))
         tested = round(read[-1].num_datapoints * (1.0 if len(read) > 1 else frac_data_in_safety))
-        parsing.check_pieces(batch_size_safety, tested, trees)
+        check_pieces(batch_size_safety, tested, trees)
     optimizer = optimizer_for(optimization_technique, optimizer)
     said = {
         "lambda_init": lambda_init, "num_iters": num_iters, "use_batches": use_batches, "batch_size": batch_size,
@@ -250,33 +251,60 @@ def supervised_spec(
     }
     objective = primary_objective or objectives.PRIMARY.get(meta.sub_regime)
     check_gradient(settings, objective, seen)
-    check_groups(trees, read, settings["additional_datasets"])
     if "reg_func" in regularizers:
         try_regularizer(regularizers["reg_func"], start)
     if is_custom:
-        check_custom(objective, optimization_technique, read[0])
+        check_custom(objective, optimization_technique, trees, read[0])
         try_objective(objective, model, start, seen, {})
         try_measures(trees, model, start, read[0], *seen)
-    else:
-        for each in read:
-            try_model(model, each, start, meta.sub_regime)
-        if primary_objective is not None:
-            try_objective(objective, model, start, seen, {"sub_regime": meta.sub_regime})
-    if custom_primary_gradient_fn is not None:
-        try_gradient(custom_primary_gradient_fn, model, start, seen)
-    if is_custom:
+        if custom_primary_gradient_fn is not None:
+            try_gradient(custom_primary_gradient_fn, model, start, seen)
         return Spec(parse_trees=trees, primary_objective=objective, **settings)
     trees = list(map(SweptTree.of, trees))
-    grouped = any(node.conditional_columns for tree in trees for node in tree.base_nodes())
-    if rows_are_independent(model, read[0], start, rows, grouped, batch_size):
-        for tree in trees:
-            tree.share_rows(model.bridge)
-    return SweptSpec(
+    made = SweptSpec(
         parse_trees=trees,
         sub_regime=meta.sub_regime,
         primary_objective=SweptObjective(objective),
         **settings,
     )
+    check_measures(made)
+    own = (primary_objective, custom_primary_gradient_fn)
+    grouped = any(node.conditional_columns for tree in trees for node in tree.base_nodes())
+    if _looked(model, trees, read, start, seen, own, (rows, grouped, batch_size)):
+        for tree in trees:
+            tree.share_rows(model.bridge)
+    return made
+
+
+def _looked(
+    model: Any,
+    trees: Sequence[Any],
+    read: Sequence[Any],
+    start: np.ndarray,
+    seen: tuple[Any, ...],
+    own: tuple[Any, Any],
+    rows: tuple[str, bool, int | None],
+) -> bool:
+    """All that is computed with a model before the engine does: whether its rows are independent.
+
+    Args:
+        model: of the specification.
+        trees: its constraints.
+        read: the data sets.
+        start: (P,)
+        seen: features and labels of candidate selection.
+        own: the user's objective and its gradient, each None where there is none.
+        rows: the argument of that name, whether constraints have groups, and how many rows come at once.
+    """
+    sub_regime = read[0].meta.sub_regime
+    for each in read:
+        check_classes(trees, try_model(model, each, start, sub_regime))
+    objective, gradient = own
+    if objective is not None:
+        try_objective(objective, model, start, seen, {"sub_regime": sub_regime})
+    if gradient is not None:
+        try_gradient(gradient, model, start, seen)
+    return rows_are_independent(model, read[0], start, *rows)
 
 
 class _Start:

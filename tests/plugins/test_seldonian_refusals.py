@@ -31,15 +31,9 @@ def data(rows=40, sub_regime="classification", columns=("a", "b"), features=None
     return SupervisedDataSet(X if features is None else features, (X[:, 1] > 0) * 1.0, groups, rows, meta)
 
 
-def custom(rows=40):
+def custom(rows=40, groups=40):
     meta = CustomMetaData(["f", "g", "a", "b"], ["a", "b"])
-    return CustomDataSet(RNG.normal(size=(rows, 2)), np.ones((rows, 2)), rows, meta)
-
-
-def without_groups():
-    made = data()
-    made.sensitive_attrs = []
-    return made
+    return CustomDataSet(RNG.normal(size=(rows, 2)), np.ones((groups, 2)), rows, meta)
 
 
 def model():
@@ -126,11 +120,11 @@ def additional(entry, constraint=PR, node="PR"):
         ({"deltas": 0.1}, "deltas must be a list"),
         ({"deltas": ["0.1"]}, "between 0 and 1, got '0.1'"),
         ({"constraints": None}, "needs constraints and deltas, or parse_trees"),
-        ({"constraints": [tree()]}, "constraints must be strings, .*parse_trees="),
+        ({"constraints": [tree()]}, "cannot be read: it is no string; .*parse_trees="),
         ({"constraints": [PR, PR], "deltas": [0.1, 0.1]}, r"'PR-\(0.9\)' is there 2 times"),
-        ({"constraints": ["PRR <= 0.9"]}, "'PRR <= 0.9' is none that the engine can parse .*PRR"),
-        ({"constraints": ["PR <= 0.9)"]}, "none that the engine can parse"),
-        ({"constraints": ["(PR | [c]) <= 0.9"]}, "none that the engine can parse .* c was not in"),
+        ({"constraints": ["PRR <= 0.9"]}, "'PRR <= 0.9' cannot be read: .*did you mean 'PR'"),
+        ({"constraints": ["PR <= 0.9)"]}, "cannot be read"),
+        ({"constraints": ["(PR | [c]) <= 0.9"]}, "cannot be read: 'c' is no sensitive column"),
         ({"constraints": ["0.2 <= 0.9"]}, "no statistic of the data"),
         ({"delta_vectors": [[1.0, 2.0]]}, r"a number for each of the 1 bounds that 'PR <= 0.9' needs"),
         ({"delta_vectors": [0.5, 0.5]}, "one entry for each of the 1 constraints"),
@@ -159,7 +153,6 @@ def additional(entry, constraint=PR, node="PR"):
         ({"frac_data_in_safety": 1.0}, "frac_data_in_safety must be a number between 0 and 1"),
         ({"batch_size_safety": 0}, "batch_size_safety must be"),
         ({"batch_size_safety": 5, "constraints": [GAP]}, "batch_size_safety=5 .*'FPR | .*rows_per_chunk=5"),
-        ({"dataset": without_groups(), "constraints": [GAP]}, "sensitive_attrs are empty"),
         # nodes
         ({"base_node_bound_method_dict": {"PR <= 0.8": {}}}, r"names the constraint 'PR <= 0.8', .*did you mean 'PR-"),
         ({"base_node_bound_method_dict": {PR: {"PRR": "ttest"}}}, "base node 'PRR', .*did you mean 'PR'"),
@@ -194,11 +187,12 @@ def additional(entry, constraint=PR, node="PR"):
         # the custom regime
         ({"custom_measure_functions": {"SIZE": np.sum}}, "for supervised data, where the engine reads none"),
         ({**CUSTOM, "custom_measure_functions": {"SIZE": 3}}, "must be a function, got 3"),
-        ({**CUSTOM, "custom_measure_functions": {}}, "none that the engine can parse"),
+        ({**CUSTOM, "custom_measure_functions": {}}, "cannot be read"),
         ({**CUSTOM, "primary_objective": None}, "the custom regime has no objective of its own"),
         ({**CUSTOM, **BARRIER}, "the engine has only 'gradient_descent'"),
         ({**CUSTOM, "candidate_dataset": custom(), "safety_dataset": custom()}, "engine cannot run so"),
         ({**CUSTOM, "primary_objective": lambda m, t, data, **k: data}, "must return one number"),
+        ({**CUSTOM, "dataset": custom(rows=40, groups=0), "constraints": ["(SIZE | [a]) <= 2.0"]}, "and 0 rows of"),
         ({**CUSTOM, "custom_measure_functions": {"SIZE": lambda m, theta, data: theta}}, "'SIZE.*failed at the initial"),
     ],
 )  # fmt: skip
@@ -206,13 +200,6 @@ def test_what_does_not_fit_is_said_with_its_name(change, said):
     arguments = {"dataset": data(), "model": model(), "constraints": [PR], "deltas": [0.1], **change}
     with pytest.raises(SpecError, match=said):
         supervised_spec(**arguments)
-
-
-def test_groups_of_features_in_a_list_are_refused():
-    features = [np.ones((40, 2)), np.ones((40, 3))]
-    two = SeldonianModel(torch.nn.Sequential(torch.nn.Bilinear(2, 3, 1)), output="logits")
-    with pytest.raises(SpecError, match="'FPR | .*takes the rows of one array"):
-        supervised_spec(data(features=features), two, [GAP], [0.1])
 
 
 def test_entries_of_another_optimizer_may_stay_in_a_dictionary():
