@@ -19,6 +19,8 @@ from gradbridge_seldonian.checks import (
 )
 from gradbridge_seldonian.constraints import SweptTree
 from gradbridge_seldonian.engine import SupervisedSpec, make_parse_trees_from_constraints
+from gradbridge_seldonian.looks import FirstLook
+from gradbridge_seldonian.model import SeldonianModel
 from gradbridge_seldonian.rows import ROWS
 from gradbridge_seldonian.sweep import SweptObjective
 
@@ -79,8 +81,9 @@ def supervised_spec(
 
     - the gradient of the objective comes from autograd. The engine's built-in ones assume a
       linear model with the intercept first, whatever the model is;
-    - the initial solution is the model's own and is tried before it is handed over. The engine
-      swallows its failure and starts from zeros of a linear model's shape;
+    - the initial solution is the model's own and is tried before it is handed over, unless that would
+      start JAX or TensorFlow, which do not survive a fork: then where the engine first computes. The
+      engine swallows its failure and starts from zeros of a linear model's shape;
     - the objective is vectorized. The engine's own sums rows one by one under autograd;
     - the objective and the constraints are evaluated once in an iteration, for their values and
       their gradients together. The engine evaluates them twice;
@@ -122,7 +125,6 @@ def supervised_spec(
     multipliers = checked_constraints(constraints, deltas, lambda_init)
     check_data(dataset, sub_regime)
     start = checked_start(model, dataset, initial_solution)
-    try_model(model, dataset, start, sub_regime)
     if (batch_size is None) != (n_epochs is None) or (num_iters is not None and batch_size is not None):
         raise SpecError("give either num_iters, or both batch_size and n_epochs")
     batches = (
@@ -139,15 +141,18 @@ def supervised_spec(
     )
     trees = list(map(SweptTree.of, parse_trees))
     grouped = any(node.conditional_columns for tree in trees for node in tree.base_nodes())
-    if rows_are_independent(model, dataset, start, rows, grouped, batch_size):
+    look = FirstLook(
+        model, functools.partial(_looked, model, dataset, start, sub_regime, rows, grouped, batch_size)
+    )
+    if isinstance(model, SeldonianModel):
         for tree in trees:
-            tree.share_rows(model.bridge)
+            tree.share_rows(model.bridge, look)
     return SweptSpec(
         dataset=dataset,
         model=model,
         parse_trees=trees,
         sub_regime=sub_regime,
-        primary_objective=SweptObjective(primary_objective or objectives.PRIMARY[sub_regime]),
+        primary_objective=SweptObjective(primary_objective or objectives.PRIMARY[sub_regime], look),
         use_builtin_primary_gradient_fn=False,
         initial_solution_fn=_Start(start),
         optimization_hyperparams={
@@ -164,6 +169,20 @@ def supervised_spec(
         verbose=verbose,
         **spec,
     )
+
+
+def _looked(
+    model: Any,
+    dataset: Any,
+    start: np.ndarray,
+    sub_regime: str,
+    rows: str,
+    grouped: bool,
+    batch_size: int | None,
+) -> bool:
+    """All that is computed with the model before the engine does: whether its rows are independent."""
+    try_model(model, dataset, start, sub_regime)
+    return rows_are_independent(model, dataset, start, rows, grouped, batch_size)
 
 
 class _Start:
