@@ -7,12 +7,15 @@ from gradbridge.errors import BackendUnavailableError
 INSTALL = 'pip install "gradbridge[torch,seldonian]" && pip install --no-deps seldonian-engine==0.8.11'
 
 try:
+    from seldonian.candidate_selection.candidate_selection import CandidateSelection
+    from seldonian.dataset import CustomDataSet, SupervisedDataSet
     from seldonian.models import objectives
     from seldonian.models.models import SupervisedModel
     from seldonian.parse_tree.nodes import BaseNode
     from seldonian.parse_tree.parse_tree import ParseTree, make_parse_trees_from_constraints
+    from seldonian.safety_test.safety_test import SafetyTest
     from seldonian.seldonian_algorithm import SeldonianAlgorithm
-    from seldonian.spec import SupervisedSpec
+    from seldonian.spec import Spec, SupervisedSpec
     from seldonian.utils.stats_utils import tinv
 except ImportError as error:
     raise BackendUnavailableError(
@@ -23,8 +26,13 @@ except ImportError as error:
 __all__ = [
     "INSTALL",
     "BaseNode",
+    "CandidateSelection",
+    "CustomDataSet",
     "ParseTree",
+    "SafetyTest",
     "SeldonianAlgorithm",
+    "Spec",
+    "SupervisedDataSet",
     "SupervisedModel",
     "SupervisedSpec",
     "make_parse_trees_from_constraints",

@@ -12,11 +12,11 @@ from gradbridge.bridge import Bridge
 from gradbridge.errors import ParamsShapeError
 from gradbridge.notices import notice
 from gradbridge.protocol import Array
-from gradbridge_seldonian.engine import SupervisedModel
 from gradbridge_seldonian.replay import ModelLock, StepsAdapter, to_numpy
+from gradbridge_seldonian.runs import BridgedModel
 
 
-class SupervisedStepsModel(SupervisedModel):
+class SupervisedStepsModel(BridgedModel):
     """Base class: override the five methods, call `predict`.
 
     Subclasses set up what `create_model` needs before calling ``super().__init__``, or pass it
@@ -25,7 +25,6 @@ class SupervisedStepsModel(SupervisedModel):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
-        self.has_intercept = True
         self._model_lock = ModelLock()
         self.native_model = self.create_model(**kwargs)
 
