@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import autograd.numpy as anp
@@ -50,9 +50,9 @@ class SweptTree(ParseTree):
         """The leaves that are statistics of the data; several may be of one name."""
         return [node for node in self._nodes(self.root) if isinstance(node, BaseNode)]
 
-    def share_rows(self, bridge: Any) -> None:
-        """Let nodes take their rows from predictions for all: the rows of this bridge are independent."""
-        self._shared.bridge = bridge
+    def share_rows(self, bridge: Any, is_independent: Callable[[], bool]) -> None:
+        """Let nodes take their rows from predictions for all, where the rows of this bridge are independent."""
+        self._shared.allow(bridge, is_independent)
 
     def propagate_bounds(self, **kwargs: Any) -> None:
         """See the engine. In candidate selection the upper bound of the root comes from the sweep."""

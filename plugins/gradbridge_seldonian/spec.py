@@ -27,7 +27,9 @@ from gradbridge_seldonian.checks import (
 from gradbridge_seldonian.constraints import SweptTree
 from gradbridge_seldonian.engine import Spec, SupervisedSpec
 from gradbridge_seldonian.hyperparams import check, hyperparams, optimizer_for, regularization
+from gradbridge_seldonian.looks import FirstLook
 from gradbridge_seldonian.measures import check_classes, check_measures
+from gradbridge_seldonian.model import SeldonianModel
 from gradbridge_seldonian.outputs import SpecError
 from gradbridge_seldonian.rows import ROWS
 from gradbridge_seldonian.sweep import SweptObjective
@@ -123,8 +125,9 @@ def supervised_spec(
 
     - the gradient of the objective comes from autograd. The engine's built-in ones assume a
       linear model with the intercept first, whatever the model is;
-    - the initial solution is the model's own and is tried before it is handed over. The engine
-      swallows its failure and starts from zeros of a linear model's shape;
+    - the initial solution is the model's own and is tried before it is handed over, unless that would
+      start JAX or TensorFlow, which do not survive a fork: then where the engine first computes. The
+      engine swallows its failure and starts from zeros of a linear model's shape;
     - the objective is vectorized. The engine's own sums rows one by one under autograd;
     - the objective and the constraints are evaluated once in an iteration, for their values and
       their gradients together. The engine evaluates them twice;
@@ -253,26 +256,21 @@ def supervised_spec(
     check_gradient(settings, objective, seen)
     if "reg_func" in regularizers:
         try_regularizer(regularizers["reg_func"], start)
+    own = (primary_objective, custom_primary_gradient_fn)
     if is_custom:
         check_custom(objective, optimization_technique, trees, read[0])
-        try_objective(objective, model, start, seen, {})
-        try_measures(trees, model, start, read[0], *seen)
-        if custom_primary_gradient_fn is not None:
-            try_gradient(custom_primary_gradient_fn, model, start, seen)
-        return Spec(parse_trees=trees, primary_objective=objective, **settings)
+        look = FirstLook(model, functools.partial(_looked_at_custom, model, trees, read[0], start, seen, own))
+        return Spec(parse_trees=trees, primary_objective=_Looked(objective, look), **settings)
     trees = list(map(SweptTree.of, trees))
-    made = SweptSpec(
-        parse_trees=trees,
-        sub_regime=meta.sub_regime,
-        primary_objective=SweptObjective(objective),
-        **settings,
-    )
+    made = SweptSpec(parse_trees=trees, sub_regime=meta.sub_regime, primary_objective=objective, **settings)
     check_measures(made)
-    own = (primary_objective, custom_primary_gradient_fn)
     grouped = any(node.conditional_columns for tree in trees for node in tree.base_nodes())
-    if _looked(model, trees, read, start, seen, own, (rows, grouped, batch_size)):
+    at_once = (rows, grouped, batch_size)
+    look = FirstLook(model, functools.partial(_looked, model, trees, read, start, seen, own, at_once))
+    made.primary_objective = SweptObjective(objective, look)
+    if isinstance(model, SeldonianModel):
         for tree in trees:
-            tree.share_rows(model.bridge)
+            tree.share_rows(model.bridge, look)
     return made
 
 
@@ -305,6 +303,30 @@ def _looked(
     if gradient is not None:
         try_gradient(gradient, model, start, seen)
     return rows_are_independent(model, read[0], start, *rows)
+
+
+def _looked_at_custom(
+    model: Any, trees: Sequence[Any], dataset: Any, start: np.ndarray, seen: tuple[Any], own: tuple[Any, Any]
+) -> bool:
+    """The same for the custom regime, where nothing is shared."""
+    objective, gradient = own
+    try_objective(objective, model, start, seen, {})
+    try_measures(trees, model, start, dataset, *seen)
+    if gradient is not None:
+        try_gradient(gradient, model, start, seen)
+    return False
+
+
+class _Looked:
+    """An objective of the user's, before which something is looked at."""
+
+    def __init__(self, objective: Callable[..., Any], look: Callable[[], Any]) -> None:
+        functools.update_wrapper(self, objective)
+        self._objective, self._look = objective, look
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._look()
+        return self._objective(*args, **kwargs)
 
 
 class _Start:
