@@ -88,16 +88,9 @@ def copied(
 
 
 def copied_with(model: Any, holder: Any, memo: dict[int, Any]) -> Any:
-    """A copy of something that refers to a model, its layers or variables: it refers to those of a copy.
-
-    Args:
-        model: as for `copied`; all variables of the copy get values of their own.
-        holder: what is copied.
-        memo: of `copy.deepcopy`.
-    """
+    """A copy of something that refers to a model or its parts, and in the copy to those of a copy; `copy.deepcopy`'s memo."""
     copier = _Copier(model, None, {}, True)
-    copier.memo = memo
-    copier.copy()
+    copier._memo = memo
     return copier.copy(holder)
 
 
@@ -117,7 +110,7 @@ class _Copier:
         self._operations = {id(x) for layer in _layers(model) for x in getattr(layer, "_operations", [layer])}
         self._operations |= self._ours
         #: {id of an original: its copy}, as `copy.deepcopy` keeps it.
-        self.memo: dict[int, Any] = {}
+        self._memo: dict[int, Any] = {}
         self._fillings: list[Callable[[], None]] = []
         self._hashed: list[Callable[[], None]] = []  # after what is hashed has its attributes
         self._by_id: list[Any] = []  # sets and dicts of what `id` tells of an object
@@ -135,7 +128,7 @@ class _Copier:
 
     def _now(self, key: Any) -> Any:
         """What `id` gives of the copy, where a key is what it gave of an original."""
-        return id(self.memo[key]) if type(key) is int and key in self.memo else key
+        return id(self._memo[key]) if type(key) is int and key in self._memo else key
 
     def _rekey(self, container: Any) -> None:
         if isinstance(container, set):
@@ -154,14 +147,14 @@ class _Copier:
         cls = type(x)
         if cls in _ATOMS:
             return x
-        known = self.memo.get(id(x), self.memo)
-        if known is not self.memo:
+        known = self._memo.get(id(x), self._memo)
+        if known is not self._memo:
             return known
         if isinstance(x, _SHARED):
             return x
         twin = self._new(x, cls)
         if twin is not x:
-            self.memo[id(x)] = twin
+            self._memo[id(x)] = twin
         return twin
 
     def _new(self, x: Any, cls: type) -> Any:
@@ -199,26 +192,26 @@ class _Copier:
             return x  # it owns something that a copy would free once more, or is the framework's
         if _is_plain(cls):
             return self._instance(x, cls)
-        count = len(self.memo)
+        count = len(self._memo)
         try:
-            return copy.deepcopy(x, self.memo)
+            return copy.deepcopy(x, self._memo)
         except Exception:  # the class's own code: locks, files, handles cannot be copied, and are shared
-            for key in list(self.memo)[count:]:
-                del self.memo[key]  # parts of it, which may be half filled
+            for key in list(self._memo)[count:]:
+                del self._memo[key]  # parts of it, which may be half filled
             return x
 
     # -- each kind ----------------------------------------------------------------------------
 
     def _variable(self, x: Any, cls: type) -> Any:
         twin = object.__new__(cls)
-        self.memo[id(x)] = twin
+        self._memo[id(x)] = twin
         self._fill(twin, x, ("_value",))
         if x._value is None or (self._values is None and not (self._detached and id(x) not in self._ours)):
             twin._value = x._value
             return twin
         value = (self._values or {}).get(id(x))
         twin._initialize(keras.ops.convert_to_tensor(value_of(x) if value is None else value, twin._dtype))
-        self.memo[id(x._value)] = twin._value  # for what else holds it, as a torch.nn.Module does
+        self._memo[id(x._value)] = twin._value  # for what else holds it, as a torch.nn.Module does
         return twin
 
     def _policy(self, policy: Any) -> Any:
@@ -247,7 +240,7 @@ class _Copier:
         cells = tuple(types.CellType() for _ in x.__closure__ or ())
         globals_ = {"__builtins__": builtins, **x.__globals__, **named} if named else x.__globals__
         twin = types.FunctionType(x.__code__, globals_, x.__name__, None, cells)
-        self.memo[id(x)] = twin
+        self._memo[id(x)] = twin
 
         def fill() -> None:
             for cell, old in zip(cells, x.__closure__ or ()):
@@ -264,7 +257,7 @@ class _Copier:
 
     def _container(self, x: Any, cls: type) -> Any:
         twin: Any = cls.__new__(cls)
-        self.memo[id(x)] = twin
+        self._memo[id(x)] = twin
         if issubclass(cls, list):
             self._fillings.append(lambda: list.extend(twin, x if _all_atoms(x) else map(self._of, x)))
         elif issubclass(cls, set):
@@ -287,7 +280,7 @@ class _Copier:
 
     def _instance(self, x: Any, cls: type) -> Any:
         twin = object.__new__(cls)
-        self.memo[id(x)] = twin
+        self._memo[id(x)] = twin
         self._fillings.append(lambda: self._fill(twin, x))
         return twin
 

@@ -7,15 +7,15 @@ gradient. Nothing fails where they do not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from gradbridge.layout import Array
 
-#: How many points are looked at: what works from the first run alone shows at the second.
-POINTS = 2
-_DIRECTIONS = 3
+#: How many gradients are looked at: what was kept from the first one shows at another cotangent, or another theta.
+GRADIENTS = 3
+# One may agree by chance, and another lead over a kink.
+_DIRECTIONS, _MAJORITY = 5, 3
 # What a difference is at least far from the gradient, relative to both, before anything is said: wrong by far.
 _FAR = 0.05
 
@@ -29,11 +29,12 @@ class GradientCheck:
 
     def __init__(self) -> None:
         self.failure = ""
-        self._seen: list[Array] = []
+        self._seen: list[tuple[Array, Array]] = []
 
-    def awaits(self, theta: Array) -> bool:
-        """Whether a gradient there is to be looked at."""
-        return len(self._seen) < POINTS and not any(np.array_equal(theta, seen) for seen in self._seen)
+    def awaits(self, theta: Array, cotangent: Array) -> bool:
+        """Whether their gradient is to be looked at."""
+        seen = any(np.array_equal(theta, t) and np.array_equal(cotangent, c) for t, c in self._seen)
+        return len(self._seen) < GRADIENTS and not seen
 
     def look(
         self,
@@ -58,26 +59,40 @@ class GradientCheck:
         """
         if here.dtype.kind != "f" or not cotangent.any():
             return None
-        self._seen.append(theta.copy())
+        self._seen.append((theta.copy(), cotangent.copy()))
         # The native model may compute in less than its predictions' dtype.
         coarse = max(float(np.finfo(np.float32).eps), float(np.finfo(here.dtype).eps))
-        step, draw, worst = coarse ** (1 / 3), np.random.default_rng(0), 0.0
+        step, draw, said = coarse ** (1 / 3), np.random.default_rng(0), []
         scale = max(float(np.abs(theta).mean()), 0.1)
         here, cotangent = here.astype(np.float64), cotangent.astype(np.float64)
-        noise = 16 * coarse * float(np.sum(np.abs(cotangent * here))) / step
+
+        def moved(direction: Array, step: float) -> tuple[float, float]:
+            """(How the predictions move along a direction, how far that can be off: by a kink, or by rounding)."""
+            ahead, behind = (evaluate(theta + sign * step * direction) for sign in (1.0, -1.0))
+            if ahead is None or behind is None or ahead.shape != here.shape or behind.shape != here.shape:
+                return np.nan, np.nan
+            # At a kink the slopes before and after differ, and a gradient is any between them.
+            after = float(np.sum(cotangent * (ahead - here))) / step
+            before = float(np.sum(cotangent * (here - behind))) / step
+            noise = 16 * coarse * float(np.sum(np.abs(cotangent * here))) / step
+            return (after + before) / 2, 2 * abs(after - before) + noise
+
         for _ in range(_DIRECTIONS):
             direction = draw.normal(size=theta.shape) * scale
-            ends = [evaluate(theta + sign * step * direction) for sign in (1.0, -1.0)]
-            if any(end is None or end.shape != here.shape for end in ends):
+            ours = float(gradient @ direction)
+            there, doubt = moved(direction, step)
+            size = abs(there) + abs(ours)
+            if not np.isfinite(size):
                 return None
-            ahead, behind = ends
-            after: Any = np.sum(cotangent * (ahead - here)) / step
-            before: Any = np.sum(cotangent * (here - behind)) / step
-            moved, ours = (after + before) / 2, float(gradient @ direction)
-            size = abs(moved) + abs(ours)
-            # At a kink the slopes before and after differ, and a gradient is any between them.
-            tolerance = _FAR * size + 2 * abs(after - before) + noise
-            if not np.isfinite(size) or abs(moved - ours) <= tolerance:
-                return None
-            worst = max(worst, abs(moved - ours) / size)
-        return worst
+            if abs(there - ours) <= _FAR * size + doubt:
+                said.append(0.0)
+            else:
+                # Where it is steep, another step gives another difference, and nothing can be told.
+                nearer, doubt = moved(direction, step / 8)
+                apart = abs(nearer - ours)
+                if apart > _FAR * size + doubt and abs(nearer - there) < 0.25 * apart:
+                    said.append(apart / (abs(nearer) + abs(ours)))
+            wrong = [x for x in said if x]
+            if max(len(wrong), len(said) - len(wrong)) >= _MAJORITY:
+                return max(wrong) if len(wrong) >= _MAJORITY else None
+        return None

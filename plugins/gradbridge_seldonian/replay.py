@@ -36,7 +36,7 @@ class StepsModel(Protocol):
 
     native_model: Any
     predictions: Any
-    check_gradient: bool
+    audit: str
 
     def initial_solution(self) -> Any:
         """The start, theta."""
@@ -55,6 +55,9 @@ class StepsModel(Protocol):
 
     def _steps_framework(self) -> StepsFramework:
         """How its framework is treated around them."""
+
+    def _check_size(self, size: int) -> None:
+        """Refuse a theta of another length than the one that was loaded."""
 
     def _note_run(self, before: dict[str, Any]) -> None:
         """Is told what its attributes were before a run."""
@@ -113,7 +116,7 @@ class StepsAdapter(Adapter):
                 f"the derivative of {self.label} with respect to its features was asked for, and backward_pass "
                 f"gives that of theta only; bridge the native model with gradbridge.bridge for both"
             )
-        kept = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in inputs]
+        kept = [leaf.copy(order="K") if isinstance(leaf, np.ndarray) else leaf for leaf in inputs]
         record = Run(loaded, kept, spec)
         with self._alone(spec.noise):
             if wrt or spec.replay:
@@ -149,7 +152,7 @@ class StepsAdapter(Adapter):
                     present = replayed if present is None else present
                     gradient = self._pull(record, cotangent)
                 flat = self._checked_gradient(gradient, record.theta.size)
-                if self._owner.check_gradient:
+                if self._owner.audit != "off":
                     self._look(record, cotangent, flat)
             finally:
                 # Not before the pull: the graph may refer to what is put back.
@@ -174,13 +177,12 @@ class StepsAdapter(Adapter):
 
     def _run(self, record: Run) -> None:
         owner, before = self._owner, dict(vars(self._owner))
-        # Copies: a forward_pass that writes into its X must not change what a replay gets.
-        inputs = [x.copy() if isinstance(x, np.ndarray) else x for x in record.inputs]
+        # Copies, for a forward_pass that writes into its X; in their layout, by which kernels and rounding differ.
+        inputs = [x.copy(order="K") if isinstance(x, np.ndarray) else x for x in record.inputs]
         (features, *rest), kwargs = record.spec.bind(inputs)
         self._model_lock.count += 1  # whatever comes of it, the model is no other run's any more
         try:
-            with self._step(UPDATE):
-                owner.update_model_params(record.theta.copy(), **kwargs)
+            self._load(record.theta, kwargs)
             self._framework.begin()
             with self._step(FORWARD):
                 predictions = owner.forward_pass(features, *rest, **kwargs)
@@ -189,6 +191,15 @@ class StepsAdapter(Adapter):
         finally:
             owner._note_run(before)
         record.stamp = self._stamp()
+
+    def _load(self, theta: Array, kwargs: dict[str, Any]) -> None:
+        try:
+            with self._step(UPDATE):
+                self._owner.update_model_params(theta.copy(), **kwargs)
+        except GuestError:
+            self._owner._check_size(theta.size)  # the reason, if theta is of another length
+            raise
+        self._owner._check_size(theta.size)
 
     def _replay(self, record: Run) -> Any:
         """The same run again, from the state that the first one found; returns the present one, to be put back."""
@@ -227,7 +238,7 @@ class StepsAdapter(Adapter):
 
     def _look(self, record: Run, cotangent: Array, gradient: Array) -> None:
         """Hold the first gradients to how the predictions move; tell, or refuse, what is wrong by far."""
-        if not self._check.failure and self._check.awaits(record.theta):
+        if not self._check.failure and self._check.awaits(record.theta, cotangent):
             state = self._framework.state()
             apart = self._check.look(
                 record.theta, self._array(record), cotangent, gradient, lambda t: self._elsewhere(record, t)
@@ -255,7 +266,7 @@ class StepsAdapter(Adapter):
             f"the gradient that {self.label} gives is not how its predictions move with theta ({100 * apart:.0f} % "
             f"apart in random directions): "
         )
-        leave = "check_gradient = False in the class takes a gradient that is meant to be another as it is"
+        leave = "audit = 'off' in the class takes a gradient that is meant to be another as it is"
         if is_inherited(self._owner, UPDATE) and is_inherited(self._owner, BACKWARD):
             # The framework's own gradient of what it recorded: a part that is held constant may be meant.
             notice(

@@ -35,10 +35,11 @@ class SupervisedStepsModel(SupervisedModel):
     Attributes:
         native_model: what `create_model` returned.
         predictions: what `forward_pass` returned in the run that `backward_pass` is called for.
-        check_gradient: whether the first gradients are compared with how the predictions move.
+        audit: ``"first"`` looks at the first gradients: whether they repeat, and are how the predictions move;
+            a class that sets ``"off"`` is taken as it is.
     """
 
-    check_gradient = True
+    audit = "first"
     predictions: Any = None
 
     def __init__(self, **kwargs: Any) -> None:
@@ -98,19 +99,29 @@ class SupervisedStepsModel(SupervisedModel):
             AuditError: the gradient is not how the predictions move.
         """
         size = int(np.prod(theta.shape)) if hasattr(theta, "shape") else len(theta)
+        if is_inherited(self, UPDATE):
+            self._check_size(size)
         return self._bridge_of(size)(theta, X, **kwargs)
 
-    def _bridge_of(self, size: int) -> Bridge:
+    def _check_size(self, size: int) -> None:
+        """Refuse a theta of another length than `get_num_params`, once it is known that it was not meant.
+
+        An update_model_params of the class's own may make another native model, or load some of its parameters.
+        """
         known = self.get_num_params()
         if known is not None and known != size:
             raise ParamsShapeError(
-                f"{type(self).__name__} expects theta of shape ({known},), got ({size},); the native model has "
-                f"{known} trainable parameters"
+                f"{UPDATE} of {type(self).__name__} expects theta of shape ({known},), got ({size},); the native model "
+                f"has {known} trainable parameters"
             )
+
+    def _bridge_of(self, size: int) -> Bridge:
         bridge: Bridge | None = self.__dict__.get("_bridge")
         if bridge is None or bridge.layout.size != size:
             # Two bridges may be made at once; they take the same turns, so it does no harm.
-            bridge = self._bridge = Bridge(StepsAdapter(self, size, self._lock()), "autograd")
+            bridge = self._bridge = Bridge(
+                StepsAdapter(self, size, self._lock()), "autograd", audit=self.audit
+            )
         return bridge
 
     def _lock(self) -> ModelLock:
@@ -164,8 +175,11 @@ class SupervisedParametersModel(SupervisedStepsModel):
 
     def get_num_params(self) -> int | None:
         """Number of trainable parameters; None where `update_model_params` loads another number of them."""
-        total = sum(SupervisedParametersModel.get_param_sizes(self))
-        return total if self._theta_order() else None
+        return sum(SupervisedParametersModel.get_param_sizes(self)) if self._theta_order() else None
+
+    def _check_size(self, size: int) -> None:
+        if size != sum(SupervisedParametersModel.get_param_sizes(self)):
+            super()._check_size(size)
 
     def get_model_params(self, *ignored: Any) -> Array:
         """The trainable parameters as they are, (P,) float64, in the model's order."""
@@ -201,7 +215,7 @@ class SupervisedParametersModel(SupervisedStepsModel):
         if theta.size != sum(sizes):
             raise ParamsShapeError(
                 f"{UPDATE} of {type(self).__name__} takes theta of shape ({sum(sizes)},), one number for each trainable "
-                f"parameter of the native model, got {theta.size}"
+                f"parameter of the native model, got ({theta.size},)"
             )
         for parameter, piece in zip(parameters, np.split(theta, np.cumsum(sizes)[:-1])):
             self._write_parameter(parameter, piece.reshape(tuple(parameter.shape)))
