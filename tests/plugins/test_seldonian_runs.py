@@ -233,7 +233,7 @@ def grouped(**settings):
         (
             Steps,
             {"initial_solution_fn": lambda *a: np.zeros(2)},
-            r"ParamsShapeError: Steps expects theta of shape",
+            r"ParamsShapeError: .*Steps expects theta of shape",
         ),
         (MODELS["regression"], {"dataset": data(features=X[:, :1])}, r"InputError: .*got \(\d+, 1\)"),
         (Short, {}, "GradientShapeError: backward_pass of Short"),
