@@ -11,8 +11,10 @@ try:
     from seldonian.models.models import SupervisedModel
     from seldonian.parse_tree.nodes import BaseNode
     from seldonian.parse_tree.parse_tree import ParseTree, make_parse_trees_from_constraints
+    from seldonian.RL.Agents.Policies.Policy import Policy
+    from seldonian.RL.RL_model import RL_model
     from seldonian.seldonian_algorithm import SeldonianAlgorithm
-    from seldonian.spec import SupervisedSpec
+    from seldonian.spec import RLSpec, SupervisedSpec
     from seldonian.utils.stats_utils import tinv
 except ImportError as error:
     raise BackendUnavailableError(
@@ -24,6 +26,9 @@ __all__ = [
     "INSTALL",
     "BaseNode",
     "ParseTree",
+    "Policy",
+    "RLSpec",
+    "RL_model",
     "SeldonianAlgorithm",
     "SupervisedModel",
     "SupervisedSpec",
