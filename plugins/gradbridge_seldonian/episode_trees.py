@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -47,8 +48,12 @@ class EpisodesTree(SweptTree):
             return
         model = kwargs["model"]
         data = [model, gamma_of(model), kwargs.get("n_safety")]
+        joined = {}
         for name, dataset in kwargs["tree_dataset_dict"].items():
-            data += [name, *Episodes(dataset.episodes).arrays(), np.asarray(dataset.sensitive_attrs)]
+            joined[name] = copy.copy(dataset)
+            joined[name].episodes = episodes = Episodes(dataset.episodes)
+            data += [name, *episodes.arrays(), np.asarray(dataset.sensitive_attrs)]
+        kwargs["tree_dataset_dict"] = joined
         self.root.upper = self._sweep(kwargs["theta"], data, lambda t: self._upper(t, kwargs))
 
 
@@ -60,7 +65,7 @@ def _data_of(node: Any, **kwargs: Any) -> dict[str, Any]:
     """What the engine prepares for a bound: the node's episodes, and their returns in its reward."""
     dataset = kwargs["dataset"]
     columns = node.conditional_columns
-    episodes = Episodes(node.mask_data(dataset, columns) if columns else dataset.episodes)
+    episodes = Episodes.of(node.mask_data(dataset, columns) if columns else dataset.episodes)
     returns = episodes.returns(gamma_of(kwargs["model"]), getattr(node, "alt_reward_number", None))
     return {"episodes": episodes, "weighted_returns": returns}
 

@@ -9,6 +9,7 @@ Source:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -50,24 +51,31 @@ class Episodes(Sequence[Any]):
         self._episodes = list(episodes)
         if not self._episodes:
             raise PolicyError("importance sampling needs one episode at least, got none")
-        self.lengths = np.array([len(e.actions) for e in self._episodes])
+        lengths = [len(e.actions) for e in self._episodes]
         for name in ARRAYS:
-            setattr(self, name, self._joined(name))
-        self.alt_rewards = (
-            self._joined("alt_rewards")
-            if all(e.n_alt_rewards for e, n in zip(self._episodes, self.lengths) if n)
-            else np.empty((len(self.actions), 0))
-        )
-        self.owner = np.repeat(np.arange(len(self._episodes)), self.lengths)
-        self.step = np.arange(len(self.owner)) - np.repeat(np.cumsum(self.lengths) - self.lengths, self.lengths)
+            setattr(self, name, self._joined(name, lengths))
+        self.lengths = np.array(lengths)
+        steps = len(self.actions)
+        has_alternates = all(e.n_alt_rewards for e in self._episodes if len(e.actions))
+        self.alt_rewards = self._joined("alt_rewards", lengths) if has_alternates else np.empty((steps, 0))
+        self.owner = np.repeat(np.arange(len(lengths)), self.lengths)
+        self.step = np.arange(steps) - np.repeat(np.cumsum(self.lengths) - self.lengths, self.lengths)
 
-    def _joined(self, name: str) -> Array:
-        parts = [getattr(e, name) for e in self._episodes]
-        for number, (part, length) in enumerate(zip(parts, self.lengths)):
-            if len(part) != length:
-                raise PolicyError(f"episode {number} has {length} actions, and {len(part)} {name}: one for each step")
-        # An empty episode's arrays have a dtype that means nothing.
-        parts = [part for part in parts if len(part)] or parts[:1]
+    @classmethod
+    def of(cls, episodes: Sequence[Any]) -> Episodes:
+        """Episodes as they are, joined if they are not yet."""
+        return episodes if isinstance(episodes, cls) else cls(episodes)
+
+    def _joined(self, name: str, lengths: list[int]) -> Array:
+        parts = list(map(operator.attrgetter(name), self._episodes))
+        found = list(map(len, parts))
+        if found != lengths:
+            number = next(i for i, (ours, theirs) in enumerate(zip(found, lengths)) if ours != theirs)
+            raise PolicyError(
+                f"episode {number} has {lengths[number]} actions, and {found[number]} {name}: one for each step"
+            )
+        if 0 in lengths:  # an empty episode's arrays have a dtype that means nothing
+            parts = [part for part in parts if len(part)] or parts[:1]
         try:
             return np.concatenate(parts)
         except ValueError as error:
@@ -217,7 +225,7 @@ class Estimate:
 
     def __call__(self, model: Any, theta: Any, episodes: Sequence[Any], **kwargs: Any) -> Any:
         """The engine's function of this name: the mean over episodes."""
-        joined = episodes if isinstance(episodes, Episodes) else Episodes(episodes)
+        joined = Episodes.of(episodes)
         return anp.mean(self._samples(log_ratios(model, theta, joined), joined, gamma_of(model)))
 
 
@@ -237,14 +245,25 @@ def _spread(v: Any, owner: Array, count: int) -> Any:
 def segment_cumsum(x: Any, lengths: Array, backwards: bool = False) -> Any:
     """(N,) running sums of x (N,) within each segment, forwards or backwards.
 
-    Segment by segment: differences of one running sum over all would lose digits.
+    Each by itself: differences of one running sum over all would lose digits.
     """
-    sums, start = np.empty(len(x)), 0
-    step = -1 if backwards else 1
-    for length in lengths:
-        part = slice(start, start + length)
-        np.cumsum(x[part][::step], out=sums[part][::step])
-        start += length
+    sums, most = np.empty(len(x)), int(lengths.max(initial=0))
+    starts = np.cumsum(lengths) - lengths
+    if most > len(lengths):
+        for start, length in zip(starts, lengths):
+            part = slice(start, start + length)
+            order = slice(None, None, -1 if backwards else 1)
+            np.cumsum(x[part][order], out=sums[part][order])
+        return sums
+    # A step of all segments at once, the longest first, so that those that last are always the first ones.
+    order = np.argsort(-lengths, kind="stable")
+    first = (starts + lengths - 1 if backwards else starts)[order]
+    lasting = len(lengths) - np.searchsorted(np.sort(lengths), np.arange(most), side="right")
+    running = np.zeros(len(lengths))
+    for step, count in enumerate(lasting):
+        at = first[:count] - step if backwards else first[:count] + step
+        running[:count] += x[at]
+        sums[at] = running[:count]
     return sums
 
 

@@ -29,6 +29,8 @@ class OneHot:
     """
 
     def __init__(self, count: int, first: int = 0) -> None:
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+            raise OptionError(f"count must be a number of observations, 1 or more, got {count!r}")
         self._count, self._first = int(count), int(first)
 
     def __call__(self, observations: Any) -> Array:
@@ -37,15 +39,14 @@ class OneHot:
         Raises:
             PolicyError: an observation that is none of them.
         """
-        offsets = np.asarray(observations) - self._first
-        columns = np.arange(self._count)
-        known = offsets.ndim == 1 and np.isin(offsets, columns)
-        if not np.all(known):
-            raise PolicyError(
-                f"observations are {self._first} to {self._first + self._count - 1}, got "
-                f"{np.asarray(observations)[~known][0] if offsets.ndim == 1 else offsets.shape}"
-            )
-        return (offsets[:, None] == columns).astype(np.float64)
+        observations = np.asarray(observations)
+        columns = np.arange(self._first, self._first + self._count)
+        hot = observations[:, None] == columns if observations.ndim == 1 else np.zeros((1, 0), bool)
+        known = hot.any(1)
+        if not known.all():
+            got = observations[~known][0] if observations.ndim == 1 else f"an array of shape {observations.shape}"
+            raise PolicyError(f"observations are {columns[0]} to {columns[-1]}, one number each; got {got}")
+        return hot.astype(np.float64)
 
 
 class SeldonianPolicy(Policy):
