@@ -13,10 +13,19 @@ import gradbridge
 from gradbridge.errors import GradbridgeError, PluginError
 from gradbridge.foreign import foreign_code
 from gradbridge.registry import Registry, default_registry
+from gradbridge.wording import suggestion
 
 
 class _Commands(click.Group):
     """A group whose commands raise our errors as one red line and exit code 1, not a traceback."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, known = args[0], self.list_commands(ctx)
+        if name[:1] != "-" and name not in known:  # click's own hint is newer than the click that we ask for
+            ctx.fail(f"there is no command {name!r}; {suggestion(name, known)}there are {', '.join(known)}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         try:

@@ -7,6 +7,7 @@ from gradbridge.errors import BackendUnavailableError
 INSTALL = 'pip install "gradbridge[torch,seldonian]" && pip install --no-deps seldonian-engine==0.8.11'
 
 try:
+    from seldonian.candidate_selection.candidate_selection import CandidateSelection
     from seldonian.models import objectives
     from seldonian.models.models import SupervisedModel
     from seldonian.parse_tree.nodes import BaseNode
@@ -25,6 +26,7 @@ except ImportError as error:
 __all__ = [
     "INSTALL",
     "BaseNode",
+    "CandidateSelection",
     "ParseTree",
     "Policy",
     "RLSpec",

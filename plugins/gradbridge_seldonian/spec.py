@@ -138,6 +138,8 @@ def supervised_spec(
         columns=list(dataset.meta.sensitive_col_names),
     )
     trees = list(map(SweptTree.of, parse_trees))
+    for tree, constraint in zip(trees, constraints):
+        tree.written = constraint
     grouped = any(node.conditional_columns for tree in trees for node in tree.base_nodes())
     if rows_are_independent(model, dataset, start, rows, grouped, batch_size):
         for tree in trees:
