@@ -92,15 +92,14 @@ class Softmax:
         """
         shifted = np.exp(outputs[0] - outputs[0].max())
         probabilities = shifted / sum(shifted)  # in the engine's order, for its last digit
-        stop, total = np.random.rand(), 0.0  # noqa: NPY002, the engine's generator
+        stop = np.random.rand()  # noqa: NPY002, the engine's generator
         if not np.isfinite(probabilities).all():
-            raise PolicyError(f"no action can be drawn: the network returned {outputs[0]} at the policy's parameters")
-        for index, probability in enumerate(probabilities):
-            total += probability
-            if total >= stop:
-                break
-        else:  # rounding left the sum below one
-            index = int(np.flatnonzero(probabilities)[-1])
+            raise PolicyError(
+                f"no action can be drawn: the network returned {outputs[0]} at the policy's parameters"
+            )
+        reached = np.flatnonzero(np.cumsum(probabilities) >= stop)  # one after the other, as the engine adds
+        # Rounding may leave the sum below one.
+        index = int(reached[0] if len(reached) else np.flatnonzero(probabilities)[-1])
         return self._min + index if self._labels is None else self._labels[index].item()
 
     def _indices(self, actions: Any, outputs: int) -> Array:
@@ -208,7 +207,9 @@ class Gaussian:
         mean, log_std = self._moments(outputs, own)
         action = mean[0] + np.exp(np.ravel(log_std)) * np.random.randn(self._dimensions)  # noqa: NPY002
         if not np.isfinite(action).all():
-            raise PolicyError(f"no action can be drawn: the network returned {outputs} at the policy's parameters")
+            raise PolicyError(
+                f"no action can be drawn: the network returned {outputs} at the policy's parameters"
+            )
         return float(action[0]) if self._dimensions == 1 else action
 
 

@@ -126,7 +126,9 @@ class Episodes(Sequence[Any]):
         """
         p = self.action_probs
         if p.ndim != 1 or p.dtype.kind not in "iuf":
-            raise PolicyError(f"action_probs must be a number for each step, got shape {p.shape}, dtype {p.dtype}")
+            raise PolicyError(
+                f"action_probs must be a number for each step, got shape {p.shape}, dtype {p.dtype}"
+            )
         wrong = np.flatnonzero(~(np.isfinite(p) & (p > 0)))
         if wrong.size:
             first = int(wrong[0])
@@ -154,7 +156,9 @@ def log_ratios(model: Any, theta: Any, episodes: Episodes) -> Any:
         policy.set_new_params(_numbers(theta))  # the engine, too, leaves it at what it evaluated last
         log_probs = policy.log_probs(theta, e.observations, e.actions)
     else:
-        probs = model.get_probs_from_observations_and_actions(theta, e.observations, e.actions, e.action_probs)
+        probs = model.get_probs_from_observations_and_actions(
+            theta, e.observations, e.actions, e.action_probs
+        )
         log_probs = anp.log(probs)
     return log_probs - np.log(e.action_probs)
 

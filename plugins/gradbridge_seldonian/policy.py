@@ -44,7 +44,11 @@ class OneHot:
         hot = observations[:, None] == columns if observations.ndim == 1 else np.zeros((1, 0), bool)
         known = hot.any(1)
         if not known.all():
-            got = observations[~known][0] if observations.ndim == 1 else f"an array of shape {observations.shape}"
+            got = (
+                observations[~known][0]
+                if observations.ndim == 1
+                else f"an array of shape {observations.shape}"
+            )
             raise PolicyError(f"observations are {columns[0]} to {columns[-1]}, one number each; got {got}")
         return hot.astype(np.float64)
 
@@ -180,7 +184,9 @@ class SeldonianPolicy(Policy):
             try:
                 theta = np.asarray(theta, np.float64)
             except (TypeError, ValueError) as error:
-                raise PolicyError(f"parameters must be an array of numbers, got {type(theta).__name__}") from error
+                raise PolicyError(
+                    f"parameters must be an array of numbers, got {type(theta).__name__}"
+                ) from error
         own = self.distribution.own_size
         size = self.bridge.layout.size + own
         if theta.shape != (size,):
@@ -209,7 +215,9 @@ class SeldonianPolicy(Policy):
                 raise
             raise PolicyError(f"the encoded observations do not fit the network: {error}") from error
         if not hasattr(outputs, "shape"):
-            raise PolicyError(f"a policy needs a network that returns one array, got {type(outputs).__name__}")
+            raise PolicyError(
+                f"a policy needs a network that returns one array, got {type(outputs).__name__}"
+            )
         self.distribution.check_outputs(tuple(outputs.shape), rows)
         return outputs
 

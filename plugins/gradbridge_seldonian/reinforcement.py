@@ -11,8 +11,8 @@ import numpy as np
 from gradbridge_seldonian.checks import SpecError, checked_constraints
 from gradbridge_seldonian.distributions import PolicyError
 from gradbridge_seldonian.engine import RL_model, RLSpec, make_parse_trees_from_constraints, objectives
-from gradbridge_seldonian.episodes import ESTIMATES, Episodes, Estimate, SweptEstimate, gamma_of, log_ratios
 from gradbridge_seldonian.episode_trees import PREFIX, EpisodesTree
+from gradbridge_seldonian.episodes import ESTIMATES, Episodes, Estimate, SweptEstimate, gamma_of, log_ratios
 
 
 def rl_spec(
@@ -195,10 +195,14 @@ def _try(model: Any, dataset: Any, start: np.ndarray, trees: Sequence[EpisodesTr
                     f"{type(model.policy).__name__} does not; use one of {', '.join(PREFIX + e for e in ESTIMATES)}"
                 )
             if node.conditional_columns and not len(attributes):
-                raise SpecError(f"{node.name} needs the data set's sensitive_attrs, a row for each episode; it has none")
+                raise SpecError(
+                    f"{node.name} needs the data set's sensitive_attrs, a row for each episode; it has none"
+                )
     for name, rewards in (("rewards", episodes.rewards), ("alt_rewards", episodes.alt_rewards)):
         if not np.isfinite(rewards).all():
-            raise PolicyError(f"{name} must be finite numbers, got {int((~np.isfinite(rewards)).sum())} that are not")
+            raise PolicyError(
+                f"{name} must be finite numbers, got {int((~np.isfinite(rewards)).sum())} that are not"
+            )
     if hasattr(model.policy, "theta2crcf"):
         return
     ratios = log_ratios(model, start, episodes)
