@@ -97,6 +97,15 @@ def rl_spec(
     )
     trees = list(map(EpisodesTree.of, trees))
     start = _start(model, dataset, initial_solution)
+    if (
+        start.ndim != 1
+        and len(trees) > 1
+        and spec.get("optimization_technique") in (None, "gradient_descent")
+    ):
+        raise SpecError(
+            f"the engine's gradient descent takes several constraints where the policy's parameters are a vector, and "
+            f"those of {type(model.policy).__name__} are of shape {start.shape}; use a SeldonianPolicy, or one constraint"
+        )
     # A data set of one's own for candidate selection or the safety test need not be among the first.
     for given in (dataset, spec.get("candidate_dataset"), spec.get("safety_dataset")):
         if given is not None:
