@@ -58,7 +58,13 @@ class Softmax:
     @classmethod
     def of(cls, env_description: Any) -> Softmax:
         """For the discrete action space of the engine's ``Env_Description``."""
-        return cls(env_description.get_min_action(), env_description.get_num_actions())
+        space = env_description.action_space
+        if not hasattr(space, "get_num_values"):
+            raise OptionError(
+                f"a softmax policy is for a discrete action space, got a {type(space).__name__}; for continuous "
+                f"actions use Gaussian(std, dimensions)"
+            )
+        return cls(space.min, space.get_num_values())
 
     def start(self) -> Array:
         """Values of its own parameters to start from; it has none."""

@@ -118,8 +118,11 @@ class Episodes(Sequence[Any]):
         """(n,) discounted returns of the episodes."""
         return np.bincount(self.owner, self.discounted(gamma, alt), len(self))
 
-    def check_behavior(self) -> None:
+    def check_behavior(self, has_densities: bool = True) -> None:
         """Refuse probabilities of the behavior policy that cannot be divided by.
+
+        Args:
+            has_densities: whether they may be above 1.
 
         Raises:
             PolicyError
@@ -129,11 +132,11 @@ class Episodes(Sequence[Any]):
             raise PolicyError(
                 f"action_probs must be a number for each step, got shape {p.shape}, dtype {p.dtype}"
             )
-        wrong = np.flatnonzero(~(np.isfinite(p) & (p > 0)))
+        wrong = np.flatnonzero(~(np.isfinite(p) & (p > 0) & (has_densities | (p < 1 + 1e-6))))
         if wrong.size:
             first = int(wrong[0])
             raise PolicyError(
-                f"the behavior policy must have had a positive probability of each action that it took; episode "
+                f"the behavior policy must have had a probability above 0 of each action that it took; episode "
                 f"{self.owner[first]} has {p[first]} at step {self.step[first]} ({wrong.size} of {len(p)} steps)"
             )
 
@@ -153,7 +156,7 @@ def log_ratios(model: Any, theta: Any, episodes: Episodes) -> Any:
         and _method(model) is RL_model.get_probs_from_observations_and_actions
         and _method(policy) is SeldonianPolicy.get_probs_from_observations_and_actions
     ):
-        policy.set_new_params(_numbers(theta))  # the engine, too, leaves it at what it evaluated last
+        policy.set_new_params(numbers(theta))  # the engine, too, leaves it at what it evaluated last
         log_probs = policy.log_probs(theta, e.observations, e.actions)
     else:
         probs = model.get_probs_from_observations_and_actions(
@@ -168,7 +171,8 @@ def _method(thing: Any) -> Any:
     return getattr(found, "__func__", found)
 
 
-def _numbers(theta: Any) -> Any:
+def numbers(theta: Any) -> Any:
+    """What a traced array holds."""
     while isinstance(theta, Box):
         theta = theta._value
     return theta
@@ -188,7 +192,7 @@ def pdis_samples(log_ratios: Any, episodes: Episodes, gamma: float, alt: int | N
 def wis_samples(log_ratios: Any, episodes: Episodes, gamma: float, alt: int | None = None) -> Any:
     """(n,) weighted importance sampling: n ρ G / Σ ρ."""
     total = segment_sum(log_ratios, episodes.owner, len(episodes))
-    weights = anp.exp(total - np.max(_numbers(total)))  # a common factor cancels
+    weights = anp.exp(total - np.max(numbers(total)))  # a common factor cancels
     return len(episodes) * weights / anp.sum(weights) * episodes.returns(gamma, alt)
 
 

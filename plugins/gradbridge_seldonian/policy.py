@@ -11,7 +11,7 @@ from autograd.extend import Box
 from autograd.tracer import trace_stack
 
 import gradbridge
-from gradbridge.errors import GradbridgeError, OptionError
+from gradbridge.errors import GradbridgeError, NonFiniteParamsError, OptionError
 from gradbridge.protocol import Array
 from gradbridge_seldonian.distributions import Gaussian, PolicyError, Softmax
 from gradbridge_seldonian.engine import Policy
@@ -211,8 +211,8 @@ class SeldonianPolicy(Policy):
         try:
             outputs = self.bridge(network, *inputs)
         except ValueError as error:
-            if not isinstance(error, GradbridgeError):
-                raise
+            if not isinstance(error, GradbridgeError) or isinstance(error, NonFiniteParamsError):
+                raise  # with check_finite=, a run that diverged is a trial that failed
             raise PolicyError(f"the encoded observations do not fit the network: {error}") from error
         if not hasattr(outputs, "shape"):
             raise PolicyError(

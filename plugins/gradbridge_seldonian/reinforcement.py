@@ -9,10 +9,18 @@ from typing import Any
 import numpy as np
 
 from gradbridge_seldonian.checks import SpecError, checked_constraints
-from gradbridge_seldonian.distributions import PolicyError
+from gradbridge_seldonian.distributions import PolicyError, Softmax
 from gradbridge_seldonian.engine import RL_model, RLSpec, make_parse_trees_from_constraints, objectives
 from gradbridge_seldonian.episode_trees import PREFIX, EpisodesTree
-from gradbridge_seldonian.episodes import ESTIMATES, Episodes, Estimate, SweptEstimate, gamma_of, log_ratios
+from gradbridge_seldonian.episodes import (
+    ESTIMATES,
+    Episodes,
+    Estimate,
+    SweptEstimate,
+    gamma_of,
+    log_ratios,
+    numbers,
+)
 
 
 def rl_spec(
@@ -107,8 +115,10 @@ def rl_spec(
             f"those of {type(model.policy).__name__} are of shape {start.shape}; use a SeldonianPolicy, or one constraint"
         )
     # A data set of one's own for candidate selection or the safety test need not be among the first.
-    for given in (dataset, spec.get("candidate_dataset"), spec.get("safety_dataset")):
-        if given is not None:
+    own = (spec.get("additional_datasets") or {}).values()
+    nodes = [data for nodes in own for entry in nodes.values() for data in entry.values()]
+    for given in (dataset, spec.get("candidate_dataset"), spec.get("safety_dataset"), *nodes):
+        if hasattr(given, "episodes"):
             _try(model, given, start, trees)
     batches = (
         {"use_batches": False, "num_iters": 200 if num_iters is None else num_iters}
@@ -169,7 +179,7 @@ def _objective(objective: Any) -> Callable[..., Any]:
 
 def _start(model: Any, dataset: Any, initial: Any) -> np.ndarray:
     """float64 where training starts, of the policy's shape."""
-    own = model.policy.get_params()
+    own = numbers(model.policy.get_params())  # traced still, where a trace ended by an error
     start = own if initial is None else initial(dataset) if callable(initial) else initial
     start = np.array(start, dtype=np.float64)
     if start.shape != np.shape(own) or not np.isfinite(start).all():
@@ -214,6 +224,9 @@ def _try(model: Any, dataset: Any, start: np.ndarray, trees: Sequence[EpisodesTr
             )
     if hasattr(model.policy, "theta2crcf"):
         return
+    episodes.check_behavior(
+        has_densities=not isinstance(getattr(model.policy, "distribution", None), Softmax)
+    )
     ratios = log_ratios(model, start, episodes)
     if np.isnan(ratios).any():
         raise PolicyError(

@@ -358,6 +358,11 @@ def twelve():
 WRONG = {
     "behavior zero": (lambda: changed(action_probs=lambda p: p * 0), {}, "episode 3 has 0.0 at step 0"),
     "behavior nan": (lambda: changed(action_probs=lambda p: p * np.nan), {}, "episode 3 has nan"),
+    "behavior in percent": (
+        lambda: changed(action_probs=lambda p: 100 * p),
+        {},
+        "episode 3 has .* at step 0",
+    ),
     "lengths": (lambda: changed(rewards=lambda r: r[:-1]), {}, "episode 3 has .* rewards"),
     "alternate lengths": (
         lambda: changed(alt_rewards=lambda r: np.r_[r, r]),
