@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import click
@@ -125,6 +126,9 @@ _BUILT_IN = dict(cli.commands)
 
 def main() -> None:
     """Entry point of the console script: core's commands and every plugin's."""
+    for stream in (sys.stdout, sys.stderr):  # a pipe may not have all letters: minutes must not end in that
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     cli.commands = {**cli.commands, **_plugin_commands(default_registry()), **_BUILT_IN}
     cli(prog_name="gradbridge")
 

@@ -72,13 +72,14 @@ class _Recorder:
 
     def history(self, solution: Any) -> History:
         """What was noted, and where `solution` was."""
+        trees = self._selection.parse_trees
         digests = [digest for digest, _, _ in self._evaluations]
         ours = None if isinstance(solution, str) else _digest(solution)
         return History(
             np.array([value for _, value, _ in self._evaluations]),
-            np.array([bounds for _, _, bounds in self._evaluations]),
+            np.array([bounds for _, _, bounds in self._evaluations]).reshape(len(digests), len(trees)),
             digests.index(ours) if ours in digests else None,
-            written(self._selection.parse_trees),
+            written(trees),
             self._selection.optimizer,
         )
 

@@ -17,8 +17,8 @@ from gradbridge_seldonian.history import ATTRIBUTE, History
 
 # Okabe & Ito (2008): told apart by every kind of colour vision.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
-LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))
-MARKERS = ("o", "s", "^", "D")
+COLORS, DASHES, MARKERS = (BLUE, ORANGE, GREEN, PURPLE), ("-", "--", "-.", ":"), "os^D"
+NONE = ", as none satisfies all"
 STYLE = {
     "font.size": 13,
     "axes.titlesize": 14,
@@ -82,22 +82,28 @@ def _draw_descent(
     bounds, multipliers = np.asarray(result["g_vals"], float), np.asarray(result["lamb_vals"], float)
     steps = np.arange(len(bounds))
     with matplotlib.rc_context(STYLE):
-        figure, (top, middle, bottom) = _panels(3, title)
+        figure, (top, middle, bottom) = _panels(3, title, names)
         top.plot(steps, result["f_vals"], color=BLUE)
         top.set_ylabel(objective)
         top.set_title("What is minimized", loc="left")
-        for i, (color, dash) in zip(range(len(names)), LINES * len(names)):
+        for i in range(len(names)):
+            color, dash = _told_apart(i, DASHES)
             middle.plot(steps, bounds[:, i], color=color, linestyle=dash, label=_wrapped(names[i]))
             bottom.plot(steps, multipliers[:, i], color=color, linestyle=dash)
-        _mark_satisfied(middle, bounds)
+        _mark_satisfied(middle, bounds, names)
         bottom.set_ylabel("multiplier λ")
         bottom.set_title("How hard each constraint pulls", loc="left")
         bottom.set_xlabel("iteration")
-        best = result.get("best_index")
-        if result.get("found_feasible_solution") and best is not None:
-            _mark_chosen(best, len(steps), (top, middle, bottom))
-        else:
-            _say(top, "no iteration satisfied all constraints")
+        if isinstance(result.get("candidate_solution"), str):
+            top.text(
+                0.99, 0.97, "stopped: not finite", ha="right", va="top", transform=top.transAxes, color=GREY
+            )
+        elif result.get("found_feasible_solution"):
+            _mark_chosen(result["best_index"], len(steps), (top, middle, bottom))
+        else:  # the engine takes the least ‖bounds‖ then, and does not say which iteration it was
+            _mark_chosen(
+                int(np.argmin(np.linalg.norm(bounds, axis=1))), len(steps), (top, middle, bottom), NONE
+            )
         return _save(figure, path)
 
 
@@ -107,10 +113,10 @@ def _draw_evaluations(
     n = len(history.objective)
     steps, satisfied = np.arange(n), np.all(history.bounds <= 0, axis=1)
     with matplotlib.rc_context(STYLE):
-        figure, (top, middle) = _panels(2, title)
+        figure, (top, middle) = _panels(2, title, names)
         # Crosses and discs: told apart without colours.
         for which, marker, color, size, label in (
-            (~satisfied, "x", ORANGE, 22, "violates a constraint"),
+            (~satisfied, "x", ORANGE, 22, "violates"),
             (satisfied, "o", BLUE, 14, "satisfies all"),
         ):
             if which.any():
@@ -126,22 +132,21 @@ def _draw_evaluations(
                 where="post",
                 color="black",
                 linewidth=1.5,
-                label="best that satisfies all",
+                label="best that does",
             )
-        else:
-            _say(top, "no evaluation satisfied all constraints")
         top.set_ylim(*_limits(history.objective, around_zero=False))
         top.set_ylabel(objective)
         top.set_title("What is minimized", loc="left")
-        top.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=12, borderaxespad=0.2, ncols=3)
-        for i, (color, _), marker in zip(range(len(names)), LINES * len(names), MARKERS * len(names)):
+        _legend(top, 3)
+        for i in range(len(names)):
+            color, marker = _told_apart(i, MARKERS)
             middle.scatter(
                 steps, history.bounds[:, i], s=10, marker=marker, color=color, label=_wrapped(names[i])
             )
-        _mark_satisfied(middle, history.bounds)
+        _mark_satisfied(middle, history.bounds, names)
         middle.set_xlabel(f"evaluation by {history.optimizer}")
         if history.chosen is not None:
-            _mark_chosen(history.chosen, n, (top, middle))
+            _mark_chosen(history.chosen, n, (top, middle), "" if satisfied[history.chosen] else NONE)
         return _save(figure, path)
 
 
@@ -184,7 +189,12 @@ def _draw_measure(axes: Any, label: str, values: dict[str, Any], limit: float | 
 
 
 def _draw_bars(axes: Any, values: dict[str, float], limits: list[float]) -> None:
-    bars = axes.bar(list(values), list(values.values()), color=[c for c, _ in LINES], width=0.62)
+    bars = axes.bar(
+        list(values),
+        list(values.values()),
+        color=[_told_apart(i, DASHES)[0] for i in range(len(values))],
+        width=0.62,
+    )
     numbers = [*values.values(), 0.0, *limits]
     spread = max(numbers) - min(numbers) or 1.0
     axes.set_ylim(min(numbers) - 0.14 * spread * (min(numbers) < 0), max(numbers) + 0.2 * spread)
@@ -200,7 +210,8 @@ def _draw_bounded(axes: Any, values: dict[str, Any], limits: list[float]) -> Non
     axes.set_ylim(min(numbers) - 0.15 * spread, max(numbers) + 0.15 * spread)
     axes.set_xlim(-0.45, len(pairs) - 0.2)
     axes.set_xticks(range(len(pairs)), list(values))
-    for x, ((value, bound), (color, _)) in enumerate(zip(pairs, LINES * len(pairs))):
+    for x, (value, bound) in enumerate(pairs):
+        color, _ = _told_apart(x, DASHES)
         axes.plot(x, value, "o", color=color, markersize=11)
         axes.plot([x, x], [value, bound], color=color, linewidth=2.5)
         axes.plot(x, bound, "_", color=color, markersize=20, markeredgewidth=2.5)
@@ -211,15 +222,40 @@ def _draw_bounded(axes: Any, values: dict[str, Any], limits: list[float]) -> Non
             axes.text(x + 0.12, bound, f"bound {bound:.3f}", va=above, fontsize=12, bbox=paper)
 
 
-def _panels(count: int, title: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(9, 3 * count + 0.5 * (count < 3)), layout="constrained")
+def _told_apart(i: int, shapes: Sequence[str]) -> tuple[str, str]:
+    """A colour and a shape for the i-th of up to 16."""
+    return COLORS[i % 4], shapes[(i + i // 4) % 4]
+
+
+def _panels(count: int, title: str, names: Sequence[str]) -> tuple[Figure, Any]:
+    entries = sum(len(_wrapped(name).splitlines()) for name in names) / _columns(names)
+    height = 3 * count + 0.5 * (count < 3) + 0.3 * max(0.0, entries - 2)
+    figure = Figure(figsize=(9, height), layout="constrained")
     figure.suptitle(textwrap.fill(title, 60), fontsize=17, fontweight="bold")
     panels = figure.subplots(count, 1, sharex=True)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, panels
 
 
-def _mark_satisfied(axes: Any, bounds: np.ndarray) -> None:
+def _legend(axes: Any, columns: int) -> None:
+    """Above the panel, where no curve can run behind it."""
+    axes.legend(
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        fontsize=12,
+        borderaxespad=0.2,
+        ncols=columns,
+        columnspacing=1.2,
+    )
+
+
+def _columns(names: Sequence[str]) -> int:
+    """How many columns of a legend have room beside the panel's title."""
+    longest = max(map(len, names), default=0)
+    return 1 if len(names) < 3 or longest > 26 else 2 if longest > 16 else 3
+
+
+def _mark_satisfied(axes: Any, bounds: np.ndarray, names: Sequence[str]) -> None:
     low, high = _limits(bounds)
     axes.set_ylim(low, high)
     axes.axhline(0, color="black", linewidth=1)
@@ -230,20 +266,16 @@ def _mark_satisfied(axes: Any, bounds: np.ndarray) -> None:
     )  # fmt: skip
     axes.set_ylabel("upper bound\n(≤ 0 is satisfied)")
     axes.set_title("What must hold", loc="left")
-    # Above the panel, where no curve can run behind it.
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=12, borderaxespad=0.2)
+    _legend(axes, _columns(names))
 
 
-def _mark_chosen(best: int, count: int, panels: Sequence[Any]) -> None:
+def _mark_chosen(best: int, count: int, panels: Sequence[Any], but: str = "") -> None:
     for axes in panels:
         axes.axvline(best, color=GREY, linewidth=1.2, linestyle=(0, (2, 2)))
     side = "right" if best > 0.6 * count else "left"
-    text = f"chosen: {best} " if side == "right" else f" chosen: {best}"
+    text = f"chosen: {best}{but}"
+    text = f"{text} " if side == "right" else f" {text}"
     panels[0].text(best, 0.97, text, ha=side, va="top", transform=panels[0].get_xaxis_transform(), color=GREY)
-
-
-def _say(axes: Any, text: str) -> None:
-    axes.text(0.99, 0.97, text, ha="right", va="top", transform=axes.transAxes, color=GREY)
 
 
 def _wrapped(text: str) -> str:

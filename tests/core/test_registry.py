@@ -84,6 +84,7 @@ def test_what_is_made_under_another_name_is_the_same(module):
     )
     plain = gb.bridge(gb.build("mlp", sizes=[3, 4, 2], backend="numpy", seed=3))
     np.testing.assert_array_equal(ours(ours.params, x), plain(plain.params, x))
+    assert "host autograd" in repr(ours)
     assert gb.primitive(lambda a: 2 * a, backend="Numpy")(3.0) == 6.0
 
 

@@ -1,6 +1,8 @@
 """The demonstration as a user starts it, and its pictures."""
 
 import functools
+import os
+import subprocess
 import sys
 
 import matplotlib
@@ -129,6 +131,17 @@ def test_a_story_that_does_not_exist_is_refused_with_the_nearest(story, hint):
     assert f"there is no story {story!r}; {hint}there are regression, digits" in " ".join(
         result.output.split()
     )
+
+
+def test_a_pipe_without_all_letters_gets_the_story(tmp_path):
+    told = subprocess.run(
+        [sys.executable, "-m", "gradbridge", "demo", "--only", "regression", "--out", str(tmp_path)],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        timeout=120,
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.count(b"0.16911355") == 2
 
 
 def test_without_the_engine_the_word_is_how_to_install_it(monkeypatch):

@@ -1,6 +1,7 @@
 """Pictures of any run of the engine, in the words of who wrote the constraints."""
 
 import copy
+import functools
 import pickle
 
 import matplotlib
@@ -57,13 +58,13 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def trained(optimizer):
+def trained(optimizer, constraints=CONSTRAINTS):
     torch.manual_seed(0)
     model = SeldonianModel(torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Sigmoid()))
     options = (
         {} if optimizer == "adam" else {"optimization_technique": "barrier_function", "optimizer": optimizer}
     )
-    spec = supervised_spec(dataset(), model, CONSTRAINTS, [0.1, 0.1], **options)
+    spec = supervised_spec(dataset(), model, constraints, [0.1, 0.1], **options)
     spec.optimization_hyperparams.update(BARRIERS.get(optimizer, {"num_iters": 5}))
     algorithm = SeldonianAlgorithm(spec)
     algorithm.run()
@@ -128,6 +129,31 @@ def test_gradient_descent_is_drawn_from_the_algorithm_as_from_its_result(tmp_pat
     told = words(lambda path: plot_candidate_selection(algorithm, path), tmp_path / "three")
     assert all(constraint in told for constraint in CONSTRAINTS)
     assert "0.45-(PR)" not in told
+
+
+def test_where_nothing_satisfies_the_constraints_it_is_said_which_was_chosen(tmp_path):
+    impossible = ["PR >= 0.45", "PR <= 0.01"]
+    for optimizer in ("adam", "CMA-ES"):
+        algorithm = trained(optimizer, impossible)
+        result = algorithm.cs_result
+        if optimizer == "adam":
+            _, bound = by_hand(algorithm, result["candidate_solution"])
+            (chosen,) = np.flatnonzero(np.isclose(result["g_vals"][:, 0], bound, rtol=1e-9, atol=0))
+        else:
+            chosen = result.history.chosen
+        told = words(functools.partial(plot_candidate_selection, algorithm), tmp_path / "one")
+        assert f"chosen: {chosen}, as none satisfies all" in told
+
+
+def test_a_run_that_stopped_at_a_nan_is_drawn_and_says_so(tmp_path):
+    result = {
+        "f_vals": np.array([1.0, np.nan]), "g_vals": np.array([[0.5], [np.nan]]), "lamb_vals": np.ones((2, 1)),
+        "constraint_strs": ["PR-(0.9)"], "best_index": None, "found_feasible_solution": False,
+        "candidate_solution": "NSF",
+    }  # fmt: skip
+    told = words(lambda path: plot_candidate_selection(result, path), tmp_path / "one")
+    assert "stopped: not finite" in told
+    assert "PR-(0.9) <= 0" in told
 
 
 def test_a_recorded_result_prints_as_before_copies_and_pickles():
