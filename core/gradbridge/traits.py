@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge.forks import Runtime
+
 
 @dataclass(frozen=True)
 class Traits:
@@ -31,6 +33,7 @@ class Traits:
             the transpose of the other. Not where users write both.
         is_gradient_cheap: whether a gradient costs about one backward. False where it costs an
             evaluation for each number, so that nobody takes one to look at a model.
+        runtime: what it starts in a process and a forked child does not have; None where it has no threads.
     """
 
     takes_complex: bool = False
@@ -42,6 +45,7 @@ class Traits:
     packs: bool = False
     checks_jvp: bool = True
     is_gradient_cheap: bool = True
+    runtime: Runtime | None = None
 
 
 class ArraySpec:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gradbridge_seldonian.checks import SpecError, checked_constraints
+from gradbridge.option_values import Takes
+from gradbridge.wording import suggestion
+from gradbridge_seldonian import parsing
 from gradbridge_seldonian.distributions import PolicyError, Softmax
-from gradbridge_seldonian.engine import RL_model, RLSpec, make_parse_trees_from_constraints, objectives
+from gradbridge_seldonian.engine import RL_model, RLSpec, objectives
 from gradbridge_seldonian.episode_trees import PREFIX, EpisodesTree
 from gradbridge_seldonian.episodes import (
     ESTIMATES,
@@ -21,28 +23,41 @@ from gradbridge_seldonian.episodes import (
     log_ratios,
     numbers,
 )
+from gradbridge_seldonian.hyperparams import ENTRIES, check, hyperparams, optimizer_for, regularization
+from gradbridge_seldonian.outputs import SpecError
+
+_FRACTION = Takes("a number between 0 and 1", lambda v: isinstance(v, (int, float, np.number)) and 0 < v < 1)
+_ELSEWHERE = {
+    "batch_size_safety": "the engine's batches of a safety test fail for episodes; rows_per_chunk= of SeldonianPolicy "
+    "bounds the memory",
+    "custom_primary_gradient_fn": "the engine reads none for episodes",
+    "use_builtin_primary_gradient_fn": "the engine has none for episodes",
+}
 
 
 def rl_spec(
-    dataset: Any,
-    model: Any,
-    constraints: Sequence[str],
-    deltas: Sequence[float],
+    dataset: Any = None,
+    model: Any = None,
+    constraints: Sequence[str] | None = None,
+    deltas: Sequence[float] | None = None,
     *,
     gamma: float | None = None,
     primary_objective: str | Callable[..., Any] = "IS",
     initial_solution: Any = None,
-    lambda_init: float | Sequence[float] = 0.5,
-    num_iters: int | None = None,
-    batch_size: int | None = None,
-    n_epochs: int | None = None,
-    alpha_theta: float = 0.005,
-    alpha_lamb: float = 0.005,
-    beta_velocity: float = 0.9,
-    beta_rmsprop: float = 0.95,
-    optimization_hyperparams: dict[str, Any] | None = None,
+    parse_trees: Sequence[Any] | None = None,
+    delta_vectors: Sequence[Any] | None = None,
+    infl_factors: Any = None,
+    base_node_bound_method_dict: Mapping[str, Mapping[str, str]] | None = None,
+    frac_data_in_safety: float = 0.6,
+    candidate_dataset: Any = None,
+    safety_dataset: Any = None,
+    additional_datasets: Mapping[str, Any] | None = None,
+    optimization_technique: str = "gradient_descent",
+    optimizer: str | None = None,
+    optimization_hyperparams: Mapping[str, Any] | None = None,
+    regularization_hyperparams: Mapping[str, Any] | None = None,
     verbose: bool = False,
-    **spec: Any,
+    **entries: Any,
 ) -> Any:
     """Make the engine's `RLSpec` for a policy of ours, or any of the engine's.
 
@@ -67,85 +82,92 @@ def rl_spec(
         primary_objective: ``"IS"``, ``"PDIS"`` or ``"WIS"``, an estimate of the return to be maximized; or
             ``f(model, theta, episodes, **kwargs)``.
         initial_solution: (P,) or a function of the data set; None takes the policy's parameters.
-        lambda_init: initial multipliers, one for all or one each.
-        num_iters: steps of gradient descent on all episodes; 200 if nothing is said.
-        batch_size, n_epochs: mini-batches of episodes instead.
-        alpha_theta, alpha_lamb: step sizes of the parameters and the multipliers.
-        beta_velocity, beta_rmsprop: decay of the optimizer's averages.
-        optimization_hyperparams: further ones, e.g. CMA-ES's ``sigma0``, ``maxiter`` and ``seed``, or ``clip_theta``.
+        parse_trees, delta_vectors, infl_factors, base_node_bound_method_dict: as in `supervised_spec`.
+        frac_data_in_safety: fraction of the episodes that is kept for the safety test, in (0, 1).
+        candidate_dataset, safety_dataset: instead of a data set that the engine splits.
+        additional_datasets: ``{constraint: {base node: {"dataset": …}}}``; with gradient descent on all episodes.
+        optimization_technique: ``"gradient_descent"``, or ``"barrier_function"``, which is CMA-ES.
+        optimizer: ``"adam"`` or ``"CMA-ES"``.
+        optimization_hyperparams, regularization_hyperparams: as in `supervised_spec`.
         verbose: whether the engine prints.
-        **spec: further arguments of `RLSpec`, e.g. ``frac_data_in_safety``.
+        **entries: of the hyperparameters, as in `supervised_spec`: ``num_iters``, or ``batch_size`` and ``n_epochs``
+            for mini-batches of episodes, ``alpha_theta``, ``lambda_init``, ``maxiter`` …
 
     Returns:
         An `RLSpec`.
 
     Raises:
-        SpecError: counts, values or options that do not fit.
+        SpecError: names, counts, values or options that do not fit.
         PolicyError: episodes that do not fit the policy, or each other.
     """
-    multipliers = checked_constraints(constraints, deltas, lambda_init)
+    known = inspect.signature(rl_spec).parameters
+    for name in entries:
+        if name in _ELSEWHERE:
+            raise SpecError(f"rl_spec has no argument {name!r}: {_ELSEWHERE[name]}")
+        if name not in ENTRIES:
+            near = suggestion(name, [*list(known)[:-1], *ENTRIES])
+            raise SpecError(f"rl_spec has no argument {name!r}; {near}".rstrip("; "))
+    check("frac_data_in_safety", frac_data_in_safety, _FRACTION)
     model = _modelled(model, gamma)
-    if (batch_size is None) != (n_epochs is None) or (num_iters is not None and batch_size is not None):
-        raise SpecError("give either num_iters, or both batch_size and n_epochs")
-    if spec.get("batch_size_safety") is not None:
-        raise SpecError(
-            "the engine's batches of a safety test fail for episodes; leave batch_size_safety out, and bound the "
-            "memory with rows_per_chunk= of SeldonianPolicy"
+    if (candidate_dataset is None) != (safety_dataset is None):
+        raise SpecError("candidate_dataset and safety_dataset go together, and one of them is missing")
+    read = [dataset] if candidate_dataset is None else [candidate_dataset, safety_dataset]
+    for given in read:
+        if not hasattr(given, "episodes"):
+            raise SpecError(f"the data must be the engine's RLDataSet, got {type(given).__name__}")
+    if optimizer is None and optimization_technique == "barrier_function":
+        optimizer = "CMA-ES"
+    optimizer = optimizer_for(optimization_technique, optimizer)
+    if optimizer not in ("adam", "CMA-ES"):
+        raise SpecError(f"optimizer={optimizer!r} is none that the engine has for episodes; use 'CMA-ES'")
+    trees = [
+        EpisodesTree.of(tree)
+        for tree in parsing.trees(
+            (constraints, deltas, delta_vectors, infl_factors),
+            parse_trees,
+            parsing.Setting(
+                "reinforcement_learning", "all", list(read[0].meta.sensitive_col_names or []), {}
+            ),
         )
-    if batch_size is not None and spec.get("additional_datasets"):
-        raise SpecError(
-            "the engine joins mini-batches of additional data sets in a way that fails for episodes; use num_iters="
-        )
-    trees = make_parse_trees_from_constraints(
-        list(constraints),
-        list(deltas),
-        regime="reinforcement_learning",
-        sub_regime="all",
-        columns=list(dataset.meta.sensitive_col_names),
+    ]
+    told = hyperparams(
+        optimization_technique, optimizer, entries, optimization_hyperparams, len(trees), verbose
     )
-    trees = list(map(EpisodesTree.of, trees))
-    start = _start(model, dataset, initial_solution)
-    if (
-        start.ndim != 1
-        and len(trees) > 1
-        and spec.get("optimization_technique") in (None, "gradient_descent")
-    ):
+    more = {
+        text: {name: dict(entry) for name, entry in nodes.items()}  # the engine writes into them
+        for text, nodes in parsing.by_node("additional_datasets", additional_datasets, trees).items()
+    }
+    if more and (told.get("use_batches") or optimizer != "adam"):
+        raise SpecError(
+            "the engine takes additional data sets of episodes with gradient descent on all episodes alone; use num_iters="
+        )
+    start = _start(model, read[0], initial_solution)
+    if start.ndim != 1 and len(trees) > 1 and optimizer == "adam":
         raise SpecError(
             f"the engine's gradient descent takes several constraints where the policy's parameters are a vector, and "
             f"those of {type(model.policy).__name__} are of shape {start.shape}; use a SeldonianPolicy, or one constraint"
         )
-    # A data set of one's own for candidate selection or the safety test need not be among the first.
-    own = (spec.get("additional_datasets") or {}).values()
-    nodes = [data for nodes in own for entry in nodes.values() for data in entry.values()]
-    for given in (dataset, spec.get("candidate_dataset"), spec.get("safety_dataset"), *nodes):
+    nodes = [entry for each in more.values() for entry in each.values()]
+    for given in (*read, *(data for entry in nodes for data in entry.values())):
         if hasattr(given, "episodes"):
             _try(model, given, start, trees)
-    batches = (
-        {"use_batches": False, "num_iters": 200 if num_iters is None else num_iters}
-        if batch_size is None
-        else {"use_batches": True, "batch_size": batch_size, "n_epochs": n_epochs}
-    )
     return RLSpec(
         dataset=dataset,
         model=model,
         parse_trees=trees,
+        frac_data_in_safety=frac_data_in_safety,
         primary_objective=SweptEstimate(_objective(primary_objective)),
+        initial_solution_fn=_Start(start),
+        base_node_bound_method_dict=parsing.bound_methods(base_node_bound_method_dict, trees),
         use_builtin_primary_gradient_fn=False,
-        initial_solution_fn=functools.partial(_copy, start),
-        optimization_hyperparams={
-            "lambda_init": multipliers,
-            "alpha_theta": alpha_theta,
-            "alpha_lamb": alpha_lamb,
-            "beta_velocity": beta_velocity,
-            "beta_rmsprop": beta_rmsprop,
-            "gradient_library": "autograd",
-            "hyper_search": None,
-            "verbose": verbose,
-            **batches,
-            **(optimization_hyperparams or {}),
-        },
+        optimization_technique=optimization_technique,
+        optimizer=optimizer,
+        optimization_hyperparams=told,
+        regularization_hyperparams=regularization(regularization_hyperparams, optimization_technique),
+        candidate_dataset=candidate_dataset,
+        safety_dataset=safety_dataset,
+        additional_datasets=more,
         verbose=verbose,
-        **spec,
     )
 
 
@@ -190,9 +212,14 @@ def _start(model: Any, dataset: Any, initial: Any) -> np.ndarray:
     return start
 
 
-def _copy(start: np.ndarray, dataset: Any) -> np.ndarray:
-    """The initial solution, a new array each time: the optimizer writes into it."""
-    return start.copy()
+class _Start:
+    """An initial solution function that gives a new array each time: the optimizer writes into it."""
+
+    def __init__(self, start: np.ndarray) -> None:
+        self._start = start
+
+    def __call__(self, dataset: Any) -> np.ndarray:
+        return self._start.copy()
 
 
 def _try(model: Any, dataset: Any, start: np.ndarray, trees: Sequence[EpisodesTree]) -> None:
