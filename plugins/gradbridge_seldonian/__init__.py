@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from gradbridge_seldonian.model import SeldonianModel
     from gradbridge_seldonian.pictures import plot_candidate_selection, plot_comparison
+    from gradbridge_seldonian.policy import Gaussian, OneHot, SeldonianPolicy, Softmax
     from gradbridge_seldonian.pytorch_model import SupervisedPytorchBaseModel
+    from gradbridge_seldonian.reinforcement import rl_spec
     from gradbridge_seldonian.spec import supervised_spec
     from gradbridge_seldonian.steps import SupervisedStepsModel
     from gradbridge_seldonian.tensorflow_model import SupervisedTensorFlowBaseModel
@@ -30,14 +32,24 @@ _HOMES = {
     "SupervisedTensorFlowBaseModel": "tensorflow_model",
     "plot_candidate_selection": "pictures",
     "plot_comparison": "pictures",
+    "SeldonianPolicy": "policy",
+    "Softmax": "policy",
+    "Gaussian": "policy",
+    "OneHot": "policy",
+    "rl_spec": "reinforcement",
 }
 __all__ = [
+    "Gaussian",
+    "OneHot",
     "SeldonianModel",
+    "SeldonianPolicy",
+    "Softmax",
     "SupervisedPytorchBaseModel",
     "SupervisedStepsModel",
     "SupervisedTensorFlowBaseModel",
     "plot_candidate_selection",
     "plot_comparison",
+    "rl_spec",
     "supervised_spec",
 ]
 

@@ -30,6 +30,7 @@ STORIES = {
     "regression": "gradbridge_seldonian.stories:regression",
     "digits": "gradbridge_seldonian.stories:digits",
     "fairness": "gradbridge_seldonian.stories:fairness",
+    "gridworld": "gradbridge_seldonian.gridworld:gridworld",
 }
 
 

@@ -64,6 +64,8 @@ def read_constraint(
     # The engine's tables have the one name, its data sets the other too.
     known = "classification" if sub_regime == "binary_classification" else sub_regime
     regime = "supervised_learning" if measures is None else "custom"
+    if sub_regime == "all":  # the engine's only one of reinforcement learning
+        regime = "reinforcement_learning"
     tree = ParseTree(delta, regime, known, columns=list(columns))
     if measures is not None:
         # Not by the engine's argument: that adds the names to a list that all trees share.

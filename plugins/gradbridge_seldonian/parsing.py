@@ -65,7 +65,7 @@ def trees(asked: Sequence[Any], ready: Any, setting: Setting) -> list[ParseTree]
             )
     if ready is None:
         if asked[0] is None or asked[1] is None:
-            raise SpecError("supervised_spec needs constraints and deltas, or parse_trees")
+            raise SpecError("a specification needs constraints and deltas, or parse_trees")
         found = _made_each(*asked, setting)
     elif setting.measures or any(each is not None for each in asked):
         raise SpecError(
