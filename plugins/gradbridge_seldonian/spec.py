@@ -251,8 +251,8 @@ def supervised_spec(
     check_gradient(settings, objective, seen)
     if is_custom:
         check_custom(objective, optimization_technique, trees, read[0])
-        try_objective(objective, model, start, seen, {})
-        return Spec(parse_trees=trees, primary_objective=objective, **settings)
+        look = FirstLook(model, functools.partial(try_objective, objective, model, start, seen, {}))
+        return Spec(parse_trees=trees, primary_objective=look.before(objective), **settings)
     trees = list(map(SweptTree.of, trees))
     grouped = any(node.conditional_columns for tree in trees for node in tree.base_nodes())
     own = (primary_objective, seen) if primary_objective is not None else None
