@@ -8,21 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.errors import GradbridgeError
 from gradbridge.notices import notice
-from gradbridge.option_values import FLAG, whole
-from gradbridge.wording import in_short
+from gradbridge.option_values import FLAG
 from gradbridge_seldonian.engine import CustomDataSet, SupervisedDataSet
 from gradbridge_seldonian.engine import objectives as engine_objectives
 from gradbridge_seldonian.hyperparams import ENTRIES, check
 from gradbridge_seldonian.objectives import PRIMARY
 from gradbridge_seldonian.outputs import SpecError, tried
-from gradbridge_seldonian.parsing import base_nodes, by_node, check_columns
+from gradbridge_seldonian.parsing import by_node
 from gradbridge_seldonian.rows import all_alike, can_share, independent
 from gradbridge_seldonian.runs import BridgedModel
-
-#: Statistics of the rows of some labels alone.
-_OF_SOME_ROWS = ("FPR", "FNR", "TPR", "TNR", "CM")
+from gradbridge_seldonian.trees import base_nodes, check_columns
 
 
 def checked_datasets(dataset: Any, candidate: Any, safety: Any) -> list[Any]:
@@ -122,12 +118,6 @@ def check_data(dataset: Any, sub_regime: str) -> None:
             f"num_datapoints must be the number of labels, by which the engine splits; got {dataset.num_datapoints} "
             f"and {len(Y)} labels"
         )
-    groups, names = dataset.sensitive_attrs, dataset.sensitive_col_names
-    if len(groups) and (groups.ndim != 2 or groups.shape[1] != len(names)):
-        raise SpecError(
-            f"sensitive_attrs must have a column for each of sensitive_col_names ({', '.join(names) or 'none'}), got "
-            f"shape {groups.shape}"
-        )
     if Y.dtype.kind not in "fiub":
         raise SpecError(f"labels must be numbers, got dtype {Y.dtype}")
     if not np.isfinite(Y).all():
@@ -147,7 +137,7 @@ def check_data(dataset: Any, sub_regime: str) -> None:
 
 
 def checked_additional(
-    given: Any, trees: Any, read: Any, technique: str, batch_size: int | None
+    given: Any, trees: Any, read: Any, technique: str, batch_size: int | None, fraction: float
 ) -> dict[str, Any]:
     """A copy of `additional_datasets`, because the engine writes into what it gets.
 
@@ -157,6 +147,7 @@ def checked_additional(
         read: the data set of the objective that is to be like them.
         technique: of the optimization.
         batch_size: of the objective's mini-batches, or None.
+        fraction: of the data that is kept for the safety test.
 
     Raises:
         SpecError: nodes that are not there, data that do not fit, or what the engine cannot do.
@@ -177,17 +168,26 @@ def checked_additional(
                     f"{where} must be a dictionary with 'dataset', or with 'candidate_dataset' and 'safety_dataset', and "
                     f"perhaps 'batch_size'; got {reprlib.repr(entry)}"
                 )
-            nodes[name] = dict(entry)
+            nodes[name] = {key: value for key, value in entry.items() if value is not None}
             size = entry.get("batch_size")
             if size is not None:
                 check(f"{where}['batch_size']", size, ENTRIES["batch_size"])
-            for data in (entry[key] for key in sorted(keys)):
+            size = batch_size if size is None else size
+            for key in sorted(keys):
+                data = entry[key]
                 if type(data) is not type(read) or data.meta.sub_regime != read.meta.sub_regime:
                     raise SpecError(
                         f"{where} must hold data like the objective's, {_named(read)} of sub_regime "
                         f"{read.meta.sub_regime!r}, got {_named(data)}"
                     )
                 check_columns(tree, data.meta.sensitive_col_names, where, name)
+                rows = round(data.num_datapoints * (1.0 - (fraction if key == "dataset" else 0.0)))
+                if key != "safety_dataset" and size is not None and size > rows:
+                    # The engine would count rows twice, and some that are not there.
+                    raise SpecError(
+                        f"{where} has {rows} rows for candidate selection, fewer than mini-batches of {size}; give it a "
+                        f"'batch_size' of its own"
+                    )
                 if data.regime == "custom":
                     continue
                 check_data(data, data.meta.sub_regime)
@@ -197,21 +197,6 @@ def checked_additional(
                         f"batch_size= out"
                     )
     return found
-
-
-def check_pieces(size: Any, trees: Any, read: Any, fraction: float) -> None:
-    """Refuse a safety test in pieces where the engine's arithmetic does not hold, and raises what is swallowed."""
-    if size is None:
-        return
-    check("batch_size_safety", size, whole("None or a number of rows, 1 or more", 1))
-    rows = read[1].num_datapoints if len(read) > 1 else round(read[0].num_datapoints * fraction)
-    for node in (node for tree in trees for node in base_nodes(tree)):
-        if size < rows and node.measure_function_name in _OF_SOME_ROWS:
-            raise SpecError(
-                f"batch_size_safety={size} was asked for with {node.name!r}, and the engine does not put the pieces of "
-                f"{', '.join(_OF_SOME_ROWS)} together, which have a number for some rows only. Leave it out; "
-                f"SeldonianModel(…, rows_per_chunk={size}) bounds the memory, too"
-            )
 
 
 def check_clipping(entries: Mapping[str, Any], start: np.ndarray) -> None:
@@ -266,52 +251,35 @@ def check_custom(objective: Any, technique: str, trees: Any, dataset: Any) -> No
             f"num_datapoints, data and sensitive_attrs must be of the same data points, got {dataset.num_datapoints}, "
             f"{count} and {groups}"
         )
-    grouped = any(node.conditional_columns for tree in trees for node in base_nodes(tree))
-    if grouped and isinstance(dataset.data, list):
+    grouped = [node.name for tree in trees for node in base_nodes(tree) if node.conditional_columns]
+    if grouped and (isinstance(dataset.data, list) or not groups):
         raise SpecError(
-            "constraints that condition on groups need data in an array, of which the engine takes the groups' rows; got "
-            "a list"
+            f"{grouped[0]!r} conditions on groups, whose rows the engine takes from an array of data by sensitive_attrs; got "
+            f"a {type(dataset.data).__name__} and {groups} rows of sensitive_attrs"
         )
 
 
-def try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> None:
-    """Predict a few rows, to see that the shapes fit; warn where all predictions are equal."""
+def try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> tuple[int, ...]:
+    """Predict a few rows, to see that the shapes fit; warn where all predictions are equal.
+
+    Returns:
+        The shape of one row's prediction, () or (classes,).
+    """
     found = tried(model, dataset, start, sub_regime)
-    if sub_regime == "regression" or not all_alike(found):
-        return
-    if all_alike(model.predict(start, dataset.features)):
+    if sub_regime != "regression" and all_alike(found) and all_alike(model.predict(start, dataset.features)):
         notice(
             f"{type(model).__name__} predicts the same for all {len(dataset.labels)} rows at the initial solution. A constraint "
             f"on rates then has a standard deviation of zero, which has no gradient, and the engine gives up with "
             f"'NSF' at its first step; start elsewhere, e.g. at the model's own parameters",
         )
-
-
-def try_objective(
-    objective: Any, model: Any, start: np.ndarray, data: tuple[Any, ...], options: Mapping[str, Any]
-) -> None:
-    """Evaluate an objective of the user's once, at the start, as the engine will.
-
-    In the engine its failure would be counted as a trial without a solution.
-    """
-    try:
-        value = objective(model, start.copy(), *data, **options)
-    except GradbridgeError:
-        raise
-    except Exception as error:
-        raise SpecError(f"primary_objective failed at the initial solution: {in_short(error)}") from error
-    if np.shape(value) != () or np.asarray(value).dtype.kind not in "fiub":
-        raise SpecError(
-            f"primary_objective must return one number, got {_named(value)} at the initial solution; return its mean "
-            f"or sum"
-        )
+    return tuple(found.shape[1:])
 
 
 def rows_are_independent(
     model: Any, dataset: Any, start: np.ndarray, rows: str, grouped: bool, batch_size: int | None
 ) -> bool:
     """Whether groups may take their predictions from those for all rows; see `supervised_spec`."""
-    # Of a list of features the engine makes groups of its own kind, which are no rows of anything.
+    # Of a list of features groups are not shared: each is asked for by itself.
     useful = grouped and type(dataset.features) is not list and can_share(model)
     if rows == "together" or (rows == "auto" and not useful):
         return False

@@ -11,7 +11,9 @@ try:
     from seldonian.dataset import CustomDataSet, SupervisedDataSet
     from seldonian.models import objectives
     from seldonian.models.models import SupervisedModel
-    from seldonian.parse_tree.nodes import BaseNode
+    from seldonian.parse_tree import zhat_funcs
+    from seldonian.parse_tree.nodes import BaseNode, custom_base_node_dict, subscriptable_measure_functions
+    from seldonian.parse_tree.operators import bounds_required_dict, op_mapper
     from seldonian.parse_tree.parse_tree import ParseTree, make_parse_trees_from_constraints
     from seldonian.safety_test.safety_test import SafetyTest
     from seldonian.seldonian_algorithm import SeldonianAlgorithm
@@ -35,7 +37,12 @@ __all__ = [
     "SupervisedDataSet",
     "SupervisedModel",
     "SupervisedSpec",
+    "bounds_required_dict",
+    "custom_base_node_dict",
     "make_parse_trees_from_constraints",
     "objectives",
+    "op_mapper",
+    "subscriptable_measure_functions",
     "tinv",
+    "zhat_funcs",
 ]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import functools
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gradbridge.wording import in_short, suggestion
-from gradbridge_seldonian.engine import BaseNode, ParseTree
+from gradbridge.wording import suggestion
+from gradbridge_seldonian.engine import ParseTree
+from gradbridge_seldonian.measures import read_constraint
 from gradbridge_seldonian.outputs import SpecError
+from gradbridge_seldonian.trees import check_columns
 
 #: How the engine bounds a node of its own.
 BOUND_METHODS = ("ttest", "manual", "random")
+#: Largest weight, up or down, whose exponential is a positive finite number.
+_STEEPEST = 700
 #: Sub-regimes of one meaning; the engine's own table of measure functions has only the second.
 _SAME = {"binary_classification": "classification"}
 
@@ -125,18 +130,6 @@ def _check_distinct(trees: Sequence[ParseTree]) -> None:
             raise SpecError(f"the constraint {text!r} is there {texts.count(text)} times; give it once")
 
 
-def check_columns(tree: ParseTree, columns: Sequence[str], of: str, name: str | None = None) -> None:
-    """Refuse a tree, or the base node of a name, that conditions on groups that are no columns of the data."""
-    for node in base_nodes(tree):
-        for column in node.conditional_columns:
-            if column not in columns and name in (None, node.name):
-                raise SpecError(
-                    f"the constraint {tree.constraint_str!r} conditions on {column!r}, which is none of the "
-                    f"sensitive columns of {of}: {', '.join(columns) or 'there are none'}; "
-                    f"{suggestion(column, columns)}".rstrip("; ")
-                )
-
-
 def by_node(what: str, given: Any, trees: Sequence[ParseTree]) -> dict[str, dict[str, Any]]:
     """``{constraint: {base node: …}}`` in the engine's texts, each found among the trees.
 
@@ -189,19 +182,6 @@ def bound_methods(given: Any, trees: Sequence[ParseTree]) -> dict[str, dict[str,
     return found
 
 
-def base_nodes(tree: ParseTree) -> Iterator[Any]:
-    """The leaves that are statistics of the data; several may be of one name."""
-
-    def below(node: Any) -> Iterator[Any]:
-        if node is not None:
-            if isinstance(node, BaseNode):
-                yield node
-            yield from below(node.left)
-            yield from below(node.right)
-
-    return below(tree.root)
-
-
 def _check_constraints(constraints: Any, deltas: Any) -> None:
     if isinstance(constraints, str):
         raise SpecError("constraints must be a list of strings, got one string; put it in a list")
@@ -213,7 +193,7 @@ def _check_constraints(constraints: Any, deltas: Any) -> None:
     for constraint in constraints:
         if not isinstance(constraint, str):
             raise SpecError(
-                f"constraints must be strings, got {reprlib.repr(constraint)}; trees go to parse_trees="
+                f"the constraint {reprlib.repr(constraint)} cannot be read: it is no string; trees go to parse_trees="
             )
     if len(constraints) != len(deltas):
         raise SpecError(f"{len(constraints)} constraints need as many deltas, got {len(deltas)}")
@@ -232,34 +212,25 @@ def _one_each(what: str, given: Any, count: int) -> list[Any]:
 
 
 def _made(constraint: str, delta: Any, vector: Any, factors: Any, setting: Setting) -> ParseTree:
-    sub_regime = _SAME.get(setting.sub_regime, setting.sub_regime)
-    tree = ParseTree(float(delta), setting.regime, sub_regime, list(setting.columns))
-    # Not by the engine's argument: that adds the names to a list that all trees share.
-    tree.custom_measure_functions = dict(setting.measures)
-    tree.available_measure_functions = [*tree.available_measure_functions, *setting.measures]
-    try:
-        tree.create_from_ast(constraint)
-        tree.assign_bounds_needed()
-    except Exception as error:
-        raise SpecError(
-            f"the constraint {constraint!r} is none that the engine can parse for the sub_regime "
-            f"{setting.sub_regime!r}: {in_short(error)}"
-        ) from error
-    if not tree.n_base_nodes:
-        raise SpecError(
-            f"the constraint {constraint!r} has no statistic of the data in it, such as PR or ACC"
-        )
-    bounds = tree.n_unique_bounds_tot
+    measures = setting.measures if setting.regime == "custom" else None
+    read = functools.partial(
+        read_constraint, constraint, float(delta), setting.sub_regime, setting.columns, measures=measures
+    )
+    factors = 2 if factors is None else factors
+    if isinstance(factors, (int, float, np.number)):
+        how = {"infl_factors": _factor(constraint, factors)}
+    else:
+        listed = _numbers("infl_factors", constraint, factors, read().n_unique_bounds_tot)
+        how = {"infl_factor_method": "manual", "infl_factors": [_factor(constraint, each) for each in listed]}
     if vector is None:
-        tree.assign_deltas("equal")
-    else:
-        tree.assign_deltas("manual", delta_vector=_numbers("delta_vectors", constraint, vector, bounds))
-    if factors is None or isinstance(factors, (int, float, np.number)):
-        tree.assign_infl_factors("constant", _factor(constraint, 2 if factors is None else factors))
-    else:
-        listed = _numbers("infl_factors", constraint, factors, bounds)
-        tree.assign_infl_factors("manual", [_factor(constraint, factor) for factor in listed])
-    return tree
+        return read(**how)
+    weights = _numbers("delta_vectors", constraint, vector, read().n_unique_bounds_tot)
+    if abs(max(weights)) > _STEEPEST:
+        raise SpecError(
+            f"delta_vectors are taken to the exponential, and that of {max(weights)} is no number to share "
+            f"{constraint!r} by; only their differences count, so subtract it"
+        )
+    return read(delta_weight_method="manual", delta_vector=weights, **how)
 
 
 def _numbers(what: str, constraint: str, given: Any, count: int) -> list[float]:
@@ -272,10 +243,8 @@ def _numbers(what: str, constraint: str, given: Any, count: int) -> list[float]:
             f"{what} must have a number for each of the {count} bounds that {constraint!r} needs (lower before upper, "
             f"in the order of its statistics), got shape {array.shape}"
         )
-    if not np.isfinite(array).all() or not np.isfinite(np.exp(array).sum()):
-        raise SpecError(
-            f"{what} must be finite, their exponentials too, got {reprlib.repr(given)} for {constraint!r}"
-        )
+    if not np.isfinite(array).all():
+        raise SpecError(f"{what} must be finite, got {reprlib.repr(given)} for {constraint!r}")
     return list(map(float, array))
 
 

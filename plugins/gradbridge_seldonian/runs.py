@@ -10,6 +10,8 @@ here, when a model class of ours is imported. With models of the engine's they a
 from __future__ import annotations
 
 import functools
+import inspect
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,7 @@ import numpy as np
 from gradbridge.errors import GradbridgeError, NonFiniteParamsError
 from gradbridge_seldonian.engine import CandidateSelection, SafetyTest, SupervisedModel, objectives
 from gradbridge_seldonian.outputs import tried
+from gradbridge_seldonian.trees import check_columns, check_pieces
 
 #: What the experiments package takes for a trial that found no solution.
 SWALLOWED = (ValueError, ZeroDivisionError)
@@ -64,55 +67,85 @@ def _selecting(run: Callable[..., Any]) -> Callable[..., Any]:
                 options["custom_primary_gradient_fn"] = None
             for tree in self.parse_trees:  # of an earlier run they hold the data of its safety test
                 tree.reset_base_node_dict(reset_data=True)
-        start = self.initial_solution
-        is_finite = start is None or bool(np.isfinite(start).all())  # now: the optimizer writes into it
-        with _said(is_finite):
-            try:
-                return run(self, **options)
-            except SWALLOWED as error:
-                if not isinstance(error, GradbridgeError):
-                    _explain(self, error)
-                raise
+        is_finite = _is_finite(self.initial_solution)  # now: the optimizer writes into it
+        with _heard(self.model, lambda: _look(self), is_finite):
+            return run(self, **options)
 
     return selecting
 
 
 def _testing(run: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(run)
-    def testing(self: Any, *solution: Any, **options: Any) -> Any:
-        with _said(True):
-            return run(self, *solution, **options)
+    def testing(self: Any, solution: Any, batch_size_safety: Any = None, **options: Any) -> Any:
+        def look() -> None:
+            if batch_size_safety is not None:
+                check_pieces(batch_size_safety, self.safety_dataset.num_datapoints, self.parse_trees)
+
+        with _heard(self.model, look, True):
+            return run(self, solution, batch_size_safety=batch_size_safety, **options)
 
     return testing
 
 
 @contextmanager
-def _said(is_start_finite: bool) -> Iterator[None]:
-    """Let no error of ours leave as one that is counted as a trial without a solution."""
+def _heard(model: Any, look: Callable[[], None], is_start_finite: bool) -> Iterator[None]:
+    """Let nothing that is wrong with a model or a specification be counted as a trial without a solution.
+
+    Args:
+        model: of the run.
+        look: looks for what may be wrong, where the engine's own arithmetic failed over a model of ours; raises it.
+        is_start_finite: whether the run began with finite parameters.
+    """
     try:
         yield
     except NonFiniteParamsError as error:
         if is_start_finite:
             raise  # it diverged, which is such a trial: without check_finite= the engine says "NSF"
-        raise EngineError(_worded(error)) from error
-    except GradbridgeError as error:
-        if not isinstance(error, SWALLOWED):
-            raise
-        raise EngineError(_worded(error)) from error
+        raise EngineError(in_full(error)) from error
+    except SWALLOWED as error:
+        if isinstance(error, GradbridgeError):
+            raise EngineError(in_full(error)) from error
+        if isinstance(model, BridgedModel):
+            try:
+                look()
+            except (ZeroDivisionError, NonFiniteParamsError):
+                pass  # too few data, or parameters that ran off: no mistake
+            except Exception as reason:
+                raise EngineError(in_full(reason)) from error
+            if _is_within(model, error):
+                raise EngineError(f"{type(model).__name__} failed: {in_full(error)}") from error
+        raise
 
 
-def _worded(error: Exception) -> str:
+def in_full(error: BaseException) -> str:
+    """Its class and its words."""
     return f"{type(error).__name__}: {error}"
 
 
-def _explain(selection: Any, error: Exception) -> None:
-    """Say it if the model is why the engine's own arithmetic failed: it raises, or its outputs are of a wrong shape."""
-    if isinstance(selection.model, BridgedModel) and selection.regime == "supervised_learning":
-        dataset = selection.candidate_dataset
-        try:
-            tried(selection.model, dataset, selection.initial_solution, dataset.meta.sub_regime)
-        except Exception as reason:
-            raise EngineError(_worded(reason)) from error
+def _is_finite(start: Any) -> bool:
+    try:
+        return bool(np.isfinite(np.asarray(start, dtype=np.float64)).all())
+    except (TypeError, ValueError):
+        return True  # no numbers: nothing that could diverge
+
+
+def _look(selection: Any) -> None:
+    """Raise what is wrong already where training starts: predictions of a wrong shape, columns, the objective."""
+    model, start, dataset = selection.model, selection.initial_solution, selection.candidate_dataset
+    if selection.regime == "supervised_learning" and dataset.num_datapoints:
+        sub_regime = dataset.meta.sub_regime
+        tried(model, dataset, start, sub_regime)
+        for tree in selection.parse_trees:
+            if tree.constraint_str not in selection.additional_datasets:
+                check_columns(tree, dataset.sensitive_col_names, "the data")
+        selection.primary_objective(model, start, dataset.features, dataset.labels, sub_regime=sub_regime)
+
+
+def _is_within(model: Any, error: BaseException) -> bool:
+    """Whether an error comes from within a method of the model's class, such as a `predict` of the user's."""
+    methods = (method for owner in type(model).__mro__ for method in vars(owner).values())
+    codes = {getattr(inspect.unwrap(method), "__code__", None) for method in methods if callable(method)}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _is_builtin(gradient: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge.option_values import FLAG, Takes, one_of
+from gradbridge.option_values import FLAG, Takes, one_of, whole
 from gradbridge.wording import suggestion
 from gradbridge_seldonian import objectives, parsing
 from gradbridge_seldonian.checks import (
@@ -18,22 +18,23 @@ from gradbridge_seldonian.checks import (
     check_custom,
     check_data,
     check_gradient,
-    check_pieces,
     checked_additional,
     checked_datasets,
     checked_start,
     rows_are_independent,
     try_model,
-    try_objective,
 )
 from gradbridge_seldonian.constraints import SweptTree
 from gradbridge_seldonian.engine import Spec, SupervisedSpec
 from gradbridge_seldonian.hyperparams import check, hyperparams, optimizer_for, regularization
 from gradbridge_seldonian.looks import FirstLook
+from gradbridge_seldonian.measures import check_classes, check_measures
 from gradbridge_seldonian.model import SeldonianModel
 from gradbridge_seldonian.outputs import SpecError
 from gradbridge_seldonian.rows import ROWS
 from gradbridge_seldonian.sweep import SweptObjective
+from gradbridge_seldonian.trees import check_pieces
+from gradbridge_seldonian.trials import try_gradient, try_measures, try_objective, try_regularizer
 
 __all__ = ["SpecError", "SweptSpec", "supervised_spec"]
 
@@ -209,7 +210,10 @@ def supervised_spec(
             meta.regime, meta.sub_regime, meta.sensitive_col_names or [], custom_measure_functions or {}
         ),
     )
-    check_pieces(batch_size_safety, trees, read, frac_data_in_safety)
+    if batch_size_safety is not None:
+        check("batch_size_safety", batch_size_safety, whole("None or a number of rows, 1 or more", 1))
+        tested = round(read[-1].num_datapoints * (1.0 if len(read) > 1 else frac_data_in_safety))
+        check_pieces(batch_size_safety, tested, trees)
     optimizer = optimizer_for(optimization_technique, optimizer)
     said = {
         "lambda_init": lambda_init, "num_iters": num_iters, "use_batches": use_batches, "batch_size": batch_size,
@@ -227,6 +231,7 @@ def supervised_spec(
     seen = candidate_part(read[0], frac_data_in_safety if candidate_dataset is None else 0.0)
     start = checked_start(model, seen, initial_solution)
     check_clipping(entries, start)
+    in_batches = batch_size if batch_size is not None and batch_size < len(seen[-1]) else None
     settings = {
         "dataset": dataset,
         "model": model,
@@ -243,53 +248,85 @@ def supervised_spec(
         "candidate_dataset": candidate_dataset,
         "safety_dataset": safety_dataset,
         "additional_datasets": checked_additional(
-            additional_datasets, trees, read[0], optimization_technique, batch_size
+            additional_datasets, trees, read[0], optimization_technique, in_batches, frac_data_in_safety
         ),
         "verbose": verbose,
     }
     objective = primary_objective or objectives.PRIMARY.get(meta.sub_regime)
     check_gradient(settings, objective, seen)
+    if "reg_func" in regularizers:
+        try_regularizer(regularizers["reg_func"], start)
+    own = (primary_objective, custom_primary_gradient_fn)
     if is_custom:
         check_custom(objective, optimization_technique, trees, read[0])
-        look = FirstLook(model, functools.partial(try_objective, objective, model, start, seen, {}))
-        return Spec(parse_trees=trees, primary_objective=look.before(objective), **settings)
+        look = FirstLook(model, functools.partial(_looked_at_custom, model, trees, read[0], start, seen, own))
+        return Spec(parse_trees=trees, primary_objective=_Looked(objective, look), **settings)
     trees = list(map(SweptTree.of, trees))
+    made = SweptSpec(parse_trees=trees, sub_regime=meta.sub_regime, primary_objective=objective, **settings)
+    check_measures(made)
     grouped = any(node.conditional_columns for tree in trees for node in tree.base_nodes())
-    own = (primary_objective, seen) if primary_objective is not None else None
-    look = FirstLook(model, functools.partial(_looked, model, read, start, own, (rows, grouped, batch_size)))
+    at_once = (rows, grouped, batch_size)
+    look = FirstLook(model, functools.partial(_looked, model, trees, read, start, seen, own, at_once))
+    made.primary_objective = SweptObjective(objective, look)
     if isinstance(model, SeldonianModel):
         for tree in trees:
             tree.share_rows(model.bridge, look)
-    return SweptSpec(
-        parse_trees=trees,
-        sub_regime=meta.sub_regime,
-        primary_objective=SweptObjective(objective, look),
-        **settings,
-    )
+    return made
 
 
 def _looked(
     model: Any,
+    trees: Sequence[Any],
     read: Sequence[Any],
     start: np.ndarray,
-    own: tuple[Callable[..., Any], tuple[Any, ...]] | None,
+    seen: tuple[Any, ...],
+    own: tuple[Any, Any],
     rows: tuple[str, bool, int | None],
 ) -> bool:
     """All that is computed with a model before the engine does: whether its rows are independent.
 
     Args:
         model: of the specification.
+        trees: its constraints.
         read: the data sets.
         start: (P,)
-        own: the user's own objective, and the data that it is tried with; None where there is none.
+        seen: features and labels of candidate selection.
+        own: the user's objective and its gradient, each None where there is none.
         rows: the argument of that name, whether constraints have groups, and how many rows come at once.
     """
     sub_regime = read[0].meta.sub_regime
     for each in read:
-        try_model(model, each, start, sub_regime)
-    if own is not None:
-        try_objective(own[0], model, start, own[1], {"sub_regime": sub_regime})
+        check_classes(trees, try_model(model, each, start, sub_regime))
+    objective, gradient = own
+    if objective is not None:
+        try_objective(objective, model, start, seen, {"sub_regime": sub_regime})
+    if gradient is not None:
+        try_gradient(gradient, model, start, seen)
     return rows_are_independent(model, read[0], start, *rows)
+
+
+def _looked_at_custom(
+    model: Any, trees: Sequence[Any], dataset: Any, start: np.ndarray, seen: tuple[Any], own: tuple[Any, Any]
+) -> bool:
+    """The same for the custom regime, where nothing is shared."""
+    objective, gradient = own
+    try_objective(objective, model, start, seen, {})
+    try_measures(trees, model, start, dataset, *seen)
+    if gradient is not None:
+        try_gradient(gradient, model, start, seen)
+    return False
+
+
+class _Looked:
+    """An objective of the user's, before which something is looked at."""
+
+    def __init__(self, objective: Callable[..., Any], look: Callable[[], Any]) -> None:
+        functools.update_wrapper(self, objective)
+        self._objective, self._look = objective, look
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._look()
+        return self._objective(*args, **kwargs)
 
 
 class _Start:

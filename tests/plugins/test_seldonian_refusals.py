@@ -31,9 +31,9 @@ def data(rows=40, sub_regime="classification", columns=("a", "b"), features=None
     return SupervisedDataSet(X if features is None else features, (X[:, 1] > 0) * 1.0, groups, rows, meta)
 
 
-def custom(rows=40):
+def custom(rows=40, groups=40):
     meta = CustomMetaData(["f", "g", "a", "b"], ["a", "b"])
-    return CustomDataSet(RNG.normal(size=(rows, 2)), np.ones((rows, 2)), rows, meta)
+    return CustomDataSet(RNG.normal(size=(rows, 2)), np.ones((groups, 2)), rows, meta)
 
 
 def model():
@@ -120,15 +120,17 @@ def additional(entry, constraint=PR, node="PR"):
         ({"deltas": 0.1}, "deltas must be a list"),
         ({"deltas": ["0.1"]}, "between 0 and 1, got '0.1'"),
         ({"constraints": None}, "needs constraints and deltas, or parse_trees"),
-        ({"constraints": [tree()]}, "constraints must be strings, .*parse_trees="),
+        ({"constraints": [tree()]}, "cannot be read: it is no string; .*parse_trees="),
         ({"constraints": [PR, PR], "deltas": [0.1, 0.1]}, r"'PR-\(0.9\)' is there 2 times"),
-        ({"constraints": ["PRR <= 0.9"]}, "'PRR <= 0.9' is none that the engine can parse .*PRR"),
-        ({"constraints": ["PR <= 0.9)"]}, "none that the engine can parse"),
-        ({"constraints": ["(PR | [c]) <= 0.9"]}, "none that the engine can parse .* c was not in"),
+        ({"constraints": ["PRR <= 0.9"]}, "'PRR <= 0.9' cannot be read: .*did you mean 'PR'"),
+        ({"constraints": ["PR <= 0.9)"]}, "cannot be read"),
+        ({"constraints": ["(PR | [c]) <= 0.9"]}, "cannot be read: 'c' is no sensitive column"),
         ({"constraints": ["0.2 <= 0.9"]}, "no statistic of the data"),
         ({"delta_vectors": [[1.0, 2.0]]}, r"a number for each of the 1 bounds that 'PR <= 0.9' needs"),
         ({"delta_vectors": [0.5, 0.5]}, "one entry for each of the 1 constraints"),
-        ({"delta_vectors": [[1e4]]}, "their exponentials too"),
+        ({"delta_vectors": [[1e4]]}, "taken to the exponential, and that of 10000.0"),
+        ({"delta_vectors": [[-800.0]]}, "only their differences count"),
+        ({"delta_vectors": [[np.nan]]}, "delta_vectors must be finite"),
         ({"infl_factors": -1}, "infl_factors must be at least 0, got -1"),
         ({"infl_factors": [[1.0, 2.0]]}, "infl_factors must have a number for each of the 1 bounds"),
         ({"infl_factors": "2"}, "infl_factors must be a list with one entry"),
@@ -159,6 +161,8 @@ def additional(entry, constraint=PR, node="PR"):
         (additional({"data": data()}), "must be a dictionary with 'dataset'"),
         (additional({"dataset": data(sub_regime="regression")}), "data like the objective's"),
         (additional({"dataset": data(), "batch_size": 0}), r"\['batch_size'\] must be a whole number"),
+        (additional({"dataset": data(), "batch_size": 17}), "has 16 rows for candidate selection, fewer than .* 17"),
+        ({**additional({"dataset": data(20)}), "batch_size": 9, "n_epochs": 1}, "has 8 rows .*'batch_size' of its own"),
         (additional({"dataset": data()}, node="NR"), "names the base node 'NR'"),
         ({**additional({"dataset": data(columns=("c", "b"))}, GAP, "FPR | [a]"), "constraints": [GAP]}, "conditions on 'a'"),
         ({**additional({"dataset": data()}), **BARRIER}, "additional_datasets .* only gradient descent makes"),
@@ -168,6 +172,9 @@ def additional(entry, constraint=PR, node="PR"):
         ({"primary_objective": lambda m, t, X, Y: 0.0}, "failed at the initial solution: TypeError"),
         ({"primary_objective": lambda m, t, X, Y, **k: X @ Y}, "failed at the initial solution: ValueError"),
         ({"custom_primary_gradient_fn": 3}, "custom_primary_gradient_fn must be a function"),
+        ({"custom_primary_gradient_fn": lambda model, theta, X, Y: np.ones(2)}, r"shape \(3,\), got shape \(2,\)"),
+        ({"custom_primary_gradient_fn": lambda m, t, X, Y: t}, "failed at the initial solution: TypeError"),
+        ({**BARRIER, "regularization_hyperparams": {"reg_func": lambda theta: theta}}, "reg_func.*must return one number"),
         ({"use_builtin_primary_gradient_fn": True}, "formulas are those of its own linear models"),
         (
             {"use_builtin_primary_gradient_fn": True, "model": BinaryLogisticRegressionModel(),
@@ -180,11 +187,13 @@ def additional(entry, constraint=PR, node="PR"):
         # the custom regime
         ({"custom_measure_functions": {"SIZE": np.sum}}, "for supervised data, where the engine reads none"),
         ({**CUSTOM, "custom_measure_functions": {"SIZE": 3}}, "must be a function, got 3"),
-        ({**CUSTOM, "custom_measure_functions": {}}, "none that the engine can parse"),
+        ({**CUSTOM, "custom_measure_functions": {}}, "cannot be read"),
         ({**CUSTOM, "primary_objective": None}, "the custom regime has no objective of its own"),
         ({**CUSTOM, **BARRIER}, "the engine has only 'gradient_descent'"),
         ({**CUSTOM, "candidate_dataset": custom(), "safety_dataset": custom()}, "engine cannot run so"),
         ({**CUSTOM, "primary_objective": lambda m, t, data, **k: data}, "must return one number"),
+        ({**CUSTOM, "dataset": custom(rows=40, groups=0), "constraints": ["(SIZE | [a]) <= 2.0"]}, "and 0 rows of"),
+        ({**CUSTOM, "custom_measure_functions": {"SIZE": lambda m, theta, data: theta}}, "'SIZE.*failed at the initial"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_said_with_its_name(change, said):

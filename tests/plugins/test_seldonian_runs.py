@@ -58,12 +58,15 @@ def plain(model, sub_regime="regression", hyper=None, dataset=None, **settings):
     return SupervisedSpec(
         dataset=dataset or data(sub_regime),
         model=model,
-        parse_trees=make_parse_trees_from_constraints(
-            [CONSTRAINT[sub_regime]], [0.1], sub_regime=sub_regime, columns=["a", "b"]
-        ),
         sub_regime=sub_regime,
         optimization_hyperparams=entries,
-        **{"initial_solution_fn": getattr(model, "initial_solution", None), **settings},
+        **{
+            "initial_solution_fn": getattr(model, "initial_solution", None),
+            "parse_trees": make_parse_trees_from_constraints(
+                [CONSTRAINT[sub_regime]], [0.1], sub_regime=sub_regime, columns=["a", "b"]
+            ),
+            **settings,
+        },
     )
 
 
@@ -194,6 +197,31 @@ class Wrong(SeldonianModel):
         return super().predict(theta, X.reshape(7, -1))
 
 
+class Picky(SeldonianModel):
+    """Fails for the rows of one group alone."""
+
+    def predict(self, theta, X, **kwargs):
+        if len(X) not in (4, 48):
+            raise ValueError("of 48 rows, please")
+        return super().predict(theta, X)
+
+
+def no_number(model, theta, X, Y, **kwargs):
+    return anp.mean((model.predict(theta, X)[:, None] - Y[:3]) ** 2 + np.ones(5))
+
+
+def of_other_columns():
+    meta = SupervisedMetaData("regression", ["c", "f", "g", "y"], ["f", "g"], ["y"], ["c"])
+    return SupervisedDataSet(X, SCORE, np.ones((N, 1)), N, meta)
+
+
+def grouped(**settings):
+    return {
+        "parse_trees": make_parse_trees_from_constraints(["(Mean_Error | [a]) <= 3"], [0.1], columns=["a"]),
+        **settings,
+    }
+
+
 @pytest.mark.parametrize(
     ("make", "settings", "said"),
     [
@@ -205,7 +233,7 @@ class Wrong(SeldonianModel):
         (
             Steps,
             {"initial_solution_fn": lambda *a: np.zeros(2)},
-            r"ParamsShapeError: Steps expects theta of shape",
+            r"ParamsShapeError: .*Steps expects theta of shape",
         ),
         (MODELS["regression"], {"dataset": data(features=X[:, :1])}, r"InputError: .*got \(\d+, 1\)"),
         (Short, {}, "GradientShapeError: backward_pass of Short"),
@@ -216,6 +244,13 @@ class Wrong(SeldonianModel):
             r"SpecError: regression needs predictions of shape \(n,\)",
         ),
         (lambda: Wrong(nn.Linear(2, 1)), {}, "ValueError: cannot reshape"),
+        (lambda: Picky(nn.Linear(2, 1)), grouped(), "Picky failed: ValueError: of 48 rows"),
+        (
+            MODELS["regression"],
+            {"primary_objective": no_number},
+            "ValueError: operands could not be broadcast",
+        ),
+        (MODELS["regression"], grouped(dataset=of_other_columns()), "SpecError: .*conditions on 'a', .*: c"),
     ],
 )
 def test_what_is_wrong_with_a_model_is_no_trial_without_a_solution(make, settings, said):
@@ -236,6 +271,10 @@ def test_the_safety_test_swallows_nothing_either():
     algorithm = SeldonianAlgorithm(plain(MODELS["regression"]()))
     with pytest.raises(EngineError, match=r"ParamsShapeError: .*got \(5,\)"):
         algorithm.run_safety_test(np.zeros(5))
+    trees = make_parse_trees_from_constraints(["FPR <= 0.9"], [0.1], sub_regime="classification")
+    pieces = plain(MODELS["classification"](), "classification", parse_trees=trees, batch_size_safety=7)
+    with pytest.raises(EngineError, match="SpecError: batch_size_safety=7 .*'FPR'"):
+        SeldonianAlgorithm(pieces).run()
 
 
 def test_a_model_class_of_the_users_over_a_bridge_is_heard_too():
@@ -264,6 +303,12 @@ def test_a_trial_that_finds_no_solution_is_one():
     model, constraint = MODELS["classification"](), ["max(PR - 2.0, 0.0)**(-1) <= 4.0"]
     spec = supervised_spec(data("classification"), model, constraint, [0.1], num_iters=3)
     with pytest.raises(ZeroDivisionError, match="cannot be raised to a negative power"):
+        SeldonianAlgorithm(spec).run()
+
+
+def test_too_few_data_for_an_objective_are_a_trial_without_a_solution():
+    spec = plain(MODELS["regression"](), frac_data_in_safety=0.999)  # which leaves no row
+    with pytest.raises(ZeroDivisionError):
         SeldonianAlgorithm(spec).run()
 
 
