@@ -21,6 +21,9 @@ class TensorFlowSteps(StepsFramework):
     @contextmanager
     def surroundings(self, noise: int) -> Iterator[None]:
         """Every run draws what the first one drew: the model's seeds are put back."""
+        from gradbridge_tensorflow.runtime import RUNTIME
+
+        RUNTIME.require()
         seeds = [x for x in self._kept() if x[0].path.endswith("seed_generator_state")]
         try:
             yield
