@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -203,7 +204,10 @@ def _start(model: Any, dataset: Any, initial: Any) -> np.ndarray:
     """float64 where training starts, of the policy's shape."""
     own = numbers(model.policy.get_params())  # traced still, where a trace ended by an error
     start = own if initial is None else initial(dataset) if callable(initial) else initial
-    start = np.array(start, dtype=np.float64)
+    try:
+        start = np.array(start, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"the initial solution must be numbers, got {reprlib.repr(start)}") from error
     if start.shape != np.shape(own) or not np.isfinite(start).all():
         raise SpecError(
             f"the initial solution must be finite numbers of the policy's shape {np.shape(own)}, got shape "

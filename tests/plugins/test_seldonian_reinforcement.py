@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import scipy.stats
 from autograd import grad, hessian, jacobian
 
 pytest.importorskip("seldonian")
@@ -25,7 +26,7 @@ from torch import nn  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
 from gradbridge.errors import GradbridgeError  # noqa: E402
-from gradbridge_seldonian import OneHot, SeldonianPolicy, Softmax, rl_spec  # noqa: E402
+from gradbridge_seldonian import Gaussian, OneHot, SeldonianPolicy, Softmax, rl_spec  # noqa: E402
 from gradbridge_seldonian.checks import SpecError  # noqa: E402
 from gradbridge_seldonian.distributions import PolicyError  # noqa: E402
 from gradbridge_seldonian.episodes import ESTIMATES, Episodes, Estimate, log_ratios, segment_cumsum  # noqa: E402
@@ -261,8 +262,9 @@ def test_mini_batches_groups_and_the_engines_own_policies_work_as_in_the_engine(
         np.testing.assert_allclose(safe, theirs[2], rtol=1e-10, atol=1e-12)
 
 
-def test_cma_es_finds_what_it_finds_in_the_engines_own_specification():
+def test_cma_es_finds_what_it_finds_in_the_engines_own_specification(monkeypatch, tmp_path):
     pytest.importorskip("cma")
+    monkeypatch.chdir(tmp_path)  # it writes a folder of its own
     options = {"maxiter": 2, "seed": 3, "sigma0": 0.1, "verbose": False}
     _, policy, preferences = table_and_policy()
     plain = plain_spec(dataset(), policy, ["J_pi_new_IS >= 0.1"], [0.2], engine_objectives.IS_estimate)
@@ -318,6 +320,24 @@ def test_mountain_car_with_continuous_observations_runs_and_its_gradient_is_righ
     bounds, solution, _ = run(spec)
     assert np.isfinite(bounds).all()
     assert not np.array_equal(solution, theta)
+
+
+def test_a_gaussian_policy_learns_a_continuous_action_by_ratios_of_densities():
+    actions = RNG.normal(size=200)
+    behavior = scipy.stats.norm.pdf(actions)
+    made = [Episode([[1.0]], [a], [-((a - 0.5) ** 2)], [p]) for a, p in zip(actions, behavior)]
+    policy = SeldonianPolicy(nn.Linear(1, 1, bias=False), distribution=Gaussian("parameter"))
+    policy.set_new_params([0.0, 0.0])
+    spec = rl_spec(dataset(made), policy, ["J_pi_new_IS >= -2.0"], [0.1], gamma=1.0, num_iters=40)
+    for mean, log_std in ((0.0, 0.0), (0.3, -0.2)):
+        ratios = scipy.stats.norm.pdf(actions, mean, np.exp(log_std)) / behavior
+        expected = np.mean(ratios * -((actions - 0.5) ** 2))
+        found = spec.primary_objective(spec.model, np.array([mean, log_std]), made)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    bounds, theta, _ = run(spec)
+    assert np.isfinite(bounds).all()
+    assert 0.05 < theta[0] < 1.0  # towards the best action
+    assert theta[1] < -0.05  # and surer of it
 
 
 def test_episodes_that_change_in_place_are_seen():
@@ -394,9 +414,21 @@ WRONG = {
     "deltas": (twelve, {"deltas": [0.1, 0.1]}, "1 constraints need as many deltas"),
     "objective": (twelve, {"primary_objective": "DR"}, "'IS', 'PDIS', 'WIS'.*'DR'"),
     "start": (twelve, {"initial_solution": np.zeros(35)}, r"\(36,\).*\(35,\)"),
+    "start of no numbers": (twelve, {"initial_solution": "zeros"}, "numbers.*'zeros'"),
     "start not finite": (twelve, {"initial_solution": np.full(36, np.nan)}, "36 not finite"),
     "batches": (twelve, {"batch_size": 5}, "both batch_size and n_epochs"),
     "safety batches": (twelve, {"batch_size_safety": 5}, "rows_per_chunk"),
+    "misspelt": (twelve, {"num_iter": 5}, "no argument 'num_iter'.*num_iters"),
+    "gradient": (twelve, {"custom_primary_gradient_fn": len}, "reads none for episodes"),
+    "optimizer": (
+        twelve,
+        {"optimization_technique": "barrier_function", "optimizer": "Powell"},
+        "Powell.*CMA-ES",
+    ),
+    "fraction": (twelve, {"frac_data_in_safety": 1.5}, "frac_data_in_safety.*1.5"),
+    "constraint": (twelve, {"constraints": ["J_pi_new_DR >= 0"]}, "J_pi_new_DR.*J_pi_new_"),
+    "half": (twelve, {"candidate_dataset": dataset()}, "go together"),
+    "data": (lambda: None, {}, "RLDataSet, got NoneType"),
     "policy": (twelve, {"model": nn.Linear(9, 4)}, "SeldonianPolicy"),
     "groups": (lambda: dataset(episodes(12), np.eye(2)), {}, "12 episodes, got 2"),
 }
