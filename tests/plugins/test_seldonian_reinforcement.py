@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -362,6 +364,31 @@ def test_a_specification_copies_and_pickles_after_a_run_and_leaves_the_start_as_
     for other in (copy.deepcopy(spec), pickle.loads(pickle.dumps(spec))):
         np.testing.assert_array_equal(other.initial_solution_fn(None), preferences.T.ravel())
         np.testing.assert_array_equal(run(other)[1], theta)
+
+
+def test_a_specification_leaves_the_policy_as_it_was():
+    _, policy, preferences = table_and_policy()
+    rl_spec(dataset(), policy, ["J_pi_new_IS >= 0"], [0.1], gamma=0.9, initial_solution=np.zeros(36))
+    np.testing.assert_array_equal(policy.get_params(), preferences.T.ravel())
+
+
+def test_a_specification_does_not_start_jax_because_experiments_fork():
+    pytest.importorskip("jax")
+    code = """
+import numpy as np
+from jax._src import xla_bridge
+from seldonian.dataset import Episode, RLDataSet, RLMetaData
+from gradbridge_seldonian import SeldonianPolicy, rl_spec
+made = [Episode([[1.0]], [0], [1.0], [0.5])] * 12
+policy = SeldonianPolicy(lambda tree, x: x @ tree["w"], backend="jax", params={"w": np.zeros((1, 2))})
+data = RLDataSet(made, RLMetaData(["episode_index", "O", "A", "R", "pi_b"]))
+spec = rl_spec(data, policy, ["J_pi_new_IS >= 0"], [0.1], gamma=0.9)
+print(xla_bridge.backends_are_initialized(), spec.primary_objective(spec.model, np.zeros(2), made))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout.split() == ["False", "1.0"], done.stderr
 
 
 def changed(**arrays):
