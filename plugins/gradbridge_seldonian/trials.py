@@ -5,7 +5,9 @@ What they raise in the engine may be counted as a trial without a solution; here
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -50,27 +52,25 @@ def try_measures(trees: Sequence[ParseTree], model: Any, start: Array, dataset: 
     n = len(data)
     part = CustomDataSet(data, dataset.sensitive_attrs[:n], n, dataset.meta)
     for tree in copy.deepcopy(list(trees)):
-        _called(
-            f"the constraint {tree.constraint_str!r}",
-            lambda tree=tree: tree.propagate_bounds(
-                theta=start.copy(),
-                tree_dataset_dict={"all": part},
-                model=model,
-                branch="candidate_selection",
-                n_safety=max(dataset.num_datapoints - n, 2),
-                regime="custom",
-                sub_regime=None,
-            ),
+        bounds = functools.partial(
+            tree.propagate_bounds,
+            theta=start.copy(),
+            tree_dataset_dict={"all": part},
+            model=model,
+            branch="candidate_selection",
+            n_safety=max(dataset.num_datapoints - n, 2),
+            regime="custom",
+            sub_regime=None,
         )
+        # A power of a negative interval, say, is no mistake: the engine finds no solution there.
+        with contextlib.suppress(ArithmeticError):
+            _called(f"the constraint {tree.constraint_str!r}", bounds, passed=(ArithmeticError,))
 
 
-def _called(name: str, call: Callable[[], Any]) -> Any:
+def _called(name: str, call: Callable[[], Any], passed: tuple[type[Exception], ...] = ()) -> Any:
     try:
         return call()
-    except (
-        GradbridgeError,
-        ArithmeticError,
-    ):  # the second by the numbers, which the engine calls no solution
+    except (GradbridgeError, *passed):
         raise
     except Exception as error:
         raise SpecError(f"{name} failed at the initial solution: {in_short(error)}") from error
