@@ -210,15 +210,17 @@ class SweptEstimate:
 
     Args:
         objective: ``f(model, theta, episodes, **kwargs)``, a number that the engine maximizes.
+        look: called before the first evaluation in each process.
     """
 
-    def __init__(self, objective: Callable[..., Any]) -> None:
+    def __init__(self, objective: Callable[..., Any], look: Callable[[], Any]) -> None:
         self.__name__ = getattr(objective, "__name__", type(objective).__name__)
-        self._objective = objective
+        self._objective, self._look = objective, look
         self._sweep = Sweep()
 
     def __call__(self, model: Any, theta: Any, episodes: Sequence[Any], **kwargs: Any) -> Any:
         """The objective, an estimate of the return under the policy with parameters `theta`."""
+        self._look()
         joined = Episodes(episodes)
         data = [model, gamma_of(model), *joined.arrays(), *kwargs.values()]
         return self._sweep(theta, data, lambda t: self._objective(model, t, joined, **kwargs))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +26,7 @@ from gradbridge_seldonian.episodes import (
     numbers,
 )
 from gradbridge_seldonian.hyperparams import ENTRIES, check, hyperparams, optimizer_for, regularization
+from gradbridge_seldonian.looks import FirstLook
 from gradbridge_seldonian.outputs import SpecError
 
 _FRACTION = Takes("a number between 0 and 1", lambda v: isinstance(v, (int, float, np.number)) and 0 < v < 1)
@@ -148,15 +151,16 @@ def rl_spec(
             f"those of {type(model.policy).__name__} are of shape {start.shape}; use a SeldonianPolicy, or one constraint"
         )
     nodes = [entry for each in more.values() for entry in each.values()]
-    for given in (*read, *(data for entry in nodes for data in entry.values())):
-        if hasattr(given, "episodes"):
-            _try(model, given, start, trees)
+    sets = [*read, *(data for entry in nodes for data in entry.values() if hasattr(data, "episodes"))]
+    for each in sets:
+        _check_data(model, each, trees)
+    look = FirstLook(model.policy, functools.partial(_try, model, start, [each.episodes for each in sets]))
     return RLSpec(
         dataset=dataset,
         model=model,
         parse_trees=trees,
         frac_data_in_safety=frac_data_in_safety,
-        primary_objective=SweptEstimate(_objective(primary_objective)),
+        primary_objective=SweptEstimate(_objective(primary_objective), look),
         initial_solution_fn=_Start(start),
         base_node_bound_method_dict=parsing.bound_methods(base_node_bound_method_dict, trees),
         use_builtin_primary_gradient_fn=False,
@@ -203,7 +207,10 @@ def _start(model: Any, dataset: Any, initial: Any) -> np.ndarray:
     """float64 where training starts, of the policy's shape."""
     own = numbers(model.policy.get_params())  # traced still, where a trace ended by an error
     start = own if initial is None else initial(dataset) if callable(initial) else initial
-    start = np.array(start, dtype=np.float64)
+    try:
+        start = np.array(start, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"the initial solution must be numbers, got {reprlib.repr(start)}") from error
     if start.shape != np.shape(own) or not np.isfinite(start).all():
         raise SpecError(
             f"the initial solution must be finite numbers of the policy's shape {np.shape(own)}, got shape "
@@ -222,8 +229,8 @@ class _Start:
         return self._start.copy()
 
 
-def _try(model: Any, dataset: Any, start: np.ndarray, trees: Sequence[EpisodesTree]) -> None:
-    """Evaluate the policy on all episodes at the start, to see that everything fits."""
+def _check_data(model: Any, dataset: Any, trees: Sequence[EpisodesTree]) -> None:
+    """Refuse episodes that do not fit each other or the constraints."""
     attributes = dataset.sensitive_attrs
     if len(attributes) not in (0, len(dataset.episodes)):
         raise SpecError(
@@ -249,14 +256,23 @@ def _try(model: Any, dataset: Any, start: np.ndarray, trees: Sequence[EpisodesTr
             raise PolicyError(
                 f"{name} must be finite numbers, got {int((~np.isfinite(rewards)).sum())} that are not"
             )
-    if hasattr(model.policy, "theta2crcf"):
-        return
-    episodes.check_behavior(
-        has_densities=not isinstance(getattr(model.policy, "distribution", None), Softmax)
-    )
-    ratios = log_ratios(model, start, episodes)
-    if np.isnan(ratios).any():
-        raise PolicyError(
-            f"at the initial solution, the policy gives no number as the probability of {int(np.isnan(ratios).sum())} of "
-            f"{len(ratios)} actions"
+    if not hasattr(model.policy, "theta2crcf"):
+        episodes.check_behavior(
+            has_densities=not isinstance(getattr(model.policy, "distribution", None), Softmax)
         )
+
+
+def _try(model: Any, start: np.ndarray, sets: Sequence[Any]) -> bool:
+    """Evaluate the policy on all episodes at the start, to see that it fits them."""
+    before = model.policy.get_params()
+    try:
+        for episodes in [] if hasattr(model.policy, "theta2crcf") else sets:
+            ratios = log_ratios(model, start, Episodes(episodes))
+            if np.isnan(ratios).any():
+                raise PolicyError(
+                    f"at the initial solution, the policy gives no number as the probability of "
+                    f"{int(np.isnan(ratios).sum())} of {len(ratios)} actions"
+                )
+    finally:
+        model.policy.set_new_params(before)
+    return True
