@@ -8,6 +8,7 @@ from typing import Any
 from gradbridge.wording import suggestion
 from gradbridge_seldonian.engine import BaseNode, ParseTree
 from gradbridge_seldonian.outputs import SpecError
+from gradbridge_seldonian.statistics import classes
 
 #: Statistics of the rows of some labels alone.
 _OF_SOME_ROWS = ("FPR", "FNR", "TPR", "TNR", "CM")
@@ -37,6 +38,18 @@ def check_pieces(size: int, rows: int, trees: Sequence[ParseTree]) -> None:
                 f"{', '.join(_OF_SOME_ROWS)} together, which have a number for some rows only. Leave it out; "
                 f"SeldonianModel(…, rows_per_chunk={size}) bounds the memory, too"
             )
+
+
+def check_classes(trees: Sequence[ParseTree]) -> None:
+    """Refuse trees of the engine's that name a class: its statistics are not told, and bound something else."""
+    for tree in trees:
+        for node in base_nodes(tree):
+            if classes(node) and "zhat" not in vars(node) and type(node).zhat is BaseNode.zhat:
+                raise SpecError(
+                    f"the constraint {tree.constraint_str!r} names a class in {node.name!r}, which the engine does not "
+                    f"tell its statistic, so that something else would be bounded. Make the specification with "
+                    f"gradbridge_seldonian.supervised_spec, which takes parse_trees=, too; it tells them"
+                )
 
 
 def base_nodes(tree: ParseTree) -> Iterator[Any]:
