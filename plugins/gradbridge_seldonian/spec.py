@@ -18,6 +18,7 @@ from gradbridge_seldonian.checks import (
     check_custom,
     check_data,
     check_gradient,
+    check_model,
     checked_additional,
     checked_datasets,
     checked_start,
@@ -198,11 +199,10 @@ def supervised_spec(
         raise SpecError(f"supervised_spec has no argument {name!r}; {near}".rstrip("; "))
     check("rows", rows, one_of(*ROWS))
     check("verbose", verbose, FLAG)
-    if model is None:
-        raise SpecError("supervised_spec needs a model, e.g. SeldonianModel(torch.nn.Linear(3, 1)), got None")
     check("frac_data_in_safety", frac_data_in_safety, _FRACTION)
     read = checked_datasets(dataset, candidate_dataset, safety_dataset)
     meta, is_custom = read[0].meta, read[0].regime == "custom"
+    check_model(model)
     trees = parsing.trees(
         (constraints, deltas, delta_vectors, infl_factors),
         parse_trees,
