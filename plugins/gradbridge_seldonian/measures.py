@@ -73,7 +73,7 @@ def read_constraint(
         tree.create_from_ast(constraint)
         tree.assign_bounds_needed()
     except Exception as error:  # of any class: it meets what it does not know with whatever fails first
-        names = [*tree.available_measure_functions, *custom_base_node_dict]
+        names = tree.available_measure_functions
         why = _unknown(str(constraint), sub_regime, names, columns) or in_short(error).rstrip(".")
         raise SpecError(f"the constraint {constraint!r} cannot be read: {why}. {_SYNTAX}") from error
     if not tree.n_base_nodes:
@@ -86,7 +86,7 @@ def read_constraint(
     return tree
 
 
-def _unknown(constraint: str, sub_regime: str, names: Sequence[str], columns: Sequence[str]) -> str:
+def _unknown(constraint: str, sub_regime: str | None, names: Sequence[str], columns: Sequence[str]) -> str:
     """What a constraint names that is not known; empty if nothing."""
     for column in columns:
         if column in constraint and (not column.isidentifier() or keyword.iskeyword(column)):
@@ -100,9 +100,10 @@ def _unknown(constraint: str, sub_regime: str, names: Sequence[str], columns: Se
             return f"{name!r} is no sensitive column{_near(name, columns)}; the data have {have}"
     for name in re.findall(r"(?<![\w.])[A-Za-z_]\w*", groups.sub("", constraint)):
         bare = name.rstrip("_")
-        if bare not in names and bare not in _FUNCTIONS and name != "e":
-            near = _near(bare, [*names, *sorted(_FUNCTIONS)])
-            return f"{bare!r} is no statistic of {sub_regime}{near}; they are {', '.join(names)}"
+        others = [*custom_base_node_dict, *sorted(_FUNCTIONS)]
+        if bare not in names and bare not in others and name != "e":
+            near, of = _near(bare, [*names, *others]), sub_regime or "the custom regime"
+            return f"{bare!r} is no statistic of {of}{near}; they are {', '.join(names) or 'none'}"
     return ""
 
 
