@@ -154,7 +154,6 @@ def additional(entry, constraint=PR, node="PR"):
         ({**PAIR, "candidate_dataset": data(columns=("a", "c"))}, "of one sensitive_col_names"),
         ({"frac_data_in_safety": 1.0}, "frac_data_in_safety must be a number between 0 and 1"),
         ({"batch_size_safety": 0}, "batch_size_safety must be"),
-        ({"batch_size_safety": 5, "constraints": [GAP]}, "batch_size_safety=5 .*'FPR | .*rows_per_chunk=5"),
         # nodes
         ({"base_node_bound_method_dict": {"PR <= 0.8": {}}}, r"names the constraint 'PR <= 0.8', .*did you mean 'PR-"),
         ({"base_node_bound_method_dict": {PR: {"PRR": "ttest"}}}, "base node 'PRR', .*did you mean 'PR'"),
