@@ -8,17 +8,38 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge.errors import BackendError
 from gradbridge.notices import notice
 from gradbridge.option_values import FLAG
-from gradbridge_seldonian.engine import CustomDataSet, SupervisedDataSet
+from gradbridge.registry import default_registry
+from gradbridge_seldonian.engine import CustomDataSet, EngineModel, SupervisedDataSet
 from gradbridge_seldonian.engine import objectives as engine_objectives
 from gradbridge_seldonian.hyperparams import ENTRIES, check
 from gradbridge_seldonian.objectives import PRIMARY
 from gradbridge_seldonian.outputs import SpecError, tried
 from gradbridge_seldonian.parsing import by_node
 from gradbridge_seldonian.rows import all_alike, can_share, independent
-from gradbridge_seldonian.runs import BridgedModel
+from gradbridge_seldonian.runs import BridgedModel, is_builtin
 from gradbridge_seldonian.trees import base_nodes, check_columns
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no model of the engine, such as a native one that was not wrapped."""
+    if isinstance(model, EngineModel):
+        return
+    why = "it has no predict(theta, X)"
+    if isinstance(model, type):
+        why = "it is a class, not an object of it"
+    elif model is not None:
+        try:
+            why = f"it is a native model of {default_registry().match(model)}"
+        except BackendError:
+            if callable(getattr(model, "predict", None)):
+                return
+    raise SpecError(
+        f"model must be one of the engine's, with predict(theta, X), got {_named(model)}: {why}; wrap a native model, "
+        f"SeldonianModel(model)"
+    )
 
 
 def checked_datasets(dataset: Any, candidate: Any, safety: Any) -> list[Any]:
@@ -218,8 +239,9 @@ def check_gradient(settings: Mapping[str, Any], objective: Any, seen: tuple[Any,
         raise SpecError(f"custom_primary_gradient_fn must be a function, got {reprlib.repr(given)}")
     use = settings["use_builtin_primary_gradient_fn"]
     check("use_builtin_primary_gradient_fn", use, FLAG)
-    if not use:
+    if not use and not (is_builtin(given) and isinstance(model, BridgedModel)):
         return
+    asked = "use_builtin_primary_gradient_fn=True" if use else f"custom_primary_gradient_fn={given.__name__}"
     name = getattr(objective, "__name__", "")
     if isinstance(model, BridgedModel):
         why = f"the engine's formulas are those of its own linear models, and {type(model).__name__} is none of them"
@@ -231,7 +253,7 @@ def check_gradient(settings: Mapping[str, Any], objective: Any, seen: tuple[Any,
         why = "the engine's formulas take no list of features"
     else:
         return
-    raise SpecError(f"use_builtin_primary_gradient_fn=True was asked for, and {why}; use False")
+    raise SpecError(f"{asked} was asked for, and {why}; leave it out for autograd's gradient")
 
 
 def check_custom(objective: Any, technique: str, trees: Any, dataset: Any) -> None:

@@ -10,6 +10,7 @@ try:
     from seldonian.candidate_selection.candidate_selection import CandidateSelection
     from seldonian.dataset import CustomDataSet, SupervisedDataSet
     from seldonian.models import objectives
+    from seldonian.models.models import SeldonianModel as EngineModel
     from seldonian.models.models import SupervisedModel
     from seldonian.parse_tree import zhat_funcs
     from seldonian.parse_tree.nodes import BaseNode, custom_base_node_dict, subscriptable_measure_functions
@@ -32,6 +33,7 @@ __all__ = [
     "BaseNode",
     "CandidateSelection",
     "CustomDataSet",
+    "EngineModel",
     "ParseTree",
     "Policy",
     "RLSpec",

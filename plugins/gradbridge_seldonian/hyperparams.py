@@ -133,11 +133,19 @@ def hyperparams(
     if technique != "gradient_descent":
         return {**own, **told}
     told["lambda_init"] = multipliers(told.get("lambda_init", DEFAULTS["lambda_init"]), constraints)
+    batches = _batches(told)
+    unread = ("num_iters",) if batches["use_batches"] else ("batch_size", "n_epochs")
+    for name in unread:
+        if name in named:
+            raise SpecError(
+                f"{name}={named[name]!r} does nothing with use_batches={batches['use_batches']}: give either num_iters, or "
+                f"both batch_size and n_epochs"
+            )
     if told.get("clip_theta") is not None:
         told["clip_theta"] = tuple(
             told["clip_theta"]
         )  # the engine asks whether it is true, which no array is
-    return {**own, **DEFAULTS, **told, **_batches(told)}
+    return {**own, **DEFAULTS, **told, **batches}
 
 
 def multipliers(given: Any, constraints: int) -> np.ndarray:

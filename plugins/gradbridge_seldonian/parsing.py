@@ -84,6 +84,8 @@ def _made_each(
     _check_constraints(constraints, deltas)
     count = len(constraints)
     vectors = _one_each("delta_vectors", [None] * count if delta_vectors is None else delta_vectors, count)
+    if isinstance(infl_factors, np.ndarray) and not infl_factors.ndim:
+        infl_factors = infl_factors.item()
     if isinstance(infl_factors, (int, float, np.number)):
         infl_factors = [infl_factors] * count
     factors = _one_each("infl_factors", [None] * count if infl_factors is None else infl_factors, count)

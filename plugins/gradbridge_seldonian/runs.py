@@ -64,7 +64,7 @@ def _selecting(run: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(self.model, BridgedModel):
             _refuse_untold_classes(self.parse_trees)
             options["use_builtin_primary_gradient_fn"] = False
-            if _is_builtin(options.get("custom_primary_gradient_fn")):
+            if is_builtin(options.get("custom_primary_gradient_fn")):
                 options["custom_primary_gradient_fn"] = None
             for tree in self.parse_trees:  # of an earlier run they hold the data of its safety test
                 tree.reset_base_node_dict(reset_data=True)
@@ -159,7 +159,7 @@ def _is_within(model: Any, error: BaseException) -> bool:
     return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-def _is_builtin(gradient: Any) -> bool:
+def is_builtin(gradient: Any) -> bool:
     """Whether it is one of the engine's formulas for a linear model, given by hand."""
     name = getattr(gradient, "__name__", "")
     return name.startswith("gradient_") and getattr(objectives, name, None) is gradient

@@ -18,6 +18,7 @@ from gradbridge_seldonian.checks import (
     check_custom,
     check_data,
     check_gradient,
+    check_model,
     checked_additional,
     checked_datasets,
     checked_start,
@@ -33,12 +34,13 @@ from gradbridge_seldonian.model import SeldonianModel
 from gradbridge_seldonian.outputs import SpecError
 from gradbridge_seldonian.rows import ROWS
 from gradbridge_seldonian.sweep import SweptObjective
-from gradbridge_seldonian.trees import check_pieces
 from gradbridge_seldonian.trials import try_gradient, try_measures, try_objective, try_regularizer
 
 __all__ = ["SpecError", "SweptSpec", "supervised_spec"]
 
 _FRACTION = Takes("a number between 0 and 1", lambda v: isinstance(v, (int, float, np.number)) and 0 < v < 1)
+_COUNT = whole("", 1)
+_PIECES = Takes("None or a number of rows, 1 or more", lambda v: v is None or _COUNT.fits(v))
 _ELSEWHERE = {
     "regime": "the data set says it: a CustomDataSet is of the custom regime",
     "sub_regime": "the data set's metadata say it",
@@ -198,11 +200,10 @@ def supervised_spec(
         raise SpecError(f"supervised_spec has no argument {name!r}; {near}".rstrip("; "))
     check("rows", rows, one_of(*ROWS))
     check("verbose", verbose, FLAG)
-    if model is None:
-        raise SpecError("supervised_spec needs a model, e.g. SeldonianModel(torch.nn.Linear(3, 1)), got None")
     check("frac_data_in_safety", frac_data_in_safety, _FRACTION)
     read = checked_datasets(dataset, candidate_dataset, safety_dataset)
     meta, is_custom = read[0].meta, read[0].regime == "custom"
+    check_model(model)
     trees = parsing.trees(
         (constraints, deltas, delta_vectors, infl_factors),
         parse_trees,
@@ -210,10 +211,7 @@ def supervised_spec(
             meta.regime, meta.sub_regime, meta.sensitive_col_names or [], custom_measure_functions or {}
         ),
     )
-    if batch_size_safety is not None:
-        check("batch_size_safety", batch_size_safety, whole("None or a number of rows, 1 or more", 1))
-        tested = round(read[-1].num_datapoints * (1.0 if len(read) > 1 else frac_data_in_safety))
-        check_pieces(batch_size_safety, tested, trees)
+    check("batch_size_safety", batch_size_safety, _PIECES)
     optimizer = optimizer_for(optimization_technique, optimizer)
     said = {
         "lambda_init": lambda_init, "num_iters": num_iters, "use_batches": use_batches, "batch_size": batch_size,

@@ -104,6 +104,8 @@ def additional(entry, constraint=PR, node="PR"):
         ({"optimization_hyperparams": {"n_epochs": 10}}, "both batch_size and n_epochs"),
         ({"use_batches": True}, "use_batches=True needs both"),
         ({"batch_size": 5, "n_epochs": 1, "num_iters": 3}, "either num_iters"),
+        ({"use_batches": False, "batch_size": 5, "n_epochs": 1}, "batch_size=5 does nothing with use_batches=False"),
+        ({"use_batches": True, "batch_size": 5, "n_epochs": 1, "num_iters": 3}, "num_iters=3 does nothing with"),
         # optimizers
         ({"optimization_technique": "barrier"}, "optimization_technique must be one of 'gradient_descent'"),
         ({"optimizer": "Powell"}, "belongs to optimization_technique='barrier_function'"),
@@ -152,7 +154,6 @@ def additional(entry, constraint=PR, node="PR"):
         ({**PAIR, "candidate_dataset": data(columns=("a", "c"))}, "of one sensitive_col_names"),
         ({"frac_data_in_safety": 1.0}, "frac_data_in_safety must be a number between 0 and 1"),
         ({"batch_size_safety": 0}, "batch_size_safety must be"),
-        ({"batch_size_safety": 5, "constraints": [GAP]}, "batch_size_safety=5 .*'FPR | .*rows_per_chunk=5"),
         # nodes
         ({"base_node_bound_method_dict": {"PR <= 0.8": {}}}, r"names the constraint 'PR <= 0.8', .*did you mean 'PR-"),
         ({"base_node_bound_method_dict": {PR: {"PRR": "ttest"}}}, "base node 'PRR', .*did you mean 'PR'"),
@@ -175,6 +176,7 @@ def additional(entry, constraint=PR, node="PR"):
         ({"custom_primary_gradient_fn": lambda model, theta, X, Y: np.ones(2)}, r"shape \(3,\), got shape \(2,\)"),
         ({"custom_primary_gradient_fn": lambda m, t, X, Y: t}, "failed at the initial solution: TypeError"),
         ({**BARRIER, "regularization_hyperparams": {"reg_func": lambda theta: theta}}, "reg_func.*must return one number"),
+        ({"custom_primary_gradient_fn": engine_objectives.gradient_binary_logistic_loss}, "custom_primary.*formulas are"),
         ({"use_builtin_primary_gradient_fn": True}, "formulas are those of its own linear models"),
         (
             {"use_builtin_primary_gradient_fn": True, "model": BinaryLogisticRegressionModel(),
@@ -182,7 +184,9 @@ def additional(entry, constraint=PR, node="PR"):
             "no formula for the objective 'Error_Rate'",
         ),
         ({"initial_solution": "zeros"}, "the initial solution must be an array of numbers"),
-        ({"model": None}, "needs a model"),
+        ({"model": None}, r"model must be one of the engine's, .*got None: it has no predict\(theta, X\)"),
+        ({"model": torch.nn.Linear(2, 1)}, r"got a Linear: it is a native model of torch; .*SeldonianModel\(model\)"),
+        ({"model": SeldonianModel}, "it is a class, not an object of it"),
         ({"rows": "some"}, "rows must be one of 'auto'"),
         # the custom regime
         ({"custom_measure_functions": {"SIZE": np.sum}}, "for supervised data, where the engine reads none"),
