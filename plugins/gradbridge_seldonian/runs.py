@@ -20,8 +20,8 @@ import numpy as np
 
 from gradbridge.errors import GradbridgeError, NonFiniteParamsError
 from gradbridge_seldonian.engine import CandidateSelection, SafetyTest, SupervisedModel, objectives
+from gradbridge_seldonian.evaluation.trees import check_classes, check_columns, check_pieces
 from gradbridge_seldonian.outputs import SpecError, tried
-from gradbridge_seldonian.trees import check_classes, check_columns, check_pieces
 
 #: What the experiments package takes for a trial that found no solution.
 SWALLOWED = (ValueError, ZeroDivisionError)

@@ -10,8 +10,8 @@ pytest.importorskip("seldonian")
 pytest.importorskip("torch")
 
 import gradbridge
-from gradbridge_seldonian.gridworld import GAMMA, START, Shore, gridworld
-from gradbridge_seldonian.story import Setting
+from gradbridge_seldonian.demo.gridworld import GAMMA, START, Shore, gridworld
+from gradbridge_seldonian.demo.story import Setting
 
 
 def exact(table):

@@ -18,7 +18,7 @@ from seldonian.models.models import BinaryLogisticRegressionModel  # noqa: E402
 from seldonian.parse_tree.parse_tree import ParseTree  # noqa: E402
 
 from gradbridge_seldonian import SeldonianModel, supervised_spec  # noqa: E402
-from gradbridge_seldonian.spec import SpecError  # noqa: E402
+from gradbridge_seldonian.specification.supervised import SpecError  # noqa: E402
 
 RNG = np.random.default_rng(0)
 PR, GAP = "PR <= 0.9", "abs((FPR | [a]) - (FPR | [b])) <= 0.4"

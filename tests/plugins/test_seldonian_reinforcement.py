@@ -26,7 +26,13 @@ from torch import nn  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
 from gradbridge_seldonian import Gaussian, OneHot, SeldonianPolicy, Softmax, rl_spec  # noqa: E402
-from gradbridge_seldonian.episodes import ESTIMATES, Episodes, Estimate, log_ratios, segment_cumsum  # noqa: E402
+from gradbridge_seldonian.reinforcement.episodes import (  # noqa: E402
+    ESTIMATES,
+    Episodes,
+    Estimate,
+    log_ratios,
+    segment_cumsum,
+)
 
 RNG = np.random.default_rng(4)
 KINDS = list(ESTIMATES)

@@ -16,8 +16,8 @@ from torch import nn
 
 from gradbridge.errors import GradbridgeError
 from gradbridge_seldonian import OneHot, SeldonianPolicy, Softmax, rl_spec
-from gradbridge_seldonian.checks import SpecError
-from gradbridge_seldonian.distributions import PolicyError
+from gradbridge_seldonian.reinforcement.distributions import PolicyError
+from gradbridge_seldonian.specification.checks import SpecError
 
 RNG = np.random.default_rng(4)
 COLUMNS = ["episode_index", "O", "A", "R", "pi_b", "R_alt_1", "R_alt_2"]

@@ -23,9 +23,9 @@ from torch import nn  # noqa: E402
 import gradbridge as gb  # noqa: E402
 from gradbridge.errors import GradbridgeError  # noqa: E402
 from gradbridge_seldonian import SeldonianModel, SupervisedPytorchBaseModel, supervised_spec  # noqa: E402
-from gradbridge_seldonian.checks import SpecError  # noqa: E402
-from gradbridge_seldonian.constraints import SweptTree  # noqa: E402
+from gradbridge_seldonian.evaluation.constraints import SweptTree  # noqa: E402
 from gradbridge_seldonian.runs import EngineError  # noqa: E402
+from gradbridge_seldonian.specification.checks import SpecError  # noqa: E402
 
 RNG = np.random.default_rng(0)
 N = 120

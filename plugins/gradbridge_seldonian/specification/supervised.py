@@ -11,8 +11,15 @@ import numpy as np
 
 from gradbridge.option_values import FLAG, Takes, one_of, whole
 from gradbridge.wording import suggestion
-from gradbridge_seldonian import objectives, parsing
-from gradbridge_seldonian.checks import (
+from gradbridge_seldonian.engine import Spec, SupervisedSpec
+from gradbridge_seldonian.evaluation import objectives
+from gradbridge_seldonian.evaluation.constraints import SweptTree
+from gradbridge_seldonian.evaluation.rows import ROWS
+from gradbridge_seldonian.evaluation.sweep import SweptObjective
+from gradbridge_seldonian.model import SeldonianModel
+from gradbridge_seldonian.outputs import SpecError
+from gradbridge_seldonian.specification import parsing
+from gradbridge_seldonian.specification.checks import (
     candidate_part,
     check_clipping,
     check_custom,
@@ -25,16 +32,15 @@ from gradbridge_seldonian.checks import (
     rows_are_independent,
     try_model,
 )
-from gradbridge_seldonian.constraints import SweptTree
-from gradbridge_seldonian.engine import Spec, SupervisedSpec
-from gradbridge_seldonian.hyperparams import check, hyperparams, optimizer_for, regularization
-from gradbridge_seldonian.looks import FirstLook
-from gradbridge_seldonian.measures import check_classes, check_measures
-from gradbridge_seldonian.model import SeldonianModel
-from gradbridge_seldonian.outputs import SpecError
-from gradbridge_seldonian.rows import ROWS
-from gradbridge_seldonian.sweep import SweptObjective
-from gradbridge_seldonian.trials import try_gradient, try_measures, try_objective, try_regularizer
+from gradbridge_seldonian.specification.hyperparams import check, hyperparams, optimizer_for, regularization
+from gradbridge_seldonian.specification.looks import FirstLook
+from gradbridge_seldonian.specification.measures import check_classes, check_measures
+from gradbridge_seldonian.specification.trials import (
+    try_gradient,
+    try_measures,
+    try_objective,
+    try_regularizer,
+)
 
 __all__ = ["SpecError", "SweptSpec", "supervised_spec"]
 

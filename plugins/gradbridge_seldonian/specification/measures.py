@@ -24,9 +24,9 @@ from gradbridge_seldonian.engine import (
     subscriptable_measure_functions,
     zhat_funcs,
 )
+from gradbridge_seldonian.evaluation.shared import has_own_zhat
+from gradbridge_seldonian.evaluation.statistics import classes, samples, statistic
 from gradbridge_seldonian.outputs import SpecError
-from gradbridge_seldonian.shared import has_own_zhat
-from gradbridge_seldonian.statistics import classes, samples, statistic
 
 # The engine's bound on a statistic of fewer samples is infinite.
 _LEAST = 5

@@ -12,11 +12,11 @@ import numpy as np
 
 from gradbridge.option_values import Takes
 from gradbridge.wording import suggestion
-from gradbridge_seldonian import parsing
-from gradbridge_seldonian.distributions import PolicyError, Softmax
 from gradbridge_seldonian.engine import RL_model, RLSpec, objectives
-from gradbridge_seldonian.episode_trees import PREFIX, EpisodesTree
-from gradbridge_seldonian.episodes import (
+from gradbridge_seldonian.outputs import SpecError
+from gradbridge_seldonian.reinforcement.constraints import PREFIX, EpisodesTree
+from gradbridge_seldonian.reinforcement.distributions import PolicyError, Softmax
+from gradbridge_seldonian.reinforcement.episodes import (
     ESTIMATES,
     Episodes,
     Estimate,
@@ -25,9 +25,15 @@ from gradbridge_seldonian.episodes import (
     log_ratios,
     numbers,
 )
-from gradbridge_seldonian.hyperparams import ENTRIES, check, hyperparams, optimizer_for, regularization
-from gradbridge_seldonian.looks import FirstLook
-from gradbridge_seldonian.outputs import SpecError
+from gradbridge_seldonian.specification import parsing
+from gradbridge_seldonian.specification.hyperparams import (
+    ENTRIES,
+    check,
+    hyperparams,
+    optimizer_for,
+    regularization,
+)
+from gradbridge_seldonian.specification.looks import FirstLook
 
 _FRACTION = Takes("a number between 0 and 1", lambda v: isinstance(v, (int, float, np.number)) and 0 < v < 1)
 _ELSEWHERE = {

@@ -27,8 +27,8 @@ from gradbridge.errors import (
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.notices import notice
 from gradbridge.protocol import Adapter
-from gradbridge_seldonian.gradient_check import GradientCheck
-from gradbridge_seldonian.steps_framework import BACKWARD, FORWARD, UPDATE, ZERO, StepsFramework, is_inherited
+from gradbridge_seldonian.steps.framework import BACKWARD, FORWARD, UPDATE, ZERO, StepsFramework, is_inherited
+from gradbridge_seldonian.steps.gradient_check import GradientCheck
 
 
 class StepsModel(Protocol):

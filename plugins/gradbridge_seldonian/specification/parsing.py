@@ -13,9 +13,9 @@ import numpy as np
 
 from gradbridge.wording import suggestion
 from gradbridge_seldonian.engine import ParseTree
-from gradbridge_seldonian.measures import read_constraint
+from gradbridge_seldonian.evaluation.trees import check_columns
 from gradbridge_seldonian.outputs import SpecError
-from gradbridge_seldonian.trees import check_columns
+from gradbridge_seldonian.specification.measures import read_constraint
 
 #: How the engine bounds a node of its own.
 BOUND_METHODS = ("ttest", "manual", "random")

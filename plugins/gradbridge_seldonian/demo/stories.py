@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from gradbridge.errors import OptionError
+from gradbridge_seldonian.demo.story import FREE, LeftOut, Outcome, Setting, Story, both, forwards, run
 from gradbridge_seldonian.engine import SeldonianAlgorithm
 from gradbridge_seldonian.model import SeldonianModel
 from gradbridge_seldonian.pictures import plot_candidate_selection, plot_comparison
-from gradbridge_seldonian.spec import supervised_spec
-from gradbridge_seldonian.story import FREE, LeftOut, Outcome, Setting, Story, both, forwards, run
+from gradbridge_seldonian.specification.supervised import supervised_spec
 
 LOSS = "logistic loss, nats"
 #: Least mean probability of "8" for eights.

@@ -18,10 +18,10 @@ import numpy as np
 from autograd.extend import Box, defjvp, defvjp, primitive
 
 from gradbridge.protocol import Array
-from gradbridge_seldonian.distributions import PolicyError
 from gradbridge_seldonian.engine import RL_model
-from gradbridge_seldonian.policy import SeldonianPolicy
-from gradbridge_seldonian.sweep import Sweep
+from gradbridge_seldonian.evaluation.sweep import Sweep
+from gradbridge_seldonian.reinforcement.distributions import PolicyError
+from gradbridge_seldonian.reinforcement.policy import SeldonianPolicy
 
 ARRAYS = ("observations", "actions", "rewards", "action_probs")
 

@@ -24,12 +24,12 @@ from seldonian.RL.environments.gridworld import Gridworld
 from seldonian.RL.RL_runner import run_trial_given_agent_and_env
 
 import gradbridge
+from gradbridge_seldonian.demo.story import FREE, Outcome, Setting, Story, Tick, forwards
 from gradbridge_seldonian.engine import SeldonianAlgorithm
-from gradbridge_seldonian.episodes import Episodes
 from gradbridge_seldonian.pictures import BLUE, GREY, ORANGE, STYLE, plot_candidate_selection
-from gradbridge_seldonian.policy import OneHot, SeldonianPolicy, Softmax
-from gradbridge_seldonian.reinforcement import rl_spec
-from gradbridge_seldonian.story import FREE, Outcome, Setting, Story, Tick, forwards
+from gradbridge_seldonian.reinforcement.episodes import Episodes
+from gradbridge_seldonian.reinforcement.policy import OneHot, SeldonianPolicy, Softmax
+from gradbridge_seldonian.reinforcement.specification import rl_spec
 
 GAMMA = 0.9
 START, WATER, GOAL = 6, 7, 8

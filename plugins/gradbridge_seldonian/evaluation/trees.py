@@ -7,8 +7,8 @@ from typing import Any
 
 from gradbridge.wording import suggestion
 from gradbridge_seldonian.engine import BaseNode, ParseTree
+from gradbridge_seldonian.evaluation.statistics import classes
 from gradbridge_seldonian.outputs import SpecError
-from gradbridge_seldonian.statistics import classes
 
 #: Statistics of the rows of some labels alone.
 _OF_SOME_ROWS = ("FPR", "FNR", "TPR", "TNR", "CM")

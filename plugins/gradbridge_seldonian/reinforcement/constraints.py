@@ -9,10 +9,10 @@ from typing import Any
 import autograd.numpy as anp
 import numpy as np
 
-from gradbridge_seldonian.constraints import SweptTree
 from gradbridge_seldonian.engine import ParseTree
-from gradbridge_seldonian.episodes import ESTIMATES, Episodes, gamma_of, log_ratios
-from gradbridge_seldonian.shared import has_own_zhat
+from gradbridge_seldonian.evaluation.constraints import SweptTree
+from gradbridge_seldonian.evaluation.shared import has_own_zhat
+from gradbridge_seldonian.reinforcement.episodes import ESTIMATES, Episodes, gamma_of, log_ratios
 
 PREFIX = "J_pi_new_"
 

@@ -13,9 +13,9 @@ from autograd.tracer import trace_stack
 import gradbridge
 from gradbridge.errors import GradbridgeError, NonFiniteParamsError, OptionError
 from gradbridge.protocol import Array
-from gradbridge_seldonian.distributions import Gaussian, PolicyError, Softmax
 from gradbridge_seldonian.engine import Policy
 from gradbridge_seldonian.model import REUSE
+from gradbridge_seldonian.reinforcement.distributions import Gaussian, PolicyError, Softmax
 
 __all__ = ["Gaussian", "OneHot", "PolicyError", "SeldonianPolicy", "Softmax"]
 

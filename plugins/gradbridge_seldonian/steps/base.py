@@ -11,9 +11,8 @@ import numpy as np
 from gradbridge.bridge import Bridge
 from gradbridge.errors import ParamsShapeError
 from gradbridge.protocol import Array
-from gradbridge_seldonian.replay import ModelLock, StepsAdapter
 from gradbridge_seldonian.runs import BridgedModel
-from gradbridge_seldonian.steps_framework import (
+from gradbridge_seldonian.steps.framework import (
     BACKWARD,
     CREATE,
     FORWARD,
@@ -23,6 +22,7 @@ from gradbridge_seldonian.steps_framework import (
     StepsFramework,
     is_inherited,
 )
+from gradbridge_seldonian.steps.replay import ModelLock, StepsAdapter
 
 _MISSING = object()
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.ndarray, np.generic)
