@@ -29,6 +29,8 @@ from gradbridge.errors import (
     ParamsShapeError,
 )
 from gradbridge.layout import Array, Float64Vector, ParameterLayout
+from gradbridge.placed import PlacedArray
+from gradbridge.traits import Traits
 
 #: Kinds of dtypes that have derivatives: floating and complex numbers.
 INEXACT = ("f", "c")
@@ -170,16 +172,18 @@ def check_finite(params: Array, layout: ParameterLayout, label: str) -> None:
     )
 
 
-def admit(leaf: Any, index: int, label: str, takes_complex: bool) -> Any:
+def admit(leaf: Any, index: int, label: str, traits: Traits) -> Any:
     """Bring one untraced input leaf into the form that guests take.
 
     Floating values become NumPy arrays, other arrays stay as they are, and what is no array
-    (Python integers, strings, callables …) goes through untouched.
+    (Python integers, strings, callables …) goes through untouched. An array that lives elsewhere is
+    brought here unless the guest takes it as it is.
 
     Raises:
         InputError: a complex value, and the guest takes none.
     """
-    if type(leaf) is np.ndarray:
+    array: Any
+    if type(leaf) is np.ndarray or (isinstance(leaf, PlacedArray) and traits.takes_placed):
         array = leaf
     elif isinstance(leaf, (bool, int, str, bytes, np.integer, np.bool_)):
         return leaf
@@ -194,7 +198,7 @@ def admit(leaf: Any, index: int, label: str, takes_complex: bool) -> Any:
             return leaf
     else:
         return leaf
-    if array.dtype.kind == "c" and not takes_complex:
+    if array.dtype.kind == "c" and not traits.takes_complex:
         raise InputError(
             f"input {index} of {label} has dtype {array.dtype}, and its backend, or its numeric gradient, "
             f"takes no complex numbers; pass the real and imaginary parts as two inputs"
@@ -236,9 +240,7 @@ def admit_differentiated(values: Sequence[Any], wrt: tuple[int, ...], call: Any)
     for argument in wrt:
         if argument < first:
             continue
-        leaf = values[argument] = admit(
-            values[argument], argument - first, label, call.adapter.traits.takes_complex
-        )
+        leaf = values[argument] = admit(values[argument], argument - first, label, call.adapter.traits)
         if not is_inexact(leaf):
             came = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else f"type {type(leaf).__name__}"
             raise NotDifferentiableError(
