@@ -92,7 +92,8 @@ def tests(session: nox.Session) -> None:
     install(session, "-e", ".[all]", *TESTING, *MODULES, "hatchling", engine=True, compiled=False)
     run_tests(session)
     if not session.posargs:
-        for name in ("tests_bare", "tests_autograd18", *(f"tests_only({name})" for name in ONLY)):
+        only = (f"tests_only({name})" for name in ONLY)
+        for name in ("tests_bare", "tests_autograd18", *only, "tests_ray"):
             session.notify(name)
 
 
@@ -149,6 +150,18 @@ def tests_only(session: nox.Session, framework: str) -> None:
     )
     where = ("tests/core", "tests/conformance", "tests/isolation")
     run_tests(session, *where, GRADBRIDGE_TESTED_ALONE=framework)
+
+
+@nox.session
+def tests_ray(session: nox.Session) -> None:
+    """Ray with PyTorch and the engine, in one process at a time: the tests start clusters of their own.
+
+    For: rows over the workers of a real cluster of two nodes, which loses workers and nodes; whose cluster it is; the
+    page's code. Elsewhere these tests skip themselves.
+    """
+    install(session, "-e", ".[ray,torch,seldonian]", *TESTING, "pyarrow", engine=True, compiled=False)
+    where = session.posargs or ["tests/ray", "tests/core/test_placed.py"]
+    session.run("pytest", *where, env=QUIET)
 
 
 @nox.session

@@ -30,7 +30,6 @@ from gradbridge.errors import (
 )
 from gradbridge.layout import Array, Float64Vector, ParameterLayout
 from gradbridge.placed import PlacedArray
-from gradbridge.traits import Traits
 
 #: Kinds of dtypes that have derivatives: floating and complex numbers.
 INEXACT = ("f", "c")
@@ -172,7 +171,7 @@ def check_finite(params: Array, layout: ParameterLayout, label: str) -> None:
     )
 
 
-def admit(leaf: Any, index: int, label: str, traits: Traits) -> Any:
+def admit(leaf: Any, index: int, label: str, takes_complex: bool, takes_placed: bool = False) -> Any:
     """Bring one untraced input leaf into the form that guests take.
 
     Floating values become NumPy arrays, other arrays stay as they are, and what is no array
@@ -183,7 +182,7 @@ def admit(leaf: Any, index: int, label: str, traits: Traits) -> Any:
         InputError: a complex value, and the guest takes none.
     """
     array: Any
-    if type(leaf) is np.ndarray or (isinstance(leaf, PlacedArray) and traits.takes_placed):
+    if type(leaf) is np.ndarray or (isinstance(leaf, PlacedArray) and takes_placed):
         array = leaf
     elif isinstance(leaf, (bool, int, str, bytes, np.integer, np.bool_)):
         return leaf
@@ -198,7 +197,7 @@ def admit(leaf: Any, index: int, label: str, traits: Traits) -> Any:
             return leaf
     else:
         return leaf
-    if array.dtype.kind == "c" and not traits.takes_complex:
+    if array.dtype.kind == "c" and not takes_complex:
         raise InputError(
             f"input {index} of {label} has dtype {array.dtype}, and its backend, or its numeric gradient, "
             f"takes no complex numbers; pass the real and imaginary parts as two inputs"
@@ -235,12 +234,14 @@ def admit_differentiated(values: Sequence[Any], wrt: tuple[int, ...], call: Any)
             break
     if not wrt or (wrt == (0,) and call.arguments.vectors[0]):
         return values
-    values, label = list(values), call.adapter.label
+    values, label, traits = list(values), call.adapter.label, call.adapter.traits
     first = call.first_input
     for argument in wrt:
         if argument < first:
             continue
-        leaf = values[argument] = admit(values[argument], argument - first, label, call.adapter.traits)
+        leaf = values[argument] = admit(
+            values[argument], argument - first, label, traits.takes_complex, traits.takes_placed
+        )
         if not is_inexact(leaf):
             came = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else f"type {type(leaf).__name__}"
             raise NotDifferentiableError(

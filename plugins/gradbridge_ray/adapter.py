@@ -22,7 +22,7 @@ from gradbridge.inspection import Stranger
 from gradbridge.protocol import Adapter, Array
 from gradbridge_ray.errors import ClusterError
 from gradbridge_ray.messages import Facts, Fresh, InDtype, Missing, Order, Path, Proof, Pullback
-from gradbridge_ray.pool import Pool, shipped
+from gradbridge_ray.pool import Pool
 from gradbridge_ray.sending import Kept, SendingAdapter, Sent
 from gradbridge_ray.waiting import Call
 
@@ -120,7 +120,7 @@ class ShardedAdapter(SendingAdapter):
         return self.update_flat(self.layout.join([self.border.view(w) for w in weights]), False)
 
     def update_flat(self, vector: Array, packed: bool) -> Any:
-        return shipped(vector, keeps=True)  # to all workers, once in an evaluation
+        return self._pool.shipped(vector, keeps=True)  # to all workers, once in an evaluation
 
     def forward(
         self, loaded: Any, inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -27,18 +28,32 @@ def joined(address: str) -> Iterator[None]:
     is_in = ray.is_initialized()
     if not is_in:
         try:
+            _knock(address)
             ray.init(address=address, namespace=cluster.NAMESPACE, logging_level="ERROR", log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError, exceptions.RayError) as error:
+        except (OSError, ValueError, RuntimeError, exceptions.RayError) as error:
             where = "on this machine" if address == "auto" else f"at {address}"
             raise ClusterError(
                 f"no Ray cluster runs {where}, so there are no workers to look at ({' '.join(str(error).split())[:200]}); "
-                f"run this while a program that called shard_rows(…) is running, or say --address"
+                f"run this while a program that called shard_rows(…) is running, or say --address. A cluster that Ray "
+                f"started with a token is joined with RAY_AUTH_MODE=token"
             ) from error
     try:
         yield
     finally:
         if not is_in:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Whether anybody is there: Ray itself waits for two minutes.
+
+    Raises:
+        OSError: nobody is.
+    """
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5.0):
+            pass
 
 
 def status() -> Status:

@@ -134,6 +134,13 @@ class Pool(Waiting):
         for waiting in self._dropped:
             waiting.append(key)
 
+    def shipped(self, array: Array, keeps: bool) -> Any:
+        """An array as it is sent: a reference to a large one; a small one itself, a copy where it will be sent again."""
+        self.start()  # else Ray would start a cluster of its own here
+        if array.nbytes >= INLINE:
+            return ray.put(array)
+        return array.copy() if keeps else array
+
     def worker_of(self, piece: int, pieces: int) -> int:
         """Which worker has a piece: neighbouring pieces are together."""
         return piece if pieces <= self.count else piece * self.count // pieces
@@ -251,13 +258,6 @@ class Pool(Waiting):
 
     def __reduce__(self) -> Any:
         return _revived, (self.options, self.name, self._mends)
-
-
-def shipped(array: Array, keeps: bool) -> Any:
-    """An array as it is sent: a reference to a large one; a small one itself, a copy where it will be sent again."""
-    if array.nbytes >= INLINE:
-        return ray.put(array)
-    return array.copy() if keeps else array
 
 
 def _revived(options: Options, name: str, mends: tuple[tuple[str, Path], ...]) -> Pool:

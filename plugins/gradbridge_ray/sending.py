@@ -15,7 +15,7 @@ from gradbridge.execution.piecewise import Cut, PiecewiseAdapter, Words, even_pi
 from gradbridge.placed import PlacedArray
 from gradbridge_ray.messages import Order, Path
 from gradbridge_ray.placing import ref_of
-from gradbridge_ray.pool import Pool, shipped
+from gradbridge_ray.pool import Pool
 from gradbridge_ray.waiting import Call
 
 _WORDS = Words(
@@ -107,9 +107,9 @@ class SendingAdapter(PiecewiseAdapter):
             elif not isinstance(leaf, np.ndarray):
                 every = [leaf] * len(cut.pieces)
             elif yes and len(cut.pieces) > 1:
-                every = [shipped(leaf[piece], keeps) for piece in cut.pieces]
+                every = [self._pool.shipped(leaf[piece], keeps) for piece in cut.pieces]
             else:
-                every = [shipped(leaf, keeps)] * len(cut.pieces)
+                every = [self._pool.shipped(leaf, keeps)] * len(cut.pieces)
             for i, one in enumerate(every):
                 arrays[i].append(one)
                 slices[i].append(None)
@@ -119,10 +119,12 @@ class SendingAdapter(PiecewiseAdapter):
         """Cotangents or tangents as they are sent."""
         arrays: list[list[Any]] = [[] for _ in cut.pieces]
         for leaf, yes in zip(leaves, have_rows):
-            alone = None if yes and len(cut.pieces) > 1 else shipped(np.asarray(leaf), False)
+            alone = None if yes and len(cut.pieces) > 1 else self._pool.shipped(np.asarray(leaf), False)
             for i, piece in enumerate(cut.pieces):
                 arrays[i].append(
-                    shipped(cut.of([leaf], [yes], piece, axis)[0], False) if alone is None else alone
+                    self._pool.shipped(cut.of([leaf], [yes], piece, axis)[0], False)
+                    if alone is None
+                    else alone
                 )
         return Sent(arrays, [[None] * len(leaves) for _ in cut.pieces])
 

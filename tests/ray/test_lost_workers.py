@@ -101,9 +101,7 @@ def test_a_worker_killed_before_a_second_derivative_is_pulled_back(f):
 
 def test_a_node_that_is_removed_during_a_run(cluster):
     node = cluster.add_node(num_cpus=1, resources={"second": 1})
-    with shard_rows(
-        wave, params=P, backend="autograd", audit="off", workers=4, cpus_per_worker=1
-    ) as f:
+    with shard_rows(wave, params=P, backend="autograd", audit="off", workers=4, cpus_per_worker=1) as f:
         rows = f.place(X)
         whole = grad(squares(f, rows))(P)
         there = [t.node for t in f.status().values()]

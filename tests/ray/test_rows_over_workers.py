@@ -96,7 +96,9 @@ def test_value_and_gradient_are_those_of_the_network_in_one_process(g, R):
 def test_the_same_gradient_has_the_same_bits_every_time(g, R):
     first, *others = [grad(loss(g, R))(g.params) for _ in range(4)]
     assert all(np.array_equal(first, other) for other in others)
-    assert np.array_equal(first, grad(loss(g, X))(g.params))  # rows that are placed for the call are cut alike
+    assert np.array_equal(
+        first, grad(loss(g, X))(g.params)
+    )  # rows that are placed for the call are cut alike
 
 
 def test_a_hessian_vector_product_starts_from_the_forward_that_the_workers_have(g, R):
@@ -223,7 +225,10 @@ def test_several_placed_inputs_are_cut_alike_and_what_is_not_placed_is_scattered
 
 def test_placed_inputs_that_are_cut_differently_are_named(h):
     uneven = h.place([ray.put(X[:7, 0]), ray.put(X[7:, 0])])
-    with pytest.raises(InputError, match=r"inputs 0 and 1 of curves are placed and cut differently: rows 50 \+ 51 and 7 \+ 94"):
+    with pytest.raises(
+        InputError,
+        match=r"inputs 0 and 1 of curves are placed and cut differently: rows 50 \+ 51 and 7 \+ 94",
+    ):
         h(h.params, h.place(X), uneven)
 
 
@@ -313,7 +318,11 @@ def test_rows_that_depend_on_each_other_are_noticed(cluster):
 
 def test_outputs_without_rows_are_named(cluster):
     with shard_rows(
-        lambda p, x: anp.sum(anp.dot(x, p)), workers=2, params=np.ones(5), backend="autograd", cpus_per_worker=0.5
+        lambda p, x: anp.sum(anp.dot(x, p)),
+        workers=2,
+        params=np.ones(5),
+        backend="autograd",
+        cpus_per_worker=0.5,
     ) as f:
         with pytest.raises(OutputError, match="needs outputs with a row for each row of the inputs"):
             f(f.params, X)
