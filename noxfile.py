@@ -182,7 +182,7 @@ def typecheck(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Ratios to the native frameworks, measured in one run."""
-    install(session, "-e", ".[all]", *MODULES, engine=True)
+    install(session, "-e", ".[all,ray]", *MODULES, engine=True)
     session.run("python", "-m", "benchmarks", *session.posargs, env=QUIET)
 
 

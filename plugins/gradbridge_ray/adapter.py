@@ -26,8 +26,8 @@ from gradbridge_ray.pool import Pool
 from gradbridge_ray.sending import Kept, SendingAdapter, Sent
 from gradbridge_ray.waiting import Call
 
-#: Up to so many pieces their gradients are added here; more are added by the workers, and one comes back.
-_ADDED_HERE = 4
+#: Gradients of so few pieces, or of so few bytes in all, are added here; others by the workers, and one comes back.
+_ADDED_HERE, _BYTES_HERE = 4, 1 << 23
 #: Numbers of copies that were never called.
 _fresh = itertools.count(1)
 #: How often residuals are made again, and sums, before it is given up.
@@ -211,7 +211,8 @@ class ShardedAdapter(SendingAdapter):
         calls = self._calls("backward", cut, kept.key, sent, wrt=wrt, more=many)
         for _ in range(_TRIES):
             parts = self._pieces_pulled(kept, calls, own)
-            if len(parts) <= _ADDED_HERE or not shared:
+            few = len(parts) <= _ADDED_HERE or 8 * self.layout.size * len(parts) <= _BYTES_HERE
+            if few or not shared:
                 others = (
                     self._pool.got([ref for _, ref in parts], self.label) if shared else [[]] * len(parts)
                 )

@@ -144,7 +144,7 @@ class Proof(NamedTuple):
     Attributes:
         path: to the adapter.
         spec: of the call.
-        params, inputs: its arguments.
+        params, inputs: its arguments, or references to them.
         outputs: leaves.
     """
 

@@ -143,7 +143,8 @@ class Waiting:
         said = " ".join(str(error).split())
         said = said if len(said) <= 400 else f"{said[:400]}…"
         if isinstance(error, exceptions.RayTaskError):
-            return GuestError(f"{where}: a worker raised what is no error of the model's: {said}")
+            cause = getattr(error, "cause", error)
+            return GuestError(f"{where}: a worker raised {type(cause).__name__}: {cause}")
         if isinstance(
             error, (exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.OutOfMemoryError)
         ):

@@ -107,7 +107,9 @@ class Worker:
         shard.drop(letter.drops)
         shard.mend(letter.mends)
         if letter.proof and not self._is_proven:
-            shard.prove(ray.get(letter.proof[0]))
+            proof = ray.get(letter.proof[0])
+            arguments = [_had(x) for x in (proof.params, *proof.inputs)]
+            shard.prove(proof._replace(params=arguments[0], inputs=tuple(arguments[1:])))
             self._is_proven = True
         start = time.perf_counter()
         value = shard.do(order, arrays)
@@ -142,3 +144,8 @@ class Worker:
         except ImportError as error:
             value = Failure(ImportError, f"{type(error).__name__}: {error}", traceback.format_exc())
         return Reply(value, self.tally())
+
+
+def _had(value: Any) -> Any:
+    """What a reference leads to; anything else as it is."""
+    return ray.get(value) if isinstance(value, ray.ObjectRef) else value
