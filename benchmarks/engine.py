@@ -82,31 +82,7 @@ def _spec(problem: str, model: Any) -> Any:
     """The demonstration's own specification of a problem."""
     from gradbridge_seldonian import stories
 
-    caught: list[Any] = []
-
-    def catch(name: str, model_: Any, make_spec: Any, tick: Any, free: bool = False) -> Any:
-        caught.append(make_spec(model, free=False))
-        raise _CaughtError
-
-    original, stories.run = stories.run, catch
-    try:
-        getattr(stories, problem)(
-            lambda: None,
-            lambda *a, **k: (
-                gb.build(*a, backend="numpy", **k)
-                if a[0] != "cnn"
-                else gb.build("linear", 64, 10, backend="numpy")
-            ),
-        )
-    except _CaughtError:
-        pass
-    finally:
-        stories.run = original
-    return caught[0]
-
-
-class _CaughtError(Exception):
-    pass
+    return getattr(stories, f"{problem}_spec")(model)
 
 
 def _engine_spec(problem: str, model: Any, natives: Callable[[str], Any]) -> Any:

@@ -1,7 +1,11 @@
 """Settings that every test shares."""
 
+import os
+import pathlib
 import random
+import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -25,3 +29,35 @@ def pytest_runtest_setup(item):
     np.random.seed(0)  # noqa: NPY002, what others draw from
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture
+def run_forking(tmp_path):
+    """Runs a program that forks, apart from pytest and its threads, and gives the lines that it prints."""
+    if not hasattr(os, "fork"):
+        pytest.skip("there are no forks here")
+    imports = """
+        import os, pickle
+        import autograd.numpy as np
+        import gradbridge as gb
+        from autograd import grad
+        from forked import forked
+        """
+
+    def run(*code, seconds=120):
+        program = tmp_path / "program.py"
+        program.write_text("\n".join(map(textwrap.dedent, (imports, *code))), encoding="utf-8")
+        folders = [str(pathlib.Path(__file__).parent), *filter(None, sys.path)]
+        done = subprocess.run(
+            [sys.executable, program],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.splitlines()
+
+    return run

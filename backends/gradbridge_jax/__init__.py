@@ -21,4 +21,5 @@ def gradbridge_backend() -> Backend:
             "gradbridge_jax.architectures.Network",
             "keras.src.backend.jax.layer.JaxLayer",
         ),
+        aliases=("flax", "equinox"),
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from gradbridge.protocol import Array, GuestOptions
 from gradbridge_jax.functions import FunctionModel
+from gradbridge_jax.runtime import RUNTIME
 
 if TYPE_CHECKING:
     from gradbridge.architectures import Architecture, Layer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 def build(architecture: Architecture, params: Mapping[str, Array]) -> Network:
     """A float32 network of the architecture, holding the parameters."""
+    RUNTIME.require()
     parts = [
         {name: jnp.asarray(params[f"{layer.name}.{name}"], jnp.float32) for name in ("bias", "weight")}
         for layer in architecture.layers

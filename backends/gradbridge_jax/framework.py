@@ -17,6 +17,7 @@ from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, ArraySpec, Traits
 from gradbridge_jax.arrays import OnDevice, floating_dtype, is_key, to_native
 from gradbridge_jax.programs import Compiling, JaxProgram
+from gradbridge_jax.runtime import RUNTIME
 
 
 class JaxFramework(OnDevice, Framework):
@@ -30,7 +31,12 @@ class JaxFramework(OnDevice, Framework):
     """
 
     traits = Traits(
-        takes_complex=True, has_forward_mode=True, has_vmap=True, has_higher_orders=True, compiles=True
+        takes_complex=True,
+        has_forward_mode=True,
+        has_vmap=True,
+        has_higher_orders=True,
+        compiles=True,
+        runtime=RUNTIME,
     )
 
     # Below this many parameters one flat argument, cut inside the program, is quicker than many (35 µs

@@ -13,6 +13,7 @@ from gradbridge.protocol import GuestOptions, refuse_unknown_options
 from gradbridge_jax.framework import JaxFramework
 from gradbridge_jax.functions import FunctionModel
 from gradbridge_jax.models import JaxModel
+from gradbridge_jax.runtime import RUNTIME
 
 OPTIONS = {
     "jit": one_of(True, False, "auto"),
@@ -59,7 +60,9 @@ def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
     Raises:
         OptionError: an option that it does not have, or an unusable value.
         UnknownModelError: neither a module nor callable.
+        ForkError: JAX was started before this process was forked.
     """
+    RUNTIME.require()
     refuse_unknown_options("jax", options.extra, OPTIONS)
     jit = options.extra.get("jit", "auto")
     kind = _model_class(model)

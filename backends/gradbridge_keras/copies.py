@@ -87,6 +87,13 @@ def copied(
     return _Copier(model, dtype, values, detached).copy()
 
 
+def copied_with(model: Any, holder: Any, memo: dict[int, Any]) -> Any:
+    """A copy of something that refers to a model or its parts, and in the copy to those of a copy; `copy.deepcopy`'s memo."""
+    copier = _Copier(model, None, {}, True)
+    copier._memo = memo
+    return copier.copy(holder)
+
+
 def value_of(variable: Any) -> np.ndarray[Any, Any]:
     """The value that a variable has by itself, whatever stands for it at present: a new array."""
     value = variable._value
@@ -108,11 +115,11 @@ class _Copier:
         self._hashed: list[Callable[[], None]] = []  # after what is hashed has its attributes
         self._by_id: list[Any] = []  # sets and dicts of what `id` tells of an object
 
-    def copy(self) -> Any:
+    def copy(self, holder: Any = None) -> Any:
         # Variables first: what else holds their values gets the new ones.
         for variable in self._model.variables:
             self._of(variable)
-        twin = self._of(self._model)
+        twin = self._of(self._model if holder is None else holder)
         while self._fillings or self._hashed:
             (self._fillings or self._hashed).pop()()
         for container in self._by_id:

@@ -14,4 +14,5 @@ def gradbridge_backend() -> Backend:
         guest="gradbridge_tensorflow.guest:adapt",
         builder="gradbridge_tensorflow.architectures:build",
         models=("tensorflow.python.module.module.Module", "keras.src.backend.tensorflow.layer.TFLayer"),
+        aliases=("keras", "tf"),
     )

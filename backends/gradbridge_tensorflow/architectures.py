@@ -10,6 +10,7 @@ from keras import ops
 
 from gradbridge.errors import UnknownModelError
 from gradbridge.layout import Array
+from gradbridge_tensorflow.runtime import RUNTIME
 
 if TYPE_CHECKING:
     from gradbridge.architectures import Architecture, Layer
@@ -21,6 +22,7 @@ def build(architecture: Architecture, params: Mapping[str, Array]) -> Any:
     Raises:
         UnknownModelError: Keras runs on another backend than TensorFlow.
     """
+    RUNTIME.require()
     if keras.backend.backend() != "tensorflow":
         raise UnknownModelError(
             f"backend 'tensorflow' builds Keras models on TensorFlow, and Keras runs on {keras.backend.backend()} "

@@ -23,6 +23,7 @@ from gradbridge_tensorflow.open_sizes import Looks
 from gradbridge_tensorflow.partition import compiled
 from gradbridge_tensorflow.programs import TensorFlowProgram
 from gradbridge_tensorflow.repairs import repaired_derivatives
+from gradbridge_tensorflow.runtime import RUNTIME
 from gradbridge_tensorflow.tensors import carrier, cut, floating_dtype, is_inexact, to_array, to_tensor
 
 
@@ -40,6 +41,7 @@ class TensorFlow(Framework):
         has_vmap=True,
         has_higher_orders=True,
         compiles=True,
+        runtime=RUNTIME,
     )
     # A Keras MLP of 4 by 8 by 1, value and gradient: 506 µs with a tensor per weight, 480 µs with one vector.
     packs_below = 16384

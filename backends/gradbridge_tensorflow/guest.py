@@ -14,6 +14,7 @@ from gradbridge_tensorflow.framework import TensorFlow
 from gradbridge_tensorflow.functions import FunctionModel, TensorFlowModel
 from gradbridge_tensorflow.isolation import eagerly
 from gradbridge_tensorflow.modules import ModuleModel
+from gradbridge_tensorflow.runtime import RUNTIME
 
 
 def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
@@ -28,7 +29,9 @@ def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
     Raises:
         OptionError: an option that it does not have, or an unusable dtype or device.
         UnknownModelError: none of these, or a model that cannot be bridged.
+        ForkError: TensorFlow was started before this process was forked.
     """
+    RUNTIME.require()
     refuse_unknown_options("tensorflow", options.extra, ())
     source = eagerly(None, lambda: _model(model, options))
     return FunctionalAdapter(TensorFlow(source.label), source)

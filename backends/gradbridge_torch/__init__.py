@@ -14,4 +14,5 @@ def gradbridge_backend() -> Backend:
         guest="gradbridge_torch.guest:adapt",
         builder="gradbridge_torch.architectures:build",
         models=("torch.nn.modules.module.Module",),
+        aliases=("pytorch",),
     )

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gradbridge.layout import Array
+from gradbridge_torch.runtime import RUNTIME
 
 if TYPE_CHECKING:
     from gradbridge.architectures import Architecture, Layer
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 def build(architecture: Architecture, params: Mapping[str, Array]) -> Network:
     """A float32 module of the architecture, holding the parameters."""
+    RUNTIME.require()
     return Network(architecture, params)
 
 

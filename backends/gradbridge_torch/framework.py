@@ -33,6 +33,7 @@ from gradbridge_torch.graphs import (
     run_backward,
 )
 from gradbridge_torch.replicas import EmptiedError
+from gradbridge_torch.runtime import RUNTIME
 from gradbridge_torch.shapes import shapes_of
 from gradbridge_torch.surroundings import dispatch_modes, function_modes, recording, set_aside, transform
 from gradbridge_torch.tensors import NUMPY_DTYPES, floating_dtype, to_tensor, view_of
@@ -49,7 +50,12 @@ class TorchFramework(RecordedVJPs):
     """
 
     traits = Traits(
-        takes_complex=True, conjugates=True, has_forward_mode=True, has_vmap=True, has_higher_orders=True
+        takes_complex=True,
+        conjugates=True,
+        has_forward_mode=True,
+        has_vmap=True,
+        has_higher_orders=True,
+        runtime=RUNTIME,
     )
 
     def __init__(self, label: str, device: torch.device | None, only_reads: bool) -> None:

@@ -12,6 +12,7 @@ from gradbridge.options import GuestOptions, refuse_params, refuse_unknown_optio
 from gradbridge_torch.framework import TorchFramework
 from gradbridge_torch.functions import TensorFunction
 from gradbridge_torch.modules import ModuleModel
+from gradbridge_torch.runtime import RUNTIME
 from gradbridge_torch.surroundings import default_device, set_aside
 
 
@@ -27,6 +28,7 @@ def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
         OptionError: an option that it does not have, or an unusable dtype or device.
         UnknownModelError: neither a module nor callable, or a module that cannot be bridged.
     """
+    RUNTIME.require()
     with set_aside(default_device()):
         return _adapted(model, options)
 

@@ -91,6 +91,7 @@ class Bridge(Calling):
     def _join(self, registry: Registry) -> None:
         """Take what belongs to the process: the host half, and who observes."""
         self._registry = registry
+        self._host_name = registry.backend(self._host_name).name
         settings = BridgeSettings(
             registry,
             self._source.draw,

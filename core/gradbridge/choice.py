@@ -19,16 +19,14 @@ def find_backend(model: Any, backend: str | None, registry: Registry) -> str:
         UnknownModelError, UnknownBackendError
     """
     if backend is not None:
-        registry.backend(backend)
-        return backend
+        return registry.backend(backend).name
     try:
         return registry.match(model)
     except BackendError:
         named = os.environ.get("GRADBRIDGE_BACKEND")
         if not named:
             raise
-        registry.backend(named)
-        return named
+        return registry.backend(named).name
 
 
 def default_backend(registry: Registry) -> str:
@@ -39,8 +37,7 @@ def default_backend(registry: Registry) -> str:
     """
     named = os.environ.get("GRADBRIDGE_BACKEND")
     if named:
-        registry.backend(named)
-        return named
+        return registry.backend(named).name
     builders = [name for name in registry.names() if registry.backend(name).builder is not None]
     builders.sort(key=lambda name: (*(name != first for first in PREFERRED), name))
     for name in builders:

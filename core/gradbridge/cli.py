@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import click
@@ -13,10 +14,19 @@ import gradbridge
 from gradbridge.errors import GradbridgeError, PluginError
 from gradbridge.foreign import foreign_code
 from gradbridge.registry import Registry, default_registry
+from gradbridge.wording import suggestion
 
 
 class _Commands(click.Group):
     """A group whose commands raise our errors as one red line and exit code 1, not a traceback."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, known = args[0], self.list_commands(ctx)
+        if name[:1] != "-" and name not in known:  # click's own hint is newer than the click that we ask for
+            ctx.fail(f"there is no command {name!r}; {suggestion(name, known)}there are {', '.join(known)}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -116,6 +126,9 @@ _BUILT_IN = dict(cli.commands)
 
 def main() -> None:
     """Entry point of the console script: core's commands and every plugin's."""
+    for stream in (sys.stdout, sys.stderr):  # a pipe may not have all letters: minutes must not end in that
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     cli.commands = {**cli.commands, **_plugin_commands(default_registry()), **_BUILT_IN}
     cli(prog_name="gradbridge")
 

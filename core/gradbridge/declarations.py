@@ -27,6 +27,8 @@ class Backend:
             ``(Architecture, {name: array})``; None if it builds none.
         models: qualified names of classes; a model with one of them in its MRO is this backend's.
         protocol: version of the adapter protocol that it was written for.
+        aliases: other names that users know it by, e.g. ``("pytorch",)``; in any case. A backend that is
+            called so goes first.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Backend:
     builder: str | None = None
     models: tuple[str, ...] = ()
     protocol: int = PROTOCOL_VERSION
+    aliases: tuple[str, ...] = ()
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -67,6 +70,8 @@ def fault_of(backend: Backend) -> str:
             return f"{role} is not written 'module:name', but {target!r}"
     if not isinstance(models, (tuple, list)) or not all(map(is_text, models)):
         return f"models is no tuple of qualified names of classes, but {models!r}"
+    if not isinstance(backend.aliases, (tuple, list)) or not all(map(is_text, backend.aliases)):
+        return f"aliases is no tuple of names, but {backend.aliases!r}"
     for model in models:  # everything is a builtins.object, and typing.Generic is a base of many
         if model.partition(".")[0] in sys.stdlib_module_names:
             return f"models has {model}, which is Python's own and no class of a framework"

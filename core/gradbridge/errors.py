@@ -18,6 +18,7 @@
     │       └── GradientMismatchError    a backend returned other gradients than it was asked for
     ├── GuestError                       (RuntimeError)  the model itself failed
     ├── AuditError                       (RuntimeError)  the model is no function of its arguments
+    ├── ForkError                        (RuntimeError)  a framework that was started before this process was forked
     ├── OptionError                      (TypeError, ValueError) an option that the backend has not
     └── DerivativeError                  a derivative that cannot be had
         ├── NotDifferentiableError       (TypeError)
@@ -102,6 +103,10 @@ class GuestError(GradbridgeError, RuntimeError):
 
 class AuditError(GradbridgeError, RuntimeError):
     """The model does not compute with its arguments alone: found out at its first differentiated call."""
+
+
+class ForkError(GradbridgeError, RuntimeError):
+    """A framework was started before this process was forked, and would wait for its threads for ever."""
 
 
 class OptionError(GradbridgeError, TypeError, ValueError):

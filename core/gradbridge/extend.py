@@ -29,6 +29,7 @@ from gradbridge.errors import (
     Unsupported,
 )
 from gradbridge.execution.functional import FunctionalAdapter
+from gradbridge.forks import Runtime
 from gradbridge.framework import (
     Computation,
     Form,
@@ -77,6 +78,7 @@ __all__ = [
     "Program",
     "Reading",
     "RunAgain",
+    "Runtime",
     "Step",
     "TapeProgram",
     "Traits",

@@ -96,9 +96,12 @@ class Registry(Plugins):
     def backend(self, name: str) -> Backend:
         """The declaration of one backend.
 
+        Args:
+            name: its own, or another that it is known by (``"keras"`` for ``"tensorflow"``), in any case.
+
         Raises:
-            UnknownBackendError: no such name; the nearest one is suggested, and a plugin of
-                that name that failed is named with its reason.
+            UnknownBackendError: no such name, or one of several; the nearest one is suggested, and a
+                plugin of that name that failed is named with its reason.
         """
         self._load_plugins()
         if isinstance(name, str) and name in self._backends:
@@ -106,10 +109,28 @@ class Registry(Plugins):
         problems = self.problems
         if isinstance(name, str) and name in problems:
             raise UnknownBackendError(f"backend {name!r} could not be taken in: {problems[name]}")
-        hint = suggestion(name, self._backends, 0.5)
+        meant = self._also_called(str(name).strip().casefold())
+        if len(meant) == 1:
+            return self._backends[meant[0]][0]
+        if meant:
+            raise UnknownBackendError(f"{name!r} may be one of the backends {', '.join(meant)}; say which")
+        aliases = (alias for backend, _ in self._backends.values() for alias in backend.aliases)
+        hint = suggestion(name, [*self._backends, *aliases], 0.5)
         raise UnknownBackendError(
             f"there is no backend {name!r}; {hint}installed: {', '.join(self.names()) or 'none'}"
         )
+
+    def _also_called(self, folded: str) -> list[str]:
+        """The backends that are known by a name in lower case: so called themselves, ours, others'."""
+        called = {name: name.casefold() == folded for name in self._backends}
+        known = [
+            name
+            for name, (backend, _) in self._backends.items()
+            if called[name] or folded in map(str.casefold, backend.aliases)
+        ]
+        for goes_first in (lambda name: called[name], lambda name: self._backends[name][1].is_own):
+            known = list(filter(goes_first, known)) or known
+        return sorted(known)
 
     def guest(self, name: str) -> GuestHalf:
         """The guest half of a backend, importing its framework.
@@ -223,6 +244,7 @@ class Registry(Plugins):
 
     def _half(self, name: str, role: str) -> Any:
         backend = self.backend(name)
+        name = backend.name
         known = self._halves.get((name, role))
         if known is not None:
             return known

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge.forks import Runtime
+
 
 @dataclass(frozen=True)
 class Traits:
@@ -33,6 +35,7 @@ class Traits:
             evaluation for each number, so that nobody takes one to look at a model.
         takes_placed: whether inputs may be arrays that live elsewhere (`gradbridge.placed`). A guest that
             says False is handed the arrays that they stand for.
+        runtime: what it starts in a process and a forked child does not have; None where it has no threads.
     """
 
     takes_complex: bool = False
@@ -45,6 +48,7 @@ class Traits:
     checks_jvp: bool = True
     is_gradient_cheap: bool = True
     takes_placed: bool = False
+    runtime: Runtime | None = None
 
 
 class ArraySpec:

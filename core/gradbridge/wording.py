@@ -36,6 +36,7 @@ def given(inputs: Sequence[Any], name: Callable[[Any], str] = dtype_name) -> str
 
 
 def suggestion(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """``did you mean 'torch'? `` for ``'troch'``, with a space to go on; empty where nothing is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
-    return f"did you mean {near[0]!r}? " if near else ""
+    """``did you mean 'torch'? `` for ``'troch'`` or ``'TROCH'``, with a space to go on; empty where nothing is near."""
+    folded = {one.casefold(): one for one in known}
+    near = difflib.get_close_matches(str(name).casefold(), list(folded), n=1, cutoff=cutoff)
+    return f"did you mean {folded[near[0]]!r}? " if near else ""

@@ -47,7 +47,7 @@ class ShardedAdapter(SendingAdapter):
     def __init__(self, pool: Pool, path: Path, facts: Facts, local: Callable[[], Adapter]) -> None:
         self._pool, self._path, self._facts, self._local = pool, path, facts, local
         self.label, self.layout = facts.label, facts.layout
-        self.traits = replace(facts.traits, packs=False, takes_placed=True)
+        self.traits = replace(facts.traits, packs=False, takes_placed=True, runtime=None)
         self.argument_names, self.gradient_note = facts.argument_names, facts.gradient_note
         self.results_are_typed = facts.results_are_typed
         self.border = Border(self.layout)

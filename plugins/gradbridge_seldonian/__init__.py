@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
     from gradbridge_seldonian.model import SeldonianModel
     from gradbridge_seldonian.pictures import plot_candidate_selection, plot_comparison
+    from gradbridge_seldonian.pytorch_model import SupervisedPytorchBaseModel
     from gradbridge_seldonian.spec import supervised_spec
-    from gradbridge_seldonian.steps import SupervisedPytorchBaseModel, SupervisedStepsModel
+    from gradbridge_seldonian.steps import SupervisedStepsModel
+    from gradbridge_seldonian.tensorflow_model import SupervisedTensorFlowBaseModel
 
 _HOMES = {
     "SeldonianModel": "model",
     "supervised_spec": "spec",
     "SupervisedStepsModel": "steps",
-    "SupervisedPytorchBaseModel": "steps",
+    "SupervisedPytorchBaseModel": "pytorch_model",
+    "SupervisedTensorFlowBaseModel": "tensorflow_model",
     "plot_candidate_selection": "pictures",
     "plot_comparison": "pictures",
 }
@@ -32,6 +35,7 @@ __all__ = [
     "SeldonianModel",
     "SupervisedPytorchBaseModel",
     "SupervisedStepsModel",
+    "SupervisedTensorFlowBaseModel",
     "plot_candidate_selection",
     "plot_comparison",
     "supervised_spec",

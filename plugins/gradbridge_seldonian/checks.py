@@ -2,42 +2,103 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from gradbridge.errors import BorderError
+from gradbridge.errors import BackendError
 from gradbridge.notices import notice
+from gradbridge.option_values import FLAG
+from gradbridge.registry import default_registry
+from gradbridge_seldonian.engine import CustomDataSet, EngineModel, SupervisedDataSet
+from gradbridge_seldonian.engine import objectives as engine_objectives
+from gradbridge_seldonian.hyperparams import ENTRIES, check
+from gradbridge_seldonian.objectives import PRIMARY
+from gradbridge_seldonian.outputs import SpecError, tried
+from gradbridge_seldonian.parsing import by_node
 from gradbridge_seldonian.rows import all_alike, can_share, independent
-
-TRIED_ROWS = 4
-
-
-class SpecError(BorderError, ValueError):
-    """A specification whose parts do not fit each other."""
+from gradbridge_seldonian.runs import BridgedModel, is_builtin
+from gradbridge_seldonian.trees import base_nodes, check_columns
 
 
-def checked_constraints(constraints: Any, deltas: Any, lambda_init: Any) -> np.ndarray:
-    """The multipliers, one for each constraint."""
-    if isinstance(constraints, str):
-        raise SpecError("constraints must be a list of strings, got one string; put it in a list")
-    if len(constraints) != len(deltas):
-        raise SpecError(f"{len(constraints)} constraints need as many deltas, got {len(deltas)}")
-    if not len(constraints):
-        raise SpecError("the engine needs at least one constraint, got none")
-    for delta in deltas:
-        if not 0 < delta < 1:
-            raise SpecError(f"a delta is a probability between 0 and 1, got {delta!r}")
-    multipliers = np.asarray(lambda_init, dtype=np.float64)
-    if multipliers.shape not in ((), (len(constraints),)):
-        raise SpecError(
-            f"lambda_init must be one number or one for each of the {len(constraints)} constraints, got shape "
-            f"{multipliers.shape}"
-        )
-    return np.broadcast_to(multipliers, (len(constraints),)).copy()
+def check_model(model: Any) -> None:
+    """Refuse what is no model of the engine, such as a native one that was not wrapped."""
+    if isinstance(model, EngineModel):
+        return
+    why = "it has no predict(theta, X)"
+    if isinstance(model, type):
+        why = "it is a class, not an object of it"
+    elif model is not None:
+        try:
+            why = f"it is a native model of {default_registry().match(model)}"
+        except BackendError:
+            if callable(getattr(model, "predict", None)):
+                return
+    raise SpecError(
+        f"model must be one of the engine's, with predict(theta, X), got {_named(model)}: {why}; wrap a native model, "
+        f"SeldonianModel(model)"
+    )
 
 
-def checked_start(model: Any, dataset: Any, initial: Any) -> np.ndarray:
+def checked_datasets(dataset: Any, candidate: Any, safety: Any) -> list[Any]:
+    """The data sets that will be read: the one to be split, or the two that are given instead.
+
+    Raises:
+        SpecError: none, one of two, or some that do not fit each other.
+    """
+    if (candidate is None) != (safety is None):
+        missing = "candidate_dataset" if candidate is None else "safety_dataset"
+        raise SpecError(f"candidate_dataset and safety_dataset go together, and {missing} is missing")
+    read = (
+        {"dataset": dataset}
+        if candidate is None
+        else {"candidate_dataset": candidate, "safety_dataset": safety}
+    )
+    for name, data in {"dataset": dataset, **read}.items():
+        if data is None and name == "dataset" and candidate is not None:
+            continue
+        if not isinstance(data, (SupervisedDataSet, CustomDataSet)):
+            raise SpecError(
+                f"{name} must be the engine's SupervisedDataSet or CustomDataSet (or None, with candidate_dataset= and "
+                f"safety_dataset=), got {_named(data)}"
+            )
+    first, *others = [data for data in (*read.values(), dataset) if data is not None]
+    for other in others:
+        for what in ("regime", "sub_regime", "sensitive_col_names"):
+            ours, theirs = getattr(first.meta, what), getattr(other.meta, what)
+            if ours != theirs:
+                raise SpecError(f"the data sets must be of one {what}, got {ours!r} and {theirs!r}")
+    if first.regime == "custom":
+        if candidate is not None:
+            raise SpecError(
+                "candidate_dataset and safety_dataset were given for the custom regime, which the engine cannot run so: "
+                "it asks the initial solution of data that it makes only where it splits; give dataset="
+            )
+    elif first.meta.sub_regime not in PRIMARY:
+        raise SpecError(f"sub_regime must be one of {', '.join(PRIMARY)}, got {first.meta.sub_regime!r}")
+    return list(read.values())
+
+
+def candidate_part(dataset: Any, safety: float) -> tuple[Any, ...]:
+    """What candidate selection sees of a data set, as an initial solution function takes it.
+
+    Args:
+        dataset: to be split; or the candidate data set, with `safety` 0.
+        safety: the fraction of the data that is kept for the safety test.
+
+    Returns:
+        (features, labels), or (data,) for the custom regime.
+    """
+    n = round(dataset.num_datapoints * (1.0 - safety))  # as the engine splits
+    if dataset.regime == "custom":
+        return (dataset.data[:n],)
+    X = dataset.features
+    return ([x[:n] for x in X] if type(X) is list else X[:n]), dataset.labels[:n]
+
+
+def checked_start(model: Any, data: tuple[Any, ...], initial: Any) -> np.ndarray:
     """(P,) float64 where training starts: `initial`, or the model's own parameters."""
     if initial is None:
         if not hasattr(model, "initial_solution"):
@@ -46,8 +107,13 @@ def checked_start(model: Any, dataset: Any, initial: Any) -> np.ndarray:
                 f"function of (model, X, Y)"
             )
         initial = model.initial_solution
-    start = initial(model, dataset.features, dataset.labels) if callable(initial) else initial
-    start = np.array(start, dtype=np.float64)
+    start = initial(model, *data) if callable(initial) else initial
+    try:
+        start = np.array(start, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SpecError(
+            f"the initial solution must be an array of numbers, got {reprlib.repr(start)}"
+        ) from error
     if not np.isfinite(start).all():
         raise SpecError(
             f"the initial solution has {int((~np.isfinite(start)).sum())} values that are not finite"
@@ -68,6 +134,13 @@ def check_data(dataset: Any, sub_regime: str) -> None:
                 f"features, labels and sensitive_attrs must have a row each for the same data points, got "
                 f"{len(Y)} labels and {len(array)} rows of {what}"
             )
+    if dataset.num_datapoints != len(Y):
+        raise SpecError(
+            f"num_datapoints must be the number of labels, by which the engine splits; got {dataset.num_datapoints} "
+            f"and {len(Y)} labels"
+        )
+    if Y.dtype.kind not in "fiub":
+        raise SpecError(f"labels must be numbers, got dtype {Y.dtype}")
     if not np.isfinite(Y).all():
         raise SpecError(f"labels must be finite numbers, got {int((~np.isfinite(Y)).sum())} that are not")
     if sub_regime == "multiclass_classification":
@@ -84,38 +157,151 @@ def check_data(dataset: Any, sub_regime: str) -> None:
         )
 
 
-def try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> None:
-    """Predict a few rows, to see that the shapes fit; warn where all predictions are equal."""
-    X, Y = dataset.features, dataset.labels
-    few = [x[:TRIED_ROWS] for x in X] if type(X) is list else X[:TRIED_ROWS]
-    rows = min(TRIED_ROWS, len(Y))
-    tried = np.asarray(model.predict(start, few))
-    shape = tried.shape
-    if sub_regime == "multiclass_classification":
-        classes = int(Y.max()) + 1
-        if len(shape) != 2 or shape[0] != rows or shape[1] < classes:
-            raise SpecError(
-                f"{sub_regime} with labels 0 to {classes - 1} needs predictions of shape (n, {classes}), one "
-                f"probability per class; for {rows} rows the model returned {shape}"
-            )
-    elif shape != (rows,):
+def checked_additional(
+    given: Any, trees: Any, read: Any, technique: str, batch_size: int | None, fraction: float
+) -> dict[str, Any]:
+    """A copy of `additional_datasets`, because the engine writes into what it gets.
+
+    Args:
+        given: ``{constraint: {base node: {"dataset": …}}}``, or None.
+        trees: of the constraints.
+        read: the data set of the objective that is to be like them.
+        technique: of the optimization.
+        batch_size: of the objective's mini-batches, or None.
+        fraction: of the data that is kept for the safety test.
+
+    Raises:
+        SpecError: nodes that are not there, data that do not fit, or what the engine cannot do.
+    """
+    found = by_node("additional_datasets", given, trees)
+    if found and technique != "gradient_descent":
         raise SpecError(
-            f"{sub_regime} needs predictions of shape (n,); for {rows} rows the model returned {shape}: give it "
-            f"a single output"
+            f"additional_datasets were given with optimization_technique={technique!r}, which looks for batches of them "
+            f"that only gradient descent makes; use 'gradient_descent'"
         )
-    if sub_regime != "regression" and all_alike(tried) and all_alike(model.predict(start, X)):
+    for tree in trees:
+        nodes = found.get(tree.constraint_str, {})
+        for name, entry in nodes.items():
+            where = f"additional_datasets[{tree.constraint_str!r}][{name!r}]"
+            keys = set(entry) - {"batch_size"} if isinstance(entry, Mapping) else set()
+            if keys not in ({"dataset"}, {"candidate_dataset", "safety_dataset"}):
+                raise SpecError(
+                    f"{where} must be a dictionary with 'dataset', or with 'candidate_dataset' and 'safety_dataset', and "
+                    f"perhaps 'batch_size'; got {reprlib.repr(entry)}"
+                )
+            nodes[name] = {key: value for key, value in entry.items() if value is not None}
+            size = entry.get("batch_size")
+            if size is not None:
+                check(f"{where}['batch_size']", size, ENTRIES["batch_size"])
+            size = batch_size if size is None else size
+            for key in sorted(keys):
+                data = entry[key]
+                if type(data) is not type(read) or data.meta.sub_regime != read.meta.sub_regime:
+                    raise SpecError(
+                        f"{where} must hold data like the objective's, {_named(read)} of sub_regime "
+                        f"{read.meta.sub_regime!r}, got {_named(data)}"
+                    )
+                check_columns(tree, data.meta.sensitive_col_names, where, name)
+                rows = round(data.num_datapoints * (1.0 - (fraction if key == "dataset" else 0.0)))
+                if key != "safety_dataset" and size is not None and size > rows:
+                    # The engine would count rows twice, and some that are not there.
+                    raise SpecError(
+                        f"{where} has {rows} rows for candidate selection, fewer than mini-batches of {size}; give it a "
+                        f"'batch_size' of its own"
+                    )
+                if data.regime == "custom":
+                    continue
+                check_data(data, data.meta.sub_regime)
+                if batch_size is not None and type(data.features) is list:
+                    raise SpecError(
+                        f"{where} has a list of features, which the engine does not cut into mini-batches; leave "
+                        f"batch_size= out"
+                    )
+    return found
+
+
+def check_clipping(entries: Mapping[str, Any], start: np.ndarray) -> None:
+    """Refuse limits of the parameters that are not one number or one for each of them."""
+    for limit in entries.get("clip_theta") or ():
+        if np.shape(limit) not in ((), start.shape):
+            raise SpecError(
+                f"clip_theta must hold numbers or arrays of the parameters' shape {start.shape}, got shape "
+                f"{np.shape(limit)}"
+            )
+
+
+def check_gradient(settings: Mapping[str, Any], objective: Any, seen: tuple[Any, ...]) -> None:
+    """Refuse a gradient of the objective that is none, or a formula of the engine's where it would be wrong."""
+    if objective is not None and not callable(objective):
+        raise SpecError(f"primary_objective must be a function, got {reprlib.repr(objective)}")
+    given, model = settings["custom_primary_gradient_fn"], settings["model"]
+    if given is not None and not callable(given):
+        raise SpecError(f"custom_primary_gradient_fn must be a function, got {reprlib.repr(given)}")
+    use = settings["use_builtin_primary_gradient_fn"]
+    check("use_builtin_primary_gradient_fn", use, FLAG)
+    if not use and not (is_builtin(given) and isinstance(model, BridgedModel)):
+        return
+    asked = "use_builtin_primary_gradient_fn=True" if use else f"custom_primary_gradient_fn={given.__name__}"
+    name = getattr(objective, "__name__", "")
+    if isinstance(model, BridgedModel):
+        why = f"the engine's formulas are those of its own linear models, and {type(model).__name__} is none of them"
+    elif not hasattr(engine_objectives, f"gradient_{name}"):
+        why = f"the engine has no formula for the objective {name!r}"
+    elif settings["regularization_hyperparams"]:
+        why = "the engine's formulas leave out the regularization"
+    elif type(seen[0]) is list:
+        why = "the engine's formulas take no list of features"
+    else:
+        return
+    raise SpecError(f"{asked} was asked for, and {why}; leave it out for autograd's gradient")
+
+
+def check_custom(objective: Any, technique: str, trees: Any, dataset: Any) -> None:
+    """Refuse what the engine cannot do in the custom regime."""
+    if objective is None:
+        raise SpecError(
+            "the custom regime has no objective of its own; give primary_objective=f(model, theta, data)"
+        )
+    if technique != "gradient_descent":
+        raise SpecError(
+            f"optimization_technique={technique!r} was asked for in the custom regime, where the engine has only "
+            f"'gradient_descent'"
+        )
+    count, groups = len(dataset.data), len(dataset.sensitive_attrs)
+    if dataset.num_datapoints != count or groups not in (0, count):
+        raise SpecError(
+            f"num_datapoints, data and sensitive_attrs must be of the same data points, got {dataset.num_datapoints}, "
+            f"{count} and {groups}"
+        )
+    grouped = [node.name for tree in trees for node in base_nodes(tree) if node.conditional_columns]
+    if grouped and (isinstance(dataset.data, list) or not groups):
+        raise SpecError(
+            f"{grouped[0]!r} conditions on groups, whose rows the engine takes from an array of data by sensitive_attrs; got "
+            f"a {type(dataset.data).__name__} and {groups} rows of sensitive_attrs"
+        )
+
+
+def try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> tuple[int, ...]:
+    """Predict a few rows, to see that the shapes fit; warn where all predictions are equal.
+
+    Returns:
+        The shape of one row's prediction, () or (classes,).
+    """
+    found = tried(model, dataset, start, sub_regime)
+    if sub_regime != "regression" and all_alike(found) and all_alike(model.predict(start, dataset.features)):
         notice(
-            f"{type(model).__name__} predicts the same for all {len(Y)} rows at the initial solution. A constraint "
+            f"{type(model).__name__} predicts the same for all {len(dataset.labels)} rows at the initial solution. A constraint "
             f"on rates then has a standard deviation of zero, which has no gradient, and the engine gives up with "
             f"'NSF' at its first step; start elsewhere, e.g. at the model's own parameters",
         )
+    return tuple(found.shape[1:])
 
 
 def rows_are_independent(
     model: Any, dataset: Any, start: np.ndarray, rows: str, grouped: bool, batch_size: int | None
 ) -> bool:
     """Whether groups may take their predictions from those for all rows; see `supervised_spec`."""
-    # Of a list of features the engine makes groups of its own kind, which are no rows of anything.
+    # Of a list of features groups are not shared: each is asked for by itself.
     useful = grouped and type(dataset.features) is not list and can_share(model)
     if rows == "together" or (rows == "auto" and not useful):
         return False
@@ -133,3 +319,9 @@ def rows_are_independent(
             f"differently alone and among others, or have a gradient in others; leave rows= out"
         )
     return rows == "independent" or found is True
+
+
+def _named(value: Any) -> str:
+    """What something is, in an error: its type, with the shape of an array."""
+    shape = f" of shape {value.shape}" if hasattr(value, "shape") else ""
+    return "None" if value is None else f"a {type(value).__name__}{shape}"

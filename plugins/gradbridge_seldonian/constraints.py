@@ -1,12 +1,14 @@
 """The engine's parse trees, evaluated in one sweep, with their confidence bounds in one step each.
 
-Where the rows of a model are independent, the nodes take theirs from one evaluation of all.
+Where the rows of a model are independent, the nodes take theirs from one evaluation of all. Their
+statistics are told the class that a node names, and every bound that a tree asks for is computed.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import autograd.numpy as anp
@@ -15,6 +17,7 @@ from autograd.extend import Box, defjvp, defvjp, primitive
 
 from gradbridge_seldonian.engine import BaseNode, ParseTree, tinv
 from gradbridge_seldonian.shared import Shared, has_own_zhat
+from gradbridge_seldonian.statistics import classes, masked, samples, value
 from gradbridge_seldonian.sweep import Sweep
 
 
@@ -22,29 +25,34 @@ class SweptTree(ParseTree):
     """A parse tree of the engine that gives the same bounds, and their gradient without a second evaluation.
 
     Bounds of the nodes are numbers after an evaluation at numbers, as in the engine.
+
+    Attributes:
+        written: the constraint in the user's words; `constraint_str` is what the engine made of them.
     """
+
+    written: str
 
     @classmethod
     def of(cls, tree: Any) -> SweptTree:
         """The same tree; the nodes are shared, the given one is not used any more."""
         own = cls.__new__(cls)
         own.__dict__.update(tree.__dict__)
-        own._sweep, own._shared = Sweep(), Shared()
-        own._sharing = []
+        own.__dict__.setdefault("written", f"{tree.constraint_str} <= 0")
+        own._sweep, own._shared, own._of = Sweep(), Shared(), {}
+        own._sharing = [node for node in own.base_nodes() if has_own_zhat(node)]
+        own._unite_appearances()
         for node in own.base_nodes():
             _quicken(node)
-            if has_own_zhat(node):
-                node.zhat = functools.partial(_shared_zhat, node, own._shared)
-                own._sharing.append(node)
+            _set_right(node, own._shared)
         return own
 
     def base_nodes(self) -> list[Any]:
         """The leaves that are statistics of the data; several may be of one name."""
         return [node for node in self._nodes(self.root) if isinstance(node, BaseNode)]
 
-    def share_rows(self, bridge: Any) -> None:
-        """Let nodes take their rows from predictions for all: the rows of this bridge are independent."""
-        self._shared.bridge = bridge
+    def share_rows(self, bridge: Any, is_independent: Callable[[], bool]) -> None:
+        """Let nodes take their rows from predictions for all, where the rows of this bridge are independent."""
+        self._shared.allow(bridge, is_independent)
 
     def propagate_bounds(self, **kwargs: Any) -> None:
         """See the engine. In candidate selection the upper bound of the root comes from the sweep."""
@@ -58,6 +66,49 @@ class SweptTree(ParseTree):
             super().propagate_bounds(**kwargs)
             return
         self.root.upper = self._sweep(kwargs["theta"], _data(kwargs), lambda t: self._upper(t, kwargs))
+
+    def _unite_appearances(self) -> None:
+        """Let a statistic that a constraint names several times have all bounds that any of them needs.
+
+        The engine computes those that the first needs: in ``max(A, B) - min(A, B)`` the lower ones
+        would stay at −∞. Both sides share the confidence of the one.
+        """
+        nodes = self.base_nodes()
+        for name, entry in self.base_node_dict.items():
+            same = [node for node in nodes if node.name == name]
+            for side, other in (("lower", "upper"), ("upper", "lower")):
+                entry[f"{side}_needed"] = any(getattr(node, f"will_{side}_bound") for node in same)
+                if entry[f"{side}_needed"] and entry[f"delta_{side}"] is None and entry[f"delta_{other}"]:
+                    entry[f"delta_{side}"] = entry[f"delta_{other}"] = entry[f"delta_{other}"] / 2
+                    entry[f"infl_factor_{side}"] = entry[f"infl_factor_{other}"]
+            for node in same:
+                for side in ("lower", "upper"):
+                    setattr(node, f"will_{side}_bound", entry[f"{side}_needed"])
+                    setattr(node, f"delta_{side}", entry[f"delta_{side}"])
+                    setattr(node, f"infl_factor_{side}", entry[f"infl_factor_{side}"])
+
+    def _propagator_helper(self, node: Any, **kwargs: Any) -> None:
+        """See the engine. A bound that is no number is none: NaN would pass the safety test."""
+        self._forget_other_data(node, kwargs)
+        super()._propagator_helper(node, **kwargs)
+        if isinstance(node, BaseNode):
+            node.lower = self._protect_nan(node.lower, "lower")
+            node.upper = self._protect_nan(node.upper, "upper")
+
+    def _evaluator_helper(self, node: Any, **kwargs: Any) -> None:
+        self._forget_other_data(node, kwargs)
+        super()._evaluator_helper(node, **kwargs)
+
+    def _forget_other_data(self, node: Any, kwargs: dict[str, Any]) -> None:
+        """Keep a node's rows for one data set alone: the safety test takes what it finds, candidate data too."""
+        datasets = kwargs.get("tree_dataset_dict")
+        if datasets and isinstance(node, BaseNode):
+            dataset = datasets.get(node.name, datasets.get("all"))
+            if dataset is not None:
+                before = self._of.get(node.name)
+                if before is not None and before() is not dataset:
+                    self.base_node_dict[node.name]["data_dict"] = None
+                self._of[node.name] = weakref.ref(dataset)
 
     def _protect_nan(self, bound: Any, bound_type: str) -> Any:
         """See the engine; looks at the number in a box, which costs a third of a traced look."""
@@ -84,9 +135,11 @@ class SweptTree(ParseTree):
             entry.update({key: _plain(entry[key]) for key in ("lower", "upper") if key in entry})
 
     def __getstate__(self) -> dict[str, Any]:
-        # The last bound may be traced: its graph belongs to a run, and cannot be pickled.
+        # The last bound may be traced: its graph belongs to a run, and cannot be pickled. Nor do copies
+        # keep the rows that were taken last: they would not know of which data they are.
         self._unbox()
-        return self.__dict__
+        entries = {name: {**entry, "data_dict": None} for name, entry in self.base_node_dict.items()}
+        return {**self.__dict__, "base_node_dict": entries, "_of": {}}
 
     def _nodes(self, node: Any) -> Iterator[Any]:
         if node is not None:
@@ -111,8 +164,23 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _shared_zhat(node: Any, shared: Shared, model: Any, **kwargs: Any) -> Any:
-    return BaseNode.zhat(node, model=shared.model_for(node, model), **kwargs)
+def _set_right(node: Any, shared: Shared) -> None:
+    """Let a node's statistic be told what the node names, and share rows; methods of its own stay."""
+    own = type(node)
+    if own.zhat is BaseNode.zhat:
+        node.zhat = functools.partial(_zhat, node, shared)
+    elif classes(node):
+        node.zhat = functools.partial(own.zhat, node, **classes(node))
+    if own.mask_data is BaseNode.mask_data:
+        node.mask_data = functools.partial(masked, node)
+    if own.calculate_value is BaseNode.calculate_value:
+        node.calculate_value = functools.partial(value, node)
+
+
+def _zhat(node: Any, shared: Shared, model: Any, **kwargs: Any) -> Any:
+    if kwargs["regime"] != "supervised_learning":
+        return BaseNode.zhat(node, model=model, **kwargs)
+    return samples(node, shared.model_for(node, model), **kwargs)
 
 
 def _quicken(node: Any) -> None:

@@ -7,12 +7,18 @@ from gradbridge.errors import BackendUnavailableError
 INSTALL = 'pip install "gradbridge[torch,seldonian]" && pip install --no-deps seldonian-engine==0.8.11'
 
 try:
+    from seldonian.candidate_selection.candidate_selection import CandidateSelection
+    from seldonian.dataset import CustomDataSet, SupervisedDataSet
     from seldonian.models import objectives
+    from seldonian.models.models import SeldonianModel as EngineModel
     from seldonian.models.models import SupervisedModel
-    from seldonian.parse_tree.nodes import BaseNode
+    from seldonian.parse_tree import zhat_funcs
+    from seldonian.parse_tree.nodes import BaseNode, custom_base_node_dict, subscriptable_measure_functions
+    from seldonian.parse_tree.operators import bounds_required_dict, op_mapper
     from seldonian.parse_tree.parse_tree import ParseTree, make_parse_trees_from_constraints
+    from seldonian.safety_test.safety_test import SafetyTest
     from seldonian.seldonian_algorithm import SeldonianAlgorithm
-    from seldonian.spec import SupervisedSpec
+    from seldonian.spec import Spec, SupervisedSpec
     from seldonian.utils.stats_utils import tinv
 except ImportError as error:
     raise BackendUnavailableError(
@@ -23,11 +29,22 @@ except ImportError as error:
 __all__ = [
     "INSTALL",
     "BaseNode",
+    "CandidateSelection",
+    "CustomDataSet",
+    "EngineModel",
     "ParseTree",
+    "SafetyTest",
     "SeldonianAlgorithm",
+    "Spec",
+    "SupervisedDataSet",
     "SupervisedModel",
     "SupervisedSpec",
+    "bounds_required_dict",
+    "custom_base_node_dict",
     "make_parse_trees_from_constraints",
     "objectives",
+    "op_mapper",
+    "subscriptable_measure_functions",
     "tinv",
+    "zhat_funcs",
 ]

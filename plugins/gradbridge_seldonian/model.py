@@ -10,7 +10,8 @@ import numpy as onp
 import gradbridge
 from gradbridge.errors import OptionError, OutputError
 from gradbridge.protocol import Array
-from gradbridge_seldonian.engine import SupervisedModel
+from gradbridge_seldonian import history  # noqa: F401  # every run is recorded, with whatever optimizer
+from gradbridge_seldonian.runs import BridgedModel
 
 OUTPUTS = ("as_is", "logits")
 DOUBLE = "float64"
@@ -20,7 +21,7 @@ DOUBLE = "float64"
 REUSE = 8
 
 
-class SeldonianModel(SupervisedModel):
+class SeldonianModel(BridgedModel):
     """A model of any framework, trained by the engine through a bridge.
 
     ::
@@ -64,8 +65,6 @@ class SeldonianModel(SupervisedModel):
                 reuse = 0 if options.get("mode") == "train" else REUSE
             self.bridge = gradbridge.bridge(model, backend=backend, dtype=dtype, reuse=reuse, **options)
         self._output = output
-        # The engine reads this where it makes up an initial solution for want of another.
-        self.has_intercept = True
 
     def predict(self, theta: Any, X: Any, **kwargs: Any) -> Any:
         """Predictions, differentiable with respect to `theta`.

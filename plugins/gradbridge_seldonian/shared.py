@@ -7,7 +7,7 @@ all rows at the same θ, so that a bridge that remembers has them, and a node on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -23,16 +23,24 @@ _FREE = 1 << 16
 
 
 class Shared:
-    """What the nodes of one tree may share. Belongs to the tree; `begin` and `end` surround a sweep.
-
-    Attributes:
-        bridge: the one whose rows are independent of each other; None if those of no bridge are known
-            to be. Only nodes that look at all data points share then.
-    """
+    """What the nodes of one tree may share. Belongs to the tree; `begin` and `end` surround a sweep."""
 
     def __init__(self) -> None:
-        self.bridge: Any = None
+        self._bridge: Any = None
+        self._is_independent: Callable[[], bool] = bool
         self._parts: dict[str, Part] = {}
+
+    @property
+    def bridge(self) -> Any:
+        """The one whose rows are independent of each other; None if those of no bridge are known to be.
+
+        Only nodes that look at all data points share then.
+        """
+        return self._bridge if self._is_independent() else None
+
+    def allow(self, bridge: Any, is_independent: Callable[[], bool]) -> None:
+        """Let groups share the predictions of a bridge, where its rows turn out to be independent."""
+        self._bridge, self._is_independent = bridge, is_independent
 
     def begin(self, theta: Any, nodes: Iterable[Any], entries: Any, kwargs: dict[str, Any]) -> None:
         """Plan which node takes which rows of which data set.
@@ -72,7 +80,7 @@ class Shared:
         return self._parts.get(node.name, model)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"bridge": self.bridge, "_parts": {}}
+        return {**self.__dict__, "_parts": {}}
 
 
 class Whole:

@@ -2,194 +2,250 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from gradbridge.bridge import Bridge
 from gradbridge.errors import ParamsShapeError
-from gradbridge.notices import notice
 from gradbridge.protocol import Array
-from gradbridge_seldonian.engine import SupervisedModel
-from gradbridge_seldonian.replay import ModelLock, StepsAdapter, to_numpy
+from gradbridge_seldonian.replay import ModelLock, StepsAdapter
+from gradbridge_seldonian.runs import BridgedModel
+from gradbridge_seldonian.steps_framework import (
+    BACKWARD,
+    CREATE,
+    FORWARD,
+    UPDATE,
+    ZERO,
+    MissingStepError,
+    StepsFramework,
+    is_inherited,
+)
+
+_MISSING = object()
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, np.ndarray, np.generic)
 
 
-class SupervisedStepsModel(SupervisedModel):
+class SupervisedStepsModel(BridgedModel):
     """Base class: override the five methods, call `predict`.
 
     Subclasses set up what `create_model` needs before calling ``super().__init__``, or pass it
     as keyword arguments. The native model is `self.native_model`.
+
+    Attributes:
+        native_model: what `create_model` returned.
+        predictions: what `forward_pass` returned in the run that `backward_pass` is called for.
+        audit: ``"first"`` looks at the first gradients: whether they repeat, and are how the predictions move;
+            a class that sets ``"off"`` is taken as it is.
     """
+
+    audit = "first"
+    predictions: Any = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
-        self.has_intercept = True
-        self._model_lock = ModelLock()
         self.native_model = self.create_model(**kwargs)
+        self._steps_framework().check_native(self.native_model)
 
     def create_model(self, **kwargs: Any) -> Any:
         """Return the native model."""
-        raise NotImplementedError(f"{type(self).__name__} must override create_model")
+        self._refuse_missing(CREATE)
 
     def update_model_params(self, theta: Array, **kwargs: Any) -> None:
         """Load (P,) float64 parameters into the native model."""
-        raise NotImplementedError(f"{type(self).__name__} must override update_model_params")
+        self._refuse_missing(UPDATE)
 
     def zero_gradients(self) -> None:
         """Clear the gradients that the native model gathered."""
-        raise NotImplementedError(f"{type(self).__name__} must override zero_gradients")
+        self._refuse_missing(ZERO)
 
     def forward_pass(self, X: Array, **kwargs: Any) -> Any:
         """Return the native predictions for features X."""
-        raise NotImplementedError(f"{type(self).__name__} must override forward_pass")
+        self._refuse_missing(FORWARD)
 
     def backward_pass(self, external_grad: Any) -> Any:
         """Return the gradient (P,) for a cotangent of the predictions.
 
         It may read `self.predictions`, or be written as ``backward_pass(predictions, external_grad)``.
         """
-        raise NotImplementedError(f"{type(self).__name__} must override backward_pass")
+        self._refuse_missing(BACKWARD)
+
+    def _refuse_missing(self, method: str) -> NoReturn:
+        raise MissingStepError(
+            f"{type(self).__name__} must override {method}, of which its base class has none to inherit"
+        )
+
+    def _steps_framework(self) -> StepsFramework:
+        """How its framework is treated around the methods."""
+        return StepsFramework(self)
 
     def get_num_params(self) -> int | None:
         """Length of theta, or None where any length will do."""
         return None
 
-    @contextmanager
-    def surroundings(self, noise: int) -> Iterator[None]:
-        """Entered around every run of the methods; where a framework's global state is pinned.
+    def predict(self, theta: Any, X: Any, **kwargs: Any) -> Any:
+        """Predictions, differentiable with respect to `theta`: (n,) or (n, k).
 
         Args:
-            noise: seed of the evaluation's random numbers; the same when it is replayed.
-        """
-        yield
+            theta: (P,) real.
+            X: features.
+            **kwargs: of `update_model_params` and `forward_pass`.
 
-    def predict(self, theta: Any, X: Any, **kwargs: Any) -> Any:
-        """Predictions, differentiable with respect to `theta`: (n,) or (n, k)."""
+        Raises:
+            ParamsShapeError: theta is of another length than the native model takes.
+            GuestError, OutputError, NotDifferentiableError, GradientShapeError: one of the methods failed, or
+                returned something else than it should; it is named.
+            AuditError: the gradient is not how the predictions move.
+        """
         size = int(np.prod(theta.shape)) if hasattr(theta, "shape") else len(theta)
+        if is_inherited(self, UPDATE):
+            self._check_size(size)
         return self._bridge_of(size)(theta, X, **kwargs)
 
-    def _bridge_of(self, size: int) -> Bridge:
+    def _check_size(self, size: int) -> None:
+        """Refuse a theta of another length than `get_num_params`, once it is known that it was not meant.
+
+        An update_model_params of the class's own may make another native model, or load some of its parameters.
+        """
         known = self.get_num_params()
         if known is not None and known != size:
             raise ParamsShapeError(
-                f"{type(self).__name__} expects theta of shape ({known},), got ({size},); the native model has "
-                f"{known} trainable parameters"
+                f"{UPDATE} of {type(self).__name__} expects theta of shape ({known},), got ({size},); the native model "
+                f"has {known} trainable parameters"
             )
+
+    def _bridge_of(self, size: int) -> Bridge:
         bridge: Bridge | None = self.__dict__.get("_bridge")
         if bridge is None or bridge.layout.size != size:
             # Two bridges may be made at once; they take the same turns, so it does no harm.
-            bridge = self._bridge = Bridge(StepsAdapter(self, size, self._model_lock), "autograd")
+            bridge = self._bridge = Bridge(
+                StepsAdapter(self, size, self._lock()), "autograd", audit=self.audit
+            )
         return bridge
 
+    def _lock(self) -> ModelLock:
+        return self.__dict__.setdefault("_model_lock", ModelLock())  # type: ignore[no-any-return]
+
+    def _note_run(self, before: dict[str, Any]) -> None:
+        """Keep in mind which attributes a run has set, and what they were before the first one."""
+        made = self.__dict__.setdefault("_made_by_runs", {})
+        for name, value in list(vars(self).items()):
+            if name not in made and before.get(name, _MISSING) is not value and not name.startswith("_made"):
+                made[name] = before.get(name, _MISSING)
+
     def __getstate__(self) -> dict[str, Any]:
-        # Predictions carry the native graph, which neither copies nor pickles.
-        return {k: v for k, v in self.__dict__.items() if k not in ("_bridge", "predictions")}
+        # What runs leave (predictions, tapes, activations) carries the native graph, which neither copies nor
+        # pickles. A copy is as if it had never run.
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_bridge", "_made_by_runs")}
+        for name, earlier in self.__dict__.get("_made_by_runs", {}).items():
+            if name not in state or isinstance(state[name], _PLAIN):
+                continue
+            if earlier is _MISSING:
+                del state[name]
+            else:
+                state[name] = earlier
+        return state
 
 
-class SupervisedPytorchBaseModel(SupervisedStepsModel):
-    """The five methods over a torch module, `self.pytorch_model`.
+class SupervisedParametersModel(SupervisedStepsModel):
+    """What the classes over a framework's own models have in common: theta in the order of its parameters.
 
-    ``__init__(input_dim, output_dim, **kwargs)`` or, as later engines have it, ``__init__(device)``.
-    All but `create_model` have defaults, which take theta in the order of ``module.parameters()``.
-
-    The module is put in eval mode: a gradient must belong to the value that was returned. Where
-    ``self.pytorch_model.train()`` is called afterwards, an evaluation and its replay draw the same masks.
+    Attributes:
+        param_sizes: sizes of the trainable parameters, in their order, as the engine's classes have it.
     """
 
-    def __init__(self, input_dim: Any = None, output_dim: int | None = None, **kwargs: Any) -> None:
-        first_is_device = isinstance(input_dim, str) or hasattr(input_dim, "type")
-        self.device = kwargs.pop("device", input_dim if first_is_device else "cpu")
-        self.input_dim = None if first_is_device else input_dim
-        self.output_dim = output_dim
-        super().__init__(**kwargs)
-        self.native_model.to(self.device)
-        _set_eval(self.native_model, type(self).__name__)
+    param_sizes: list[int]
 
-    @property
-    def pytorch_model(self) -> Any:
-        """The torch module."""
-        return self.native_model
+    def _trainable_parameters(self) -> list[Any]:
+        """The native model's trainable parameters, in its order."""
+        raise NotImplementedError
 
-    def get_num_params(self) -> int:
-        """Number of trainable parameters of the module."""
-        return sum(p.numel() for p in self._trainable())
+    def _read_parameter(self, parameter: Any) -> Array:
+        """A parameter's value as a new array."""
+        raise NotImplementedError
 
-    def update_model_params(self, theta: Array, **kwargs: Any) -> None:
-        """Cut theta into the module's parameters, in their order."""
-        import torch
+    def _write_parameter(self, parameter: Any, value: Array) -> None:
+        """Give a parameter another value, of its own shape."""
+        raise NotImplementedError
 
-        start = 0
-        with torch.no_grad():
-            for p in self._trainable():
-                piece = theta[start : start + p.numel()]
-                p.copy_(torch.as_tensor(piece, dtype=p.dtype).view(p.shape))
-                start += p.numel()
+    def get_param_sizes(self) -> list[int]:
+        """Sizes of the trainable parameters, in their order."""
+        return [int(np.prod(tuple(p.shape))) for p in self._trainable_parameters()]
 
-    def zero_gradients(self) -> None:
-        """Zero the gradients of all parameters."""
-        self.native_model.zero_grad(set_to_none=False)
+    def get_num_params(self) -> int | None:
+        """Number of trainable parameters; None where `update_model_params` loads another number of them."""
+        return sum(SupervisedParametersModel.get_param_sizes(self)) if self._theta_order() else None
 
-    def forward_pass(self, X: Array, **kwargs: Any) -> Any:
-        """Run the module on X in the dtype of its parameters."""
-        import torch
-
-        dtype = next((p.dtype for p in self._trainable()), None)
-        return self.native_model(torch.tensor(X, dtype=dtype, device=self.device))
-
-    def backward_pass(self, external_grad: Any) -> Any:
-        """Gather the gradients of all parameters, in their order."""
-        self.predictions.backward(gradient=external_grad, retain_graph=True)
-        return np.concatenate([to_numpy(_gradient_of(p)).ravel() for p in self._trainable()])
-
-    def initial_solution(self, *ignored: Any) -> Array:
-        """The module's parameters, if `update_model_params` takes them in the module's order.
-
-        Raises:
-            NotImplementedError: the class overrides that method, so that the order is its own.
-        """
-        if type(self).update_model_params is not SupervisedPytorchBaseModel.update_model_params:
-            raise NotImplementedError(
-                f"{type(self).__name__} orders theta itself; override initial_solution, or give supervised_spec "
-                f"an initial_solution"
-            )
-        return np.concatenate([to_numpy(p).ravel() for p in self._trainable()]).astype(np.float64)
+    def _check_size(self, size: int) -> None:
+        if size != sum(SupervisedParametersModel.get_param_sizes(self)):
+            super()._check_size(size)
 
     def get_model_params(self, *ignored: Any) -> Array:
-        """The engine's own name for `initial_solution`."""
-        return self.initial_solution()
+        """The trainable parameters as they are, (P,) float64, in the model's order."""
+        pieces = [self._read_parameter(p).ravel() for p in self._trainable_parameters()]
+        return np.concatenate([np.empty(0), *pieces]).astype(np.float64)
 
-    @contextmanager
-    def surroundings(self, noise: int) -> Iterator[None]:
-        """Record gradients whatever the caller's grad mode, and draw random numbers from `noise` alone."""
-        import torch
+    def get_initial_weights(self, *ignored: Any) -> Array:
+        """What early editions of the engine call `get_model_params`."""
+        return self.get_model_params()
 
-        from gradbridge_torch.isolation import seeded
+    def initial_solution(self, *ignored: Any) -> Array:
+        """`get_model_params`, if it gives theta in the order that `update_model_params` takes it in.
 
-        with torch.inference_mode(False), torch.enable_grad(), seeded(noise, torch.device(self.device)):
-            yield
+        Raises:
+            MissingStepError: that method is the class's own, and loads in an order of its own.
+        """
+        if is_inherited(self, "get_model_params") and self._theta_order() != "native":
+            raise MissingStepError(
+                f"{type(self).__name__} orders theta itself: its {UPDATE} does not load it in the order of the native "
+                f"model's parameters. Write get_model_params(self, *args), which returns theta in that order, or "
+                f"give supervised_spec an initial_solution"
+            )
+        return np.array(self.get_model_params(), dtype=np.float64).reshape(-1)
 
-    def _trainable(self) -> list[Any]:
-        return [p for p in self.native_model.parameters() if p.requires_grad]
+    def update_model_params(self, theta: Array, **kwargs: Any) -> None:
+        """Cut theta into the native model's parameters, in their order.
 
+        Raises:
+            ParamsShapeError: it is of another length.
+        """
+        parameters, sizes = self._trainable_parameters(), SupervisedParametersModel.get_param_sizes(self)
+        theta = np.asarray(theta).reshape(-1)
+        if theta.size != sum(sizes):
+            raise ParamsShapeError(
+                f"{UPDATE} of {type(self).__name__} takes theta of shape ({sum(sizes)},), one number for each trainable "
+                f"parameter of the native model, got ({theta.size},)"
+            )
+        for parameter, piece in zip(parameters, np.split(theta, np.cumsum(sizes)[:-1])):
+            self._write_parameter(parameter, piece.reshape(tuple(parameter.shape)))
 
-def _set_eval(module: Any, label: str) -> None:
-    """Put a torch module in eval mode, with a word where that changes what it computes."""
-    changed = sorted(
-        {type(m).__name__ for m in module.modules() if m.training and _depends_on_mode(type(m).__name__)}
-    )
-    module.eval()
-    if changed:
-        notice(
-            f"{label} has {', '.join(changed)} and is evaluated in eval mode, without random masks and with the "
-            f"stored statistics; call self.pytorch_model.train() after super().__init__ for the other",
-        )
+    def _theta_order(self) -> str:
+        """How update_model_params reads theta: in the ``"native"`` order, its ``"own"``, or "" for other numbers."""
+        if is_inherited(self, UPDATE):
+            return "native"
+        parameters = self._trainable_parameters()
+        size = sum(SupervisedParametersModel.get_param_sizes(self))
+        known = self.__dict__.get("_order")
+        if known is None or known[0] != size:
+            known = self._order = (size, self._tried_order(parameters, size))
+        return known[1]  # type: ignore[no-any-return]
 
-
-def _depends_on_mode(name: str) -> bool:
-    return "Dropout" in name or "BatchNorm" in name
-
-
-def _gradient_of(parameter: Any) -> Any:
-    return parameter.grad if parameter.grad is not None else np.zeros(tuple(parameter.shape))
+    def _tried_order(self, parameters: list[Any], size: int) -> str:
+        """Load distinct numbers, look where they have gone, and put back what was there."""
+        numbers = np.random.default_rng(0).permutation(np.linspace(0.5, 1.5, size))
+        lock = self._lock()
+        with lock.lock:
+            lock.count += 1
+            before = [self._read_parameter(p) for p in parameters]
+            try:
+                self.update_model_params(numbers.copy())
+                loaded = SupervisedParametersModel.get_model_params(self)
+            except Exception:  # the user's own code, which theta of this length does not suit
+                return ""
+            finally:
+                for parameter, value in zip(parameters, before):
+                    self._write_parameter(parameter, value)
+        close = {"rtol": 5e-3, "atol": 0.0}  # half precision
+        if np.allclose(loaded, numbers, **close):
+            return "native"
+        return "own" if np.allclose(np.sort(loaded), np.sort(numbers), **close) else ""

@@ -80,11 +80,12 @@ class SweptObjective:
 
     Args:
         objective: ``f(model, theta, X, Y, **kwargs)``, a number.
+        look: is called before it is evaluated; see `gradbridge_seldonian.looks`.
     """
 
-    def __init__(self, objective: Callable[..., Any]) -> None:
+    def __init__(self, objective: Callable[..., Any], look: Callable[[], Any] | None = None) -> None:
         functools.update_wrapper(self, objective)
-        self._objective = objective
+        self._objective, self._look = objective, look
         self._sweep = Sweep()
 
     def __call__(self, model: Any, theta: Any, X: Any, Y: Any, **kwargs: Any) -> Any:
@@ -96,6 +97,8 @@ class SweptObjective:
         return self._sweep.gradient(theta, *self._at(model, X, Y, kwargs))
 
     def _at(self, model: Any, X: Any, Y: Any, kwargs: dict[str, Any]) -> tuple[list[Any], Function]:
+        if self._look is not None:
+            self._look()
         data = [model, *trees.flatten((X, Y, kwargs))[0]]
         return data, lambda t: self._objective(model, t, X, Y, **kwargs)
 

@@ -61,6 +61,61 @@ def test_a_misspelt_name_gets_the_nearest_one():
         registry().backend("nunpy")
 
 
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("keras", "tensorflow"),
+        ("Keras", "tensorflow"),
+        ("TF", "tensorflow"),
+        ("PyTorch", "torch"),
+        ("JAX", "jax"),
+        ("NumPy", "numpy"),
+        ("autograd ", "autograd"),
+    ],
+)
+def test_a_backend_is_known_by_its_other_names_too_in_any_case(asked, meant):
+    assert gb.default_registry().backend(asked).name == meant
+
+
+def test_what_is_made_under_another_name_is_the_same(module):
+    x = np.linspace(-1, 1, 12).reshape(4, 3)
+    ours = gb.bridge(
+        gb.build("mlp", sizes=[3, 4, 2], backend="NUMPY", seed=3), backend="NumPy", host="Autograd"
+    )
+    plain = gb.bridge(gb.build("mlp", sizes=[3, 4, 2], backend="numpy", seed=3))
+    np.testing.assert_array_equal(ours(ours.params, x), plain(plain.params, x))
+    assert "host autograd" in repr(ours)
+    assert gb.primitive(lambda a: 2 * a, backend="Numpy")(3.0) == 6.0
+
+
+def test_another_name_works_in_the_environment(monkeypatch):
+    monkeypatch.setenv("GRADBRIDGE_BACKEND", "NumPy")
+    assert type(gb.build("mlp", sizes=[2, 1])).__module__.startswith("gradbridge_numpy")
+
+
+def test_a_misspelt_other_name_gets_the_nearest_one():
+    with pytest.raises(UnknownBackendError, match="no backend 'KERSA'; did you mean 'keras'"):
+        gb.default_registry().backend("KERSA")
+    with pytest.raises(UnknownBackendError, match="no backend 'pytroch'; did you mean 'pytorch'"):
+        gb.default_registry().backend("pytroch")
+
+
+def test_other_names_of_ours_go_before_those_of_others_and_names_before_other_names(module):
+    for name, aliases in {"mine": ("plain", "ours"), "yours": ("PLAIN",), "ours": ()}.items():
+        module(name, gradbridge_backend=declaring(name=name, guest="x:y", aliases=aliases))
+    known = registry("mine", "yours", "ours")
+    assert known.backend("ours").name == "ours"
+    with pytest.raises(
+        UnknownBackendError, match="'plain' may be one of the backends mine, yours; say which"
+    ):
+        known.backend("plain")
+
+
+def test_other_names_that_are_no_text_are_a_fault_of_the_plugin(module):
+    name = module("odd", gradbridge_backend=declaring(name="odd", guest="x:y", aliases="odds"))
+    assert "aliases is no tuple of names" in registry(name).problems["odd"]
+
+
 def test_a_host_that_is_only_a_guest_is_refused():
     with pytest.raises(UnknownBackendError, match="'numpy' is no host"):
         registry().host("numpy")
@@ -220,3 +275,14 @@ def test_a_mistyped_command_exits_with_an_error():
     )
     assert run.returncode != 0
     assert "bakends" in run.stderr
+
+
+@pytest.mark.parametrize("typed", ["backend", "Backends", "bakends"])
+def test_a_misspelt_command_gets_the_nearest_one(typed):
+    from click.testing import CliRunner
+
+    from gradbridge.cli import cli
+
+    result = CliRunner().invoke(cli, [typed])
+    assert result.exit_code == 2
+    assert f"there is no command '{typed}'; did you mean 'backends'? there are audit, " in result.output

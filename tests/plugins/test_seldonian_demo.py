@@ -1,17 +1,25 @@
 """The demonstration as a user starts it, and its pictures."""
 
+import functools
+import os
+import subprocess
 import sys
 
+import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
 
 pytest.importorskip("seldonian")
 pytest.importorskip("torch")
+import scipy.stats
 from click.testing import CliRunner
+from sklearn.datasets import load_digits
 
-from gradbridge_seldonian import plot_candidate_selection, plot_comparison
+import gradbridge
 from gradbridge_seldonian.command import demo
+from gradbridge_seldonian.stories import digits, fairness
+from gradbridge_seldonian.story import Setting
 
 
 def colours(path):
@@ -27,6 +35,63 @@ def test_the_regression_story_reaches_the_engines_own_solution(tmp_path):
     assert result.output.count("0.17381460") == 2
     assert result.output.count("passed") == 2
     assert colours(tmp_path / "regression_candidate_selection.png") > 50
+
+
+def setting(quick=False):
+    return Setting(functools.partial(gradbridge.build, backend="torch"), lambda: None, quick)
+
+
+def standard_error(sample):
+    return float(np.std(sample, ddof=1) / np.sqrt(len(sample)))
+
+
+def test_digits_pass_and_fail_by_margins_that_another_machine_keeps_and_the_promise_costs():
+    constrained, unconstrained = (story := digits(setting())).outcomes
+    assert constrained.passed
+    assert not unconstrained.passed
+    assert constrained.loss > 1.5 * unconstrained.loss
+    labels = load_digits().target[np.random.default_rng(0).permutation(1797)][-len(constrained.predictions) :]
+    sure = dict(story.rows)['mean probability of "8" for eights']
+    for outcome in story.outcomes:
+        eights = outcome.predictions[labels == 8, 8]
+        error = standard_error(eights)
+        # The engine's bound is that of Student's t-test.
+        bound = eights.mean() - error * scipy.stats.t.ppf(0.95, len(eights) - 1)
+        np.testing.assert_allclose(0.85 - outcome.bounds[0], bound, rtol=1e-6)
+        assert abs(bound - 0.85) > 3 * error
+        assert sure(outcome) == f"{eights.mean():.3f}"
+
+
+def test_a_measured_gap_under_the_limit_that_fails_is_explained_with_its_bound(tmp_path):
+    story = fairness(setting())
+    free = story.outcomes[1]
+    assert not free.passed
+    measured, bound = (dict(story.rows)[row](free) for row in list(dict(story.rows))[:2])
+    assert float(measured) < 0.2 < float(bound)
+    np.testing.assert_allclose(float(bound), 0.2 + free.bounds[0], atol=6e-4)
+    assert f"So {measured} under a limit of 0.2 fails: it may be up to {bound}." in story.notes[0]
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        words = story.pictures["comparison"](tmp_path / "one.svg").read_text()
+    assert f"bound {bound}" in words
+    assert f"So {measured} under a limit of 0.2 fails" in " ".join(words.split())
+
+
+def test_a_story_of_a_network_that_the_backend_cannot_build_is_left_out_with_the_reason(tmp_path):
+    result = CliRunner().invoke(demo, ["--only", "digits", "--out", str(tmp_path), "--backend", "NumPy"])
+    assert result.exit_code == 1
+    assert "digits is left out: the numpy backend builds dense layers only" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("width", ["60", "80"])
+def test_what_is_told_fits_the_terminal(tmp_path, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", width)
+    result = CliRunner().invoke(demo, ["--only", "fairness", "--quick", "--out", str(tmp_path)])
+    told = [line for line in result.output.splitlines() if not line.startswith("picture: ")]
+    assert max(map(len, told)) <= int(width)
+    assert "…\n" not in result.output
+    assert "must hold with probability 0.9: abs((FNR | [sex_1]) - (FNR | [sex_2])) <= 0.2" in " ".join(
+        result.output.split()
+    )
 
 
 @pytest.mark.parametrize("story", ["digits", "fairness"])
@@ -48,23 +113,35 @@ def test_a_mistyped_backend_gets_the_nearest():
     assert "did you mean 'torch'" in str(result.exception)
 
 
-def test_a_story_that_does_not_exist_is_refused():
-    assert CliRunner().invoke(demo, ["--only", "poetry"]).exit_code == 2
+def test_a_backend_may_be_called_by_another_name(tmp_path):
+    result = CliRunner().invoke(
+        demo, ["--only", "Regression", "--out", str(tmp_path), "--backend", "PyTorch"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "models in torch" in result.output
 
 
-def test_pictures_take_results_with_wild_and_infinite_values(tmp_path):
-    steps = 30
-    result = {
-        "f_vals": np.linspace(2, 1, steps),
-        "g_vals": np.column_stack([np.linspace(5, -1, steps), np.r_[np.inf, np.zeros(steps - 1)]]),
-        "lamb_vals": np.ones((steps, 2)),
-        "constraint_strs": ["a <= 1", "b <= 2"],
-        "best_index": 20,
-        "found_feasible_solution": True,
-    }
-    assert colours(plot_candidate_selection(result, tmp_path / "deep" / "one.png")) > 50
-    two = plot_comparison("t", [("loss", {"a": 1.0, "b": -2.0}, 0.5)], tmp_path / "two.png", note="n")
-    assert colours(two) > 20
+@pytest.mark.parametrize(
+    ("story", "hint"),
+    [("poetry", ""), ("fairnes", "did you mean 'fairness'? "), ("Digit", "did you mean 'digits'? ")],
+)
+def test_a_story_that_does_not_exist_is_refused_with_the_nearest(story, hint):
+    result = CliRunner().invoke(demo, ["--only", story])
+    assert result.exit_code == 2
+    assert f"there is no story {story!r}; {hint}there are regression, digits" in " ".join(
+        result.output.split()
+    )
+
+
+def test_a_pipe_without_all_letters_gets_the_story(tmp_path):
+    told = subprocess.run(
+        [sys.executable, "-m", "gradbridge", "demo", "--only", "regression", "--out", str(tmp_path)],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        timeout=120,
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.count(b"0.16911355") == 2
 
 
 def test_without_the_engine_the_word_is_how_to_install_it(monkeypatch):

@@ -71,16 +71,6 @@ def test_the_line_of_the_tutorial_ends_where_the_tutorial_says():
     assert abs(slope - 0.1738146) < 1e-7
 
 
-def test_the_engines_own_gradient_would_have_gone_elsewhere():
-    """The trap that supervised_spec avoids: with the slope first, the built-in gradient is another model's."""
-    model = SeldonianModel(nn.Linear(1, 1))
-    spec = supervised_spec(line_data(), model, LINE, [0.1, 0.1], initial_solution=onp.zeros(2))
-    assert spec.use_builtin_primary_gradient_fn is False
-    spec.use_builtin_primary_gradient_fn = True
-    _, solution = SeldonianAlgorithm(spec).run()
-    assert abs(solution[1] - 0.16911355) > 1e-3
-
-
 def test_a_torch_model_follows_the_engines_numpy_model_on_the_fairness_problem():
     data, start = diabetes(), 0.1 * onp.random.default_rng(3).normal(size=10)
     paths = []

@@ -157,7 +157,7 @@ def test_a_failure_in_a_method_names_it(method):
 def test_a_method_that_was_not_written_is_named():
     class Half(SupervisedStepsModel):
         def create_model(self, **kwargs):
-            return None
+            return {}
 
     with pytest.raises(NotImplementedError, match="Half must override update_model_params"):
         Half().predict(THETA, X)

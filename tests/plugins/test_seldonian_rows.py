@@ -284,7 +284,7 @@ def test_lists_of_features_go_as_before():
 
 def test_mini_batches_bound_the_rows_that_are_looked_at():
     rows = []
-    for settings in ({}, {"batch_size": 10, "n_epochs": 1}):
+    for settings in ({}, {"batch_size": 72, "n_epochs": 1}):
         model, seen = logistic(), []
         forward = model.bridge.adapter.forward
 
@@ -295,7 +295,7 @@ def test_mini_batches_bound_the_rows_that_are_looked_at():
         model.bridge.adapter.forward = watched
         spec_of(model, **settings)
         rows.append(max(seen))
-    assert rows == [128, 10]
+    assert rows == [128, 72]
 
 
 def test_without_groups_nothing_is_looked_at():

@@ -60,8 +60,8 @@ def test_groups_that_are_too_small_are_unbounded_as_before(members):
     groups[:members, 1] = 1
     bounds = []
     for rows in ("auto", "together"):
-        spec = spec_of(logistic(), data=dataset(groups=groups), rows=rows)
-        bounds.append(bound_of(spec)(spec.model.initial_solution()))
+        spec = spec_of(logistic(), rows=rows)
+        bounds.append(bound_of(spec, dataset(groups=groups))(spec.model.initial_solution()))
     assert bounds == [np.inf, np.inf]
 
 

@@ -92,8 +92,9 @@ def test_an_initial_solution_function_that_fails_is_not_swallowed():
 
 
 def test_equal_predictions_at_the_start_are_warned_of():
-    dataset, gap = data(BINARY, "classification"), ["abs((PR | [a]) - (PR | [b])) <= 0.2"]
-    with pytest.warns(GradbridgeWarning, match="predicts the same for all 20 rows"):
+    thrice = [onp.concatenate([x] * 3) for x in (BINARY, X, GROUPS)]
+    dataset, gap = data(thrice[0], "classification", *thrice[1:]), ["abs((PR | [a]) - (PR | [b])) <= 0.2"]
+    with pytest.warns(GradbridgeWarning, match="predicts the same for all 60 rows"):
         supervised_spec(dataset, probabilities(), gap, [0.1], initial_solution=onp.zeros(3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge import forks
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeError, GuestError
 from gradbridge.execution.programs import LRUCache
@@ -129,9 +130,11 @@ class FunctionalAdapter(TransformingAdapter):
             residuals: of the call that is made again before; None where the step is all that there is.
 
         Raises:
-            GradbridgeError: the model failed. What its framework raises to steer a program around us, and
-                the model does not explain, goes on as it came.
+            GradbridgeError: the model failed, or its framework did not survive a fork (`ForkError`). What a
+                framework raises to steer a program around us, and no model explains, goes on as it came.
         """
+        if forks.parent is not None:
+            self._require_runtime()
         model = self.source
         try:
             try:

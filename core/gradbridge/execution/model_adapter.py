@@ -30,7 +30,17 @@ class ModelAdapter(Adapter):
     renews: bool
 
     def __init__(self, framework: Framework, source: Model) -> None:
+        self.traits = framework.traits  # first, and so first in a pickle: see `Runtime.__reduce__`
         self.framework, self.source = framework, source
+
+    def _require_runtime(self) -> None:
+        """Before the framework is used, in a forked child.
+
+        Raises:
+            ForkError: it cannot be used there.
+        """
+        if self.traits.runtime is not None:
+            self.traits.runtime.require()
 
     @abstractmethod
     def _loaded(self, weights: Any, flat: bool, packed: bool) -> list[Any]:
@@ -75,16 +85,20 @@ class ModelAdapter(Adapter):
         return self.source.draws
 
     def weights(self) -> Sequence[Any]:
+        self._require_runtime()
         return self.source.weights()
 
     def model(self, weights: Sequence[Any]) -> Any:
+        self._require_runtime()
         return self.source.native(weights)
 
     def in_dtype(self, name: str) -> Self:
+        self._require_runtime()
         model = self.source.in_dtype(name)
         return self if model is self.source else type(self)(self.framework, model)
 
     def fresh(self) -> Self | None:
+        self._require_runtime()
         model = self.source.fresh()
         return None if model is None else type(self)(self.framework, model)
 

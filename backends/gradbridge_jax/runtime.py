@@ -1,0 +1,23 @@
+"""JAX's clients and their threads, which a forked child does not have."""
+
+from __future__ import annotations
+
+import sys
+
+from gradbridge.forks import Runtime, has_thread
+
+
+class JaxRuntime(Runtime):
+    """The clients of XLA. The first array that is made starts them; importing, tracing and bridging do not."""
+
+    name = "JAX"
+
+    def is_started(self) -> bool:
+        # As `jax._src.xla_bridge.backends_are_initialized`, without its lock.
+        return bool(getattr(sys.modules.get("jax._src.xla_bridge"), "_backends", None))
+
+    def runs_here(self) -> bool:
+        return has_thread("tf_XLAEigen")
+
+
+RUNTIME = JaxRuntime()

@@ -1,0 +1,23 @@
+"""TensorFlow's context and its threads, which a forked child does not have."""
+
+from __future__ import annotations
+
+import sys
+
+from gradbridge.forks import Runtime, has_thread
+
+
+class TensorFlowRuntime(Runtime):
+    """The eager context. The first tensor starts it, and so does building a Keras model; importing does not."""
+
+    name = "TensorFlow"
+
+    def is_started(self) -> bool:
+        context = getattr(sys.modules.get("tensorflow.python.eager.context"), "_context", None)
+        return bool(getattr(context, "_initialized", False))
+
+    def runs_here(self) -> bool:
+        return has_thread("tf_Compute")
+
+
+RUNTIME = TensorFlowRuntime()

@@ -1,0 +1,114 @@
+"""Forked children: a fork takes one thread along, and a framework waits for its others for ever.
+
+A `Runtime` is what a framework starts in a process and a forked child does not have. Each looks, in a
+child, at what came along, once and before anything runs there; a bridge asks it only in a child.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from gradbridge.errors import ForkError
+
+_THREADS = "/proc/self/task"
+
+
+class Runtime(ABC):
+    """What a framework runs on in this process; one object for each framework.
+
+    The module that makes it need not import the framework, and each subclass stands in a module of its own
+    package, so that bridges which are pickled name it.
+    """
+
+    #: Of the framework, as errors call it.
+    name: ClassVar[str]
+
+    def __init__(self) -> None:
+        #: The process that started it and then forked this one; None where it can be used.
+        self.lost_by: int | None = None
+        _runtimes[type(self)] = self
+        if parent is not None and self.is_started() and not self.runs_here():
+            self.lost_by = parent  # it came along before there was anybody to look
+
+    @abstractmethod
+    def is_started(self) -> bool:
+        """Whether it was started, in this process or in one that this was forked from.
+
+        Must neither start it nor wait for a lock: in a child nobody may be left to release it.
+        """
+
+    def runs_here(self) -> bool:
+        """Whether it was started in this very process, as far as that can be told afterwards."""
+        return False
+
+    def require(self) -> None:
+        """Make sure that it can be used here, before it is used.
+
+        Raises:
+            ForkError: it was started before this process was forked.
+        """
+        if self.lost_by is not None:
+            raise ForkError(
+                f"{self.name} was started in process {self.lost_by}, which then forked this one, process "
+                f"{os.getpid()}. {self.name}'s threads did not come along, and it would wait for them for ever. "
+                f"Start the process with multiprocessing.get_context('spawn') rather than 'fork', or make the first "
+                f"call of {self.name} after the fork, in the child; or stay in one process (n_workers=1). "
+                f"docs/experiments.md shows it for seldonian-experiments"
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # First in the pickle of a bridge: whoever reads it in a child must not come to the framework's own parts.
+        self.require()
+        return _required, (type(self),)
+
+
+#: The process that this one was forked from since gradbridge was imported; None for the others.
+parent: int | None = None
+_runtimes: dict[type[Runtime], Runtime] = {}
+_here = os.getpid()
+
+
+def has_thread(name: str) -> bool:
+    """Whether this process has a thread of that name, as its system calls it; False where that cannot be seen."""
+    try:
+        for thread in os.listdir(_THREADS):
+            with open(f"{_THREADS}/{thread}/comm", encoding="ascii", errors="replace") as file:
+                if file.read().strip() == name:
+                    return True
+    except OSError:
+        pass  # no Linux; or a thread that has just ended
+    return False
+
+
+def _required(kind: type[Runtime]) -> Runtime:
+    runtime = _runtimes[kind]
+    runtime.require()
+    return runtime
+
+
+def _forked() -> None:
+    global parent, _here
+    parent, _here = _here, os.getpid()
+    for runtime in _runtimes.values():
+        if runtime.is_started():
+            runtime.lost_by = parent
+
+
+def _forker() -> int | None:
+    """The process that forked this one before gradbridge was imported, where multiprocessing knows it."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is None or multiprocessing.parent_process() is None:
+        return None
+    method = getattr(multiprocessing.current_process(), "_start_method", None)
+    if (method or multiprocessing.get_start_method(allow_none=True)) != "fork":
+        return None
+    forker: int = multiprocessing.parent_process().pid
+    return forker
+
+
+parent = _forker()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
