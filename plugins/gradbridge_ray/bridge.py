@@ -22,7 +22,7 @@ from gradbridge.placed import PlacedArray
 from gradbridge.protocol import Adapter
 from gradbridge.registry import default_registry
 from gradbridge_ray.adapter import ShardedAdapter
-from gradbridge_ray.placing import place
+from gradbridge_ray.placing import Remembered, place
 from gradbridge_ray.pool import Pool
 from gradbridge_ray.shard import built
 from gradbridge_ray.status import Status, watched
@@ -39,6 +39,7 @@ def shard_rows(
     cpus_per_worker: float = 1,
     gpus_per_worker: float = 0,
     timeout: float | None = None,
+    remember_rows: int = 0,
     **bridge_options: Any,
 ) -> ShardedBridge:
     """Make a model a differentiable function whose rows are computed by workers of a Ray cluster.
@@ -60,6 +61,9 @@ def shard_rows(
         workers: how many.
         cpus_per_worker, gpus_per_worker: of the cluster's, for each; frameworks use as many threads.
         timeout: seconds that a worker may take for one step before `ShardTimeoutError`; None for any.
+        remember_rows: how many arrays that are passed without having been placed are kept placed, so that a program
+            which passes the same rows in each call sends them once. They are recognised by their content, which a
+            copy of each is kept for.
         **bridge_options: of `gradbridge.bridge`, those of the model's backend among them.
 
     Returns:
@@ -72,6 +76,7 @@ def shard_rows(
         GradbridgeError: whatever `gradbridge.bridge` raises in a worker.
     """
     whole("a number of workers, 1 or more", 1).check("workers", workers)
+    whole("a number of arrays, 0 or more", 0).check("remember_rows", remember_rows)
     POSITIVE.check("cpus_per_worker", cpus_per_worker)
     if timeout is not None:
         POSITIVE.check("timeout", timeout)
@@ -106,7 +111,7 @@ def shard_rows(
         facts = pool.facts(())
         assert facts is not None
         adapter = ShardedAdapter(pool, (), facts, local)
-        return ShardedBridge(adapter, pool, follows=follows or pool.follows, **ours)
+        return ShardedBridge(adapter, pool, int(remember_rows), follows=follows or pool.follows, **ours)
     except BaseException:
         pool.close()
         raise
@@ -118,12 +123,17 @@ class ShardedBridge(Bridge):
     Args:
         adapter: of the workers.
         pool: the workers.
+        remember_rows: as for `shard_rows`.
         **options: of `Bridge`.
     """
 
-    def __init__(self, adapter: ShardedAdapter, pool: Pool, **options: Any) -> None:
-        self._pool = pool
+    def __init__(self, adapter: ShardedAdapter, pool: Pool, remember_rows: int = 0, **options: Any) -> None:
+        self._pool, self._remembered = pool, Remembered(remember_rows)
         super().__init__(adapter, **options)
+
+    def __call__(self, params: Any, *inputs: Any, **kwargs: Any) -> Any:
+        """See `Bridge`."""
+        return super().__call__(params, *self._remembered.placed(self._pool, inputs), **kwargs)
 
     @property
     def workers(self) -> int:

@@ -21,11 +21,14 @@ _users = 0
 _ours = ""  # the job that started it
 
 
-def join(cpus: float) -> None:
+def join(cpus: float) -> bool:
     """Have a cluster, and use it until `leave`.
 
     Args:
         cpus: that will be taken.
+
+    Returns:
+        Whether it is ours: then nobody else is in it, and its CPUs need not be counted.
 
     Raises:
         ClusterError: it has not so many.
@@ -37,24 +40,20 @@ def join(cpus: float) -> None:
             if os.environ.get("RAY_ADDRESS"):
                 ray.init()
             else:
-                here = (
-                    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-                )
-                if cpus > here:
-                    notice(
-                        f"{cpus:g} CPUs were asked for, and this machine has {here}: workers will wait for each other"
-                    )
-                # One more than is taken, for what reads a Ray Dataset.
-                count = max(here, int(-(-cpus // 1))) + 1
-                ray.init(address="local", num_cpus=count, include_dashboard=False, logging_level="ERROR")
+                ray.init(address="local", include_dashboard=False, logging_level="ERROR")
                 _ours = session()
-        has = total_cpus()
-        if has < cpus:
+        is_ours, has = _ours == session(), total_cpus()
+        if is_ours and has < cpus:
+            notice(
+                f"workers with {cpus:g} CPUs in all were asked for, and this machine has {has:g}: they wait for each other"
+            )
+        elif has < cpus:
             raise ClusterError(
                 f"workers with {cpus:g} CPUs in all were asked for, and the Ray cluster has {has:g}; ask for fewer workers, "
                 f"give cpus_per_worker=0.5, say, or add nodes before"
             )
         _users += 1
+        return is_ours
 
 
 def leave() -> None:

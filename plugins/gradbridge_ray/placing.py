@@ -11,6 +11,7 @@ import ray
 from gradbridge.admission import as_array
 from gradbridge.errors import InputError
 from gradbridge.execution.piecewise import even_pieces
+from gradbridge.execution.reuse import same_content
 from gradbridge.placed import Piece, PlacedArray
 from gradbridge.protocol import Array
 from gradbridge_ray import cluster
@@ -85,6 +86,41 @@ def place(pool: Pool, data: Any, rows: bool, column: str | None) -> PlacedArray:
     parts = [array[piece] for piece in even_pieces(len(array), pool.count)]
     pieces = [Piece(Handle(ray.put(part), session), 0, len(part)) for part in parts]
     return PlacedArray(array.shape, array.dtype, pieces, fetched)
+
+
+class Remembered:
+    """The last few arrays that were passed without having been placed, recognised by their content.
+
+    Args:
+        size: how many.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._kept: tuple[tuple[Array, PlacedArray], ...] = ()
+
+    def placed(self, pool: Pool, inputs: Sequence[Any]) -> list[Any]:
+        """The inputs, with those that have as many rows as the first array placed."""
+        arrays = [x for x in inputs if type(x) is np.ndarray and x.ndim and x.dtype.kind in "fiubc"]
+        if not self._size or not arrays or any(isinstance(x, PlacedArray) for x in inputs):
+            return list(inputs)
+        rows, have = len(arrays[0]), set(map(id, arrays))
+        return [self._of(pool, x) if id(x) in have and len(x) == rows else x for x in inputs]
+
+    def _of(self, pool: Pool, array: Array) -> PlacedArray:
+        for own, placed in reversed(self._kept):
+            # Never by identity: callers change their arrays in place.
+            if placed.pieces[0].handle.session == cluster.session() and same_content(own, array):
+                return placed
+        placed = place(pool, array, True, None)
+        self._kept = (*self._kept, (array.copy(), placed))[-self._size :]
+        return placed
+
+    def __getstate__(self) -> int:
+        return self._size
+
+    def __setstate__(self, size: int) -> None:
+        self._size, self._kept = size, ()
 
 
 def _blocks(dataset: Any, column: str | None) -> list[Any]:

@@ -49,6 +49,7 @@ class Pool(Waiting):
         self._dropped: list[deque[int]] = [deque() for _ in range(self.count)]
         self._tallies = [Tally()] * self.count
         self._workers: list[Any] = []
+        self._cpus = 0.0  # that each takes of the cluster's
         self._session, self._pid, self._is_closed = "", os.getpid(), False
         self._lock = threading.RLock()
         _living[self.name] = self
@@ -69,12 +70,12 @@ class Pool(Waiting):
             if self._workers:
                 return
             options = self.options
-            cluster.join(self.count * options.cpus)
+            self._cpus = 0.0 if cluster.join(self.count * options.cpus) else options.cpus
             self._session = cluster.session()
             try:
                 self._workers = [
                     Worker.options(
-                        num_cpus=options.cpus,
+                        num_cpus=self._cpus,
                         num_gpus=options.gpus,
                         name=f"{self.name}:{i}",
                         namespace=cluster.NAMESPACE,

@@ -60,6 +60,7 @@ class Waiting:
     options: Options
     count: int
     _workers: list[Any]
+    _cpus: float
 
     def _waited(self, refs: list[Any], calls: Sequence[Call], starts: bool = False) -> list[Any]:
         """The values of references, as long as there is hope."""
@@ -94,7 +95,7 @@ class Waiting:
 
         One that is at work may hold Python's lock and not answer, so there also have to be too few CPUs for all.
         """
-        if not starts and cluster.total_cpus() >= self.options.cpus * self.count:
+        if not starts and cluster.total_cpus() >= self._cpus * self.count:
             return None
         states = [_tally_of(worker).boot > 0 for worker in self._workers]
         if all(states):
@@ -102,7 +103,7 @@ class Waiting:
         now = time.monotonic()
         lacking = now if lacking is None else lacking
         if now - lacking > GRACE:
-            need, has = self.options.cpus * self.count, cluster.total_cpus()
+            need, has = self._cpus * self.count, cluster.total_cpus()
             free = ray.available_resources().get("CPU", 0.0)
             raise ClusterError(
                 f"{states.count(False)} of {self.count} workers wait for a place since {GRACE:g} s: they need {need:g} CPUs in "

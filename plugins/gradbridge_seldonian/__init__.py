@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gradbridge_seldonian.spec import supervised_spec
     from gradbridge_seldonian.steps import SupervisedStepsModel
     from gradbridge_seldonian.tensorflow_model import SupervisedTensorFlowBaseModel
+    from gradbridge_seldonian.workers import over_workers
 
 _HOMES = {
     "SeldonianModel": "model",
@@ -30,12 +31,14 @@ _HOMES = {
     "SupervisedTensorFlowBaseModel": "tensorflow_model",
     "plot_candidate_selection": "pictures",
     "plot_comparison": "pictures",
+    "over_workers": "workers",
 }
 __all__ = [
     "SeldonianModel",
     "SupervisedPytorchBaseModel",
     "SupervisedStepsModel",
     "SupervisedTensorFlowBaseModel",
+    "over_workers",
     "plot_candidate_selection",
     "plot_comparison",
     "supervised_spec",

@@ -36,6 +36,7 @@ from gradbridge_seldonian.rows import ROWS
 from gradbridge_seldonian.sweep import SweptObjective
 from gradbridge_seldonian.trees import check_pieces
 from gradbridge_seldonian.trials import try_gradient, try_measures, try_objective, try_regularizer
+from gradbridge_seldonian.workers import over_workers
 
 __all__ = ["SpecError", "SweptSpec", "supervised_spec"]
 
@@ -95,6 +96,7 @@ def supervised_spec(
     use_builtin_primary_gradient_fn: bool = False,
     initial_solution: Any = None,
     rows: str = "auto",
+    workers: int | None = None,
     frac_data_in_safety: float = 0.6,
     candidate_dataset: Any = None,
     safety_dataset: Any = None,
@@ -163,6 +165,8 @@ def supervised_spec(
             at some rows, at the initial solution and near it; ``"independent"`` declares it, where
             looking is not conclusive; ``"together"`` says no. Only a `SeldonianModel` in eval mode that
             remembers evaluations (``reuse=``) makes use of it.
+        workers: compute the model's rows by so many workers of a Ray cluster (`gradbridge_ray.shard_rows`); the
+            specification's `model` is then a copy over them. None computes in this process.
         frac_data_in_safety: fraction of the data that is kept for the safety test, in (0, 1).
         candidate_dataset, safety_dataset: instead of a data set that the engine splits.
         additional_datasets: ``{constraint: {base node: {"dataset": …}}}``, or with "candidate_dataset" and
@@ -198,6 +202,8 @@ def supervised_spec(
         )
         raise SpecError(f"supervised_spec has no argument {name!r}; {near}".rstrip("; "))
     check("rows", rows, one_of(*ROWS))
+    if workers is not None:
+        check("workers", workers, whole("None or a number of workers, 1 or more", 1))
     check("verbose", verbose, FLAG)
     check("frac_data_in_safety", frac_data_in_safety, _FRACTION)
     read = checked_datasets(dataset, candidate_dataset, safety_dataset)
@@ -214,6 +220,8 @@ def supervised_spec(
         check("batch_size_safety", batch_size_safety, whole("None or a number of rows, 1 or more", 1))
         tested = round(read[-1].num_datapoints * (1.0 if len(read) > 1 else frac_data_in_safety))
         check_pieces(batch_size_safety, tested, trees)
+    if workers is not None:
+        model = over_workers(model, workers)
     optimizer = optimizer_for(optimization_technique, optimizer)
     said = {
         "lambda_init": lambda_init, "num_iters": num_iters, "use_batches": use_batches, "batch_size": batch_size,

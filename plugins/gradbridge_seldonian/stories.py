@@ -13,6 +13,7 @@ from gradbridge_seldonian.model import SeldonianModel
 from gradbridge_seldonian.pictures import plot_candidate_selection, plot_comparison
 from gradbridge_seldonian.spec import supervised_spec
 from gradbridge_seldonian.story import FREE, LeftOut, Outcome, Setting, Story, both, forwards, run
+from gradbridge_seldonian.workers import shared_out
 
 LOSS = "logistic loss, nats"
 #: Least mean probability of "8" for eights.
@@ -217,7 +218,11 @@ def fairness(setting: Setting) -> Story:
     def model() -> SeldonianModel:
         return SeldonianModel(setting.build("linear", features=9, activation="sigmoid"))
 
-    outcomes, safety = both(model, make_spec, setting.tick)
+    if setting.workers is None:
+        outcomes, safety = both(model, make_spec, setting.tick)
+        over, is_good = list[str](), True
+    else:
+        outcomes, safety, over, is_good = shared_out(model, make_spec, setting)
 
     def missed(outcome: Outcome) -> float:
         first, second = ((safety.sensitive_attrs[:, i] == 1) & (safety.labels == 1) for i in (0, 1))
@@ -248,7 +253,8 @@ def fairness(setting: Setting) -> Story:
             ("guest forwards per iteration", forwards),
         ],
         f"{n} safety rows",
-        [why],
+        [why, *over],
+        is_good=is_good,
     )
     _draw_selection(story, LOSS)
     _draw_comparison(

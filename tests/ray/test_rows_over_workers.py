@@ -208,8 +208,10 @@ def test_large_params_rows_and_gradients_go_by_the_object_store(cluster):
         assert len(np.asarray(whole)) == 20_000
         for parts in (rows, sharded.place([ray.put(x[i : i + 100]) for i in range(0, 900, 100)])):
             for given in (shared, whole):
-                gradients = grad(lambda q, s: anp.sum((sharded(q, parts, s) - y) ** 2), (0, 1))(p, given)
-                expected = grad(lambda q, s: anp.sum((f(q, x, s) - y) ** 2), (0, 1))(p, shared)
+                gradients = grad(lambda q, r, s: anp.sum((sharded(q, r, s) - y) ** 2), (0, 2))(
+                    p, parts, given
+                )
+                expected = grad(lambda q, r, s: anp.sum((f(q, r, s) - y) ** 2), (0, 2))(p, x, shared)
                 for ours, theirs in zip(gradients, expected):
                     np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11 * np.abs(theirs).max())
 
