@@ -187,14 +187,13 @@ def test_a_cluster_without_room_says_so_and_does_not_wait(cluster, monkeypatch):
         def here(self):
             return True
 
-    holders = [Holder.options(num_cpus=1).remote() for _ in range(free)]
-    ray.get([holder.here.remote() for holder in holders])
+    holder = Holder.options(num_cpus=free - 1).remote()
+    ray.get(holder.here.remote())
     try:
         with pytest.raises(ClusterError, match="workers wait for a place since 1 s"):
-            sharded(workers=2, cpus_per_worker=1)
+            sharded(workers=3, cpus_per_worker=1)
     finally:
-        for holder in holders:
-            ray.kill(holder)
+        ray.kill(holder)
 
 
 def test_a_closed_bridge_says_so(cluster):

@@ -62,7 +62,7 @@ def test_a_cluster_that_the_program_has_joined_is_used_and_left_as_it_is():
         + """
 import ray
 from gradbridge_ray import ClusterError
-ray.init(num_cpus=3, include_dashboard=False, logging_level="ERROR", namespace="theirs")
+ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level="ERROR", namespace="theirs")
 value = ray.put(1)
 with made() as f:
     R = f.place(X)
@@ -76,7 +76,7 @@ for rows in (R, X):
         f(f.params, rows)
     except ClusterError as error:
         print(error)
-ray.init(num_cpus=3, include_dashboard=False, logging_level="ERROR")
+ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level="ERROR")
 for rows in (R, X):
     try:
         f(f.params, rows)
