@@ -18,7 +18,7 @@ from benchmarks.figures import Report, count, ratio, seconds
 #: Two workers are to be so many times as fast as one process where a row costs `DEAR` or more.
 LEAST, DEAR = 1.6, 50e-6
 ROWS = 20_000
-SIZES = (256, 512, 512, 1)
+SIZES = (256, 640, 640, 1)
 #: (rows, seconds of computing a row, params) of the table of larger clusters.
 PROBLEMS = (
     (100_000, 50e-6, 400_000),
