@@ -89,6 +89,7 @@ class ShardedAdapter(SendingAdapter):
         return None if facts is None else ShardedAdapter(self._pool, path, facts, self._local)
 
     def isolate_calls(self) -> bool:
+        self._checked = False  # what a model kept from call to call may have hidden what it does to rows
         return self._pool.mend("isolate_calls", self._path)
 
     def renew_pulls(self) -> bool:

@@ -166,4 +166,5 @@ def _of_refs(pool: Pool, refs: list[Any]) -> PlacedArray:
 
 def _refuse_no_numbers(dtype: np.dtype[Any]) -> None:
     if dtype.kind not in "fiubc":
-        raise InputError(f"arrays of numbers are placed, got dtype {dtype}")
+        traced = "; what is being differentiated is placed before" if dtype.kind == "O" else ""
+        raise InputError(f"arrays of numbers are placed, got dtype {dtype}{traced}")

@@ -17,6 +17,7 @@ from ray import exceptions
 
 from gradbridge.errors import InputError, Unsupported
 from gradbridge.protocol import Array
+from gradbridge.wording import first_line
 from gradbridge_ray import cluster
 from gradbridge_ray.errors import ClusterError
 from gradbridge_ray.messages import Facts, Failure, Letter, Order, Path, Proof, Pullback, Reply, Tally
@@ -230,7 +231,7 @@ class Pool(Waiting):
                 else:
                     refs.append(worker.pull.options(num_returns=2).remote(letter, own, *call.arrays))
             except (TypeError, ValueError) as error:
-                raise InputError(f"an input cannot be sent to the workers: {error}") from error
+                raise InputError(f"an input cannot be sent to the workers: {first_line(error)}") from error
         return refs
 
     def _values(self, replies: Sequence[Reply], calls: Sequence[Call]) -> list[Any]:

@@ -83,7 +83,7 @@ class Shard:
         Raises:
             AuditError: this is another model.
         """
-        adapter = self._adapter(proof.path)
+        adapter = _unused(self._adapter(proof.path))
         outputs, _ = adapter.evaluate(proof.params, proof.inputs, proof.spec.replayed(), (), True)
         ours = [adapter.border.view(y) for y in trees.flatten(outputs)[0]]
         precision = visible_precision(ours)
@@ -170,7 +170,7 @@ class Shard:
         if order.more is not None:
             loaded = adapter.update_flat(params, False)
             same = look_at_rows(adapter, loaded, list(some), order.more, order.spec)
-        outputs, _ = adapter.evaluate(params, some, order.spec.replayed(), (), True)
+        outputs, _ = _unused(adapter).evaluate(params, some, order.spec.replayed(), (), True)
         arrays = [np.array(adapter.border.view(y)) for y in trees.flatten(outputs)[0]]
         return same, arrays, adapter.stochastic
 
@@ -236,3 +236,9 @@ class Shard:
         if len(self._known) > _KNOWN:
             self._known.popitem(last=False)
         return adapter
+
+
+def _unused(adapter: Adapter) -> Adapter:
+    """The model as if it had never been called, where there is such: what it keeps of calls is not what it is."""
+    fresh = adapter.fresh()
+    return adapter if fresh is None else fresh

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from gradbridge.errors import GradbridgeError
 from gradbridge_ray.messages import Tally
 
 
@@ -77,8 +78,9 @@ def watched(status: Callable[[], Status], seconds: float) -> Iterator[None]:
     ended = threading.Event()
 
     def look(live: Live) -> None:
-        while not ended.wait(seconds):
-            live.update(status().table(), refresh=True)
+        with suppress(GradbridgeError):  # closed within the block
+            while not ended.wait(seconds):
+                live.update(status().table(), refresh=True)
 
     with Live(status().table(), auto_refresh=False) as live:
         thread = threading.Thread(target=look, args=(live,), daemon=True)
@@ -88,4 +90,5 @@ def watched(status: Callable[[], Status], seconds: float) -> Iterator[None]:
         finally:
             ended.set()
             thread.join()
-            live.update(status().table(), refresh=True)
+            with suppress(GradbridgeError):
+                live.update(status().table(), refresh=True)

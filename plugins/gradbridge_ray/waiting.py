@@ -149,6 +149,11 @@ class Waiting:
         if isinstance(
             error, (exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.OutOfMemoryError)
         ):
+            if calls[0].order.what == "start":
+                return ClusterError(
+                    f"{where}: the process ended each time that the model was made ({said}); what makes it may need more "
+                    f"memory than there is, or crash"
+                )
             return ClusterError(
                 f"{where}: the worker died each time that it computed this ({said}); it may need more memory than there is, or "
                 f"crash on these rows. The others are usable"

@@ -213,3 +213,24 @@ def test_wrong_pulls_of_a_released_evaluation_do_not_happen_after_its_workers_fo
     for _ in range(3):
         grad(squares(f, rows))(P)  # made and dropped
     assert np.array_equal(pull(1.0), first)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_is_told_rather_than_left_waiting(f):
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            f(P, X)
+            said = "nothing"
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(write, said.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        said = answer.read()
+    os.waitpid(child, 0)
+    assert "ClusterError: this process was forked from the one that Ray's workers belong to" in said
+    np.testing.assert_allclose(grad(squares(f, X))(P), expected(), rtol=1e-13)

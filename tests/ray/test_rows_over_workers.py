@@ -366,6 +366,46 @@ def test_workers_with_different_models_are_noticed(cluster):
         f(f.params, X)
 
 
+def test_a_model_that_keeps_something_of_its_rows_is_told_from_one_that_is_another_in_each_worker(cluster):
+    def memo():
+        class Memo(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                torch.manual_seed(0)
+                self.linear, self.first = torch.nn.Linear(5, 1), None
+
+            def forward(self, x):
+                y = self.linear(x)
+                if self.first is None:
+                    self.first = float(y.detach().mean())
+                return y - self.first
+
+        return Memo()
+
+    def counting():
+        class Counting(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                torch.manual_seed(0)
+                self.linear, self.calls = torch.nn.Linear(5, 1).double(), 0
+
+            def forward(self, x):
+                self.calls += 1
+                return self.linear(x) * (1 if self.calls == 1 else 2)
+
+        return Counting()
+
+    with (
+        shard_rows(memo, workers=2, cpus_per_worker=0.5) as f,
+        pytest.raises(OptionError, match="the rows of Memo are not independent"),
+    ):
+        grad(lambda p: anp.sum(f(p, X) ** 2))(f.params)
+    with shard_rows(counting, workers=2, cpus_per_worker=0.5) as f:
+        gradient = grad(lambda p: anp.sum(f(p, X)))(f.params)
+        np.testing.assert_allclose(gradient, [*X.sum(axis=0), 101], rtol=1e-13)
+        assert "fresh copy" in f.capabilities["audited"].note
+
+
 def test_train_mode_and_wrong_options_are_refused_before_anything_starts():
     with pytest.raises(OptionError, match="rows share masks"):
         shard_rows(network, workers=2, mode="train")

@@ -84,6 +84,7 @@ class ChunkedAdapter(PiecewiseAdapter):
         return self._inner.renew_pulls()
 
     def isolate_calls(self) -> bool:
+        self._checked = False  # what a model kept from call to call may have hidden what it does to rows
         return self._inner.isolate_calls()
 
     def strangers(self, residuals: Any) -> Sequence[Stranger]:
