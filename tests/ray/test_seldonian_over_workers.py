@@ -99,3 +99,19 @@ def test_workers_are_for_models_of_ours_and_asked_for_once(cluster):
     with pytest.raises(SpecError, match="the model is over 2 workers already"):
         run(sharded, workers=2)
     sharded.bridge.close()
+
+
+def test_the_demonstration_tells_what_the_workers_did(cluster, tmp_path):
+    from click.testing import CliRunner
+
+    from gradbridge_seldonian.command import demo
+
+    done = CliRunner().invoke(
+        demo,
+        ["--only", "fairness", "--workers", "2", "--quick", "--backend", "torch", "--out", str(tmp_path)],
+    )
+    assert done.exit_code == 0, done.output
+    told = " ".join(done.output.split())
+    assert "Rows over 2 workers. worker 1: " in told
+    assert "iterations the loss differs from that of one process by" in told
+    assert (tmp_path / "fairness_comparison.png").stat().st_size > 10_000
