@@ -14,7 +14,7 @@ nox.options.reuse_existing_virtualenvs = True
 CONSTRAINTS = "constraints.txt"
 # The engine pins a matplotlib that does not build on Python >= 3.11, so its real needs come from
 # the [seldonian] extra and the engine itself without any.
-ENGINE = "seldonian-engine==0.8.11"
+ENGINE = ("seldonian-engine==0.8.11", "seldonian-experiments==0.2.5")
 TESTING = ["pytest", "pytest-xdist", "hypothesis"]
 # Frameworks that are also tested alone, and what their models need besides.
 ONLY: dict[str, list[str]] = {"torch": [], "jax": ["flax", "equinox"], "tensorflow": []}
@@ -43,7 +43,7 @@ def install(
     Args:
         session: whose environment it is.
         requirements: what pip is given.
-        engine: the Seldonian Engine, too.
+        engine: the Seldonian Engine and its experiments, too.
         release: replaces the pin of that one distribution.
         compiled: False leaves the bytecode of a module to its first import. Compiling them all takes pip
             longer than the rest of its work (21 of 34 seconds with PyTorch), and the tests import a third.
@@ -59,7 +59,7 @@ def install(
     options = ["-c", constraints] if compiled else ["--no-compile", "-c", constraints]
     session.install(*options, *requirements)
     if engine:
-        session.install(*options, "--no-deps", ENGINE)
+        session.install(*options, "--no-deps", *ENGINE)
 
 
 def run_tests(session: nox.Session, *where: str, **env: str) -> None:

@@ -21,7 +21,7 @@ BUDGET = 2.0
 def run(report: Report) -> None:
     """Print a table: problem × framework."""
     try:
-        from gradbridge_seldonian import stories  # noqa: F401
+        from gradbridge_seldonian.demo import stories  # noqa: F401
     except gb.errors.BackendUnavailableError as error:
         report.say(f"the engine benchmark is left out: {error}")
         return
@@ -80,7 +80,7 @@ def _select(spec: Any) -> tuple[float, np.ndarray, int]:
 
 def _spec(problem: str, model: Any) -> Any:
     """The demonstration's own specification of a problem."""
-    from gradbridge_seldonian import stories
+    from gradbridge_seldonian.demo import stories
 
     return getattr(stories, f"{problem}_spec")(model)
 

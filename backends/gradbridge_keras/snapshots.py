@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,12 +14,13 @@ from keras.src.backend.common import dtypes
 from gradbridge import trees
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GuestError, NotDifferentiableError, UnknownModelError
+from gradbridge.forks import fork_safe_lock
 from gradbridge.inspection import Stranger
 from gradbridge.options import floating_name
 from gradbridge_keras.copies import compute_dtypes, copied, is_in_dtype, refuse_quantized, value_of
 from gradbridge_keras.variables import Roles, Scope, called
 
-_lock = threading.RLock()
+_lock = fork_safe_lock()
 _NARROWED: dict[str, str] = getattr(dtypes, "BIT64_TO_BIT32_DTYPE", {})
 
 

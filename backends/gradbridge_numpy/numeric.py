@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from gradbridge.errors import (
     HigherOrderError,
     NotDifferentiableError,
 )
+from gradbridge.forks import fork_safe_lock
 from gradbridge.layout import Array
 from gradbridge.notices import notice
 from gradbridge_numpy.called import CalledJet, PlainFunction, copies
@@ -23,7 +23,7 @@ from gradbridge_numpy.differences import VectorFunction, column
 from gradbridge_numpy.forms import OUTPUTS, Leaves
 
 # One for all, because a lock of their own could not be copied with them.
-_counting = threading.Lock()
+_counting = fork_safe_lock()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ asked instead.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,9 +18,10 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from gradbridge.errors import Unsupported
+from gradbridge.forks import fork_safe_lock
 
 # torch has one level of forward mode for the whole process, and whoever leaves it drops all tangents.
-_level_lock = threading.RLock()
+_level_lock = fork_safe_lock()
 
 # A hook changes gradients alone, and a gradient that is taken inside is a constant to an outer one.
 _REVERSE_ONLY = (

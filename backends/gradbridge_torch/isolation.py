@@ -7,16 +7,18 @@ and put back.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
+from gradbridge import forks
+from gradbridge.forks import fork_safe_lock
 from gradbridge.framework import Model
 from gradbridge_torch.explain import explain_backward, explain_forward, steers
 from gradbridge_torch.replicas import EmptiedError
+from gradbridge_torch.runtime import RUNTIME
 from gradbridge_torch.surroundings import (
     compiler,
     default_device,
@@ -31,7 +33,7 @@ from gradbridge_torch.surroundings import (
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 # One lock for the process: the state behind it is the process's.
-_globals = threading.RLock()
+_globals = fork_safe_lock()
 
 
 @contextmanager
@@ -44,6 +46,8 @@ def seeded(noise: int, device: torch.device | None) -> Iterator[None]:
         noise: the seed.
         device: where else numbers are drawn.
     """
+    if forks.parent is not None:
+        RUNTIME.require()  # those who call it on their own compute with torch here, too
     generators = [torch.default_generator]
     if device is not None and device.type == "cuda":
         index = device.index if device.index is not None else torch.cuda.current_device()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from gradbridge.call_spec import CallSpec, argument_names
+from gradbridge.forks import fork_safe_lock
 from gradbridge.inspection import Stranger
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import GuestOptions
@@ -223,7 +223,7 @@ class ModuleModel(TorchModel):
     # -- replicas -----------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = fork_safe_lock()
         # As many as there are forwards at once. The template itself never runs: it would be copied
         # while its slots are filled.
         self._idle: deque[Replica] = deque()

@@ -13,13 +13,13 @@ arrays and objects, and what the function itself changes as it is traced.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from gradbridge.errors import GuestError
+from gradbridge.forks import fork_safe_lock
 from gradbridge.notices import notice
 from gradbridge.outside import Look, differing
 
@@ -51,7 +51,7 @@ class Surroundings:
         self._functions = functions
         self._ignored: set[str] = set()
         self._states: OrderedDict[Hashable, int] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self._count = 0
         self.now = self._looked()
         self._state = self._number(self.now)

@@ -2,12 +2,17 @@
 
 A `Runtime` is what a framework starts in a process and a forked child does not have. Each looks, in a
 child, at what came along, once and before anything runs there; a bridge asks it only in a child.
+
+Locks come along, too, as they were: one that another thread held stays held, by nobody. `fork_safe_lock`
+gives one that is free in a child.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
+import weakref
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -69,6 +74,20 @@ class Runtime(ABC):
 parent: int | None = None
 _runtimes: dict[type[Runtime], Runtime] = {}
 _here = os.getpid()
+_renewed: weakref.WeakSet[Any] = weakref.WeakSet()
+_RLock = type(threading.RLock())
+
+
+def fork_safe_lock() -> Any:
+    """A reentrant lock that is free in a forked child, unless the thread that forked holds it."""
+    lock = threading.RLock()
+    _renewed.add(lock)
+    return lock
+
+
+def renew(owner: Any) -> None:
+    """Have ``owner._at_fork_reinit()`` called in each forked child, as long as there is the owner."""
+    _renewed.add(owner)
 
 
 def has_thread(name: str) -> bool:
@@ -92,6 +111,9 @@ def _required(kind: type[Runtime]) -> Runtime:
 def _forked() -> None:
     global parent, _here
     parent, _here = _here, os.getpid()
+    for owner in list(_renewed):
+        if not (isinstance(owner, _RLock) and owner._is_owned()):  # type: ignore[attr-defined]
+            owner._at_fork_reinit()
     for runtime in _runtimes.values():
         if runtime.is_started():
             runtime.lost_by = parent

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +20,7 @@ from gradbridge import hookspecs
 from gradbridge.declarations import Backend, Step, fault_of
 from gradbridge.errors import PluginError
 from gradbridge.foreign import foreign_code
+from gradbridge.forks import fork_safe_lock
 from gradbridge.hookspecs import GROUP
 from gradbridge.notices import notice
 from gradbridge.protocol import PROTOCOL_VERSION
@@ -79,7 +79,7 @@ class Plugins:
         self._problems: dict[tuple[str, str], list[str]] = {}  # {(plugin, package): what is wrong with it}
         self._observers: dict[str, list[tuple[Plugin, Callable[..., Any]]]] = {}
         self._complained: set[Plugin] = set()
-        self._lock = threading.RLock()
+        self._lock = fork_safe_lock()
         self._loaded = False
         #: Whether anybody observes the protocol steps. Read on every call, so kept as a plain bool.
         self.observed = False

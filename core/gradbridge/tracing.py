@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gradbridge.declarations import Step
+from gradbridge.forks import fork_safe_lock
 from gradbridge.hookspecs import hookimpl
 from gradbridge.option_values import check_options
 from gradbridge.registry import Registry, default_registry
@@ -27,7 +27,7 @@ class Trace:
         self.counts = dict.fromkeys(STEPS, 0)
         self.seconds = dict.fromkeys(STEPS, 0.0)
         self.steps: list[Step] = []
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
 
     def _note(self, step: Step) -> None:
         with self._lock:

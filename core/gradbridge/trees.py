@@ -8,11 +8,12 @@ met, in a namespace of our own, so that nobody else's trees change.
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Mapping
 from typing import Any
 
 import optree
+
+from gradbridge.forks import fork_safe_lock
 
 NAMESPACE = "gradbridge"
 
@@ -20,7 +21,7 @@ NAMESPACE = "gradbridge"
 _HOST = "gradbridge host"
 
 _registered: set[type] = set()
-_registering = threading.Lock()
+_registering = fork_safe_lock()
 
 
 class Beside:

@@ -15,32 +15,56 @@ from gradbridge.hookspecs import hookimpl
 if TYPE_CHECKING:
     import click
 
+    from gradbridge_seldonian.evaluation.constraints import SweptTree
     from gradbridge_seldonian.model import SeldonianModel
+    from gradbridge_seldonian.outputs import SpecError
     from gradbridge_seldonian.pictures import plot_candidate_selection, plot_comparison
-    from gradbridge_seldonian.pytorch_model import SupervisedPytorchBaseModel
-    from gradbridge_seldonian.spec import supervised_spec
-    from gradbridge_seldonian.steps import SupervisedStepsModel
-    from gradbridge_seldonian.tensorflow_model import SupervisedTensorFlowBaseModel
+    from gradbridge_seldonian.reinforcement.distributions import PolicyError
+    from gradbridge_seldonian.reinforcement.policy import Gaussian, OneHot, SeldonianPolicy, Softmax
+    from gradbridge_seldonian.reinforcement.specification import rl_spec
+    from gradbridge_seldonian.runs import EngineError
+    from gradbridge_seldonian.specification.supervised import supervised_spec
+    from gradbridge_seldonian.steps.base import SupervisedStepsModel
+    from gradbridge_seldonian.steps.pytorch import SupervisedPytorchBaseModel
+    from gradbridge_seldonian.steps.tensorflow import SupervisedTensorFlowBaseModel
     from gradbridge_seldonian.workers import over_workers
 
 _HOMES = {
     "SeldonianModel": "model",
-    "supervised_spec": "spec",
-    "SupervisedStepsModel": "steps",
-    "SupervisedPytorchBaseModel": "pytorch_model",
-    "SupervisedTensorFlowBaseModel": "tensorflow_model",
+    "supervised_spec": "specification.supervised",
+    "SupervisedStepsModel": "steps.base",
+    "SupervisedPytorchBaseModel": "steps.pytorch",
+    "SupervisedTensorFlowBaseModel": "steps.tensorflow",
     "plot_candidate_selection": "pictures",
     "plot_comparison": "pictures",
+    "SeldonianPolicy": "reinforcement.policy",
+    "Softmax": "reinforcement.policy",
+    "Gaussian": "reinforcement.policy",
+    "OneHot": "reinforcement.policy",
+    "rl_spec": "reinforcement.specification",
+    "SpecError": "outputs",
+    "EngineError": "runs",
+    "PolicyError": "reinforcement.distributions",
+    "SweptTree": "evaluation.constraints",
     "over_workers": "workers",
 }
 __all__ = [
+    "EngineError",
+    "Gaussian",
+    "OneHot",
+    "PolicyError",
     "SeldonianModel",
+    "SeldonianPolicy",
+    "Softmax",
+    "SpecError",
     "SupervisedPytorchBaseModel",
     "SupervisedStepsModel",
     "SupervisedTensorFlowBaseModel",
+    "SweptTree",
     "over_workers",
     "plot_candidate_selection",
     "plot_comparison",
+    "rl_spec",
     "supervised_spec",
 ]
 
@@ -54,6 +78,6 @@ def __getattr__(name: str) -> Any:
 @hookimpl
 def gradbridge_commands(cli: click.Group) -> None:
     """Add `gradbridge demo`."""
-    from gradbridge_seldonian.command import demo
+    from gradbridge_seldonian.demo.command import demo
 
     cli.add_command(demo)

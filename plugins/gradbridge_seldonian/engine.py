@@ -16,9 +16,11 @@ try:
     from seldonian.parse_tree.nodes import BaseNode, custom_base_node_dict, subscriptable_measure_functions
     from seldonian.parse_tree.operators import bounds_required_dict, op_mapper
     from seldonian.parse_tree.parse_tree import ParseTree, make_parse_trees_from_constraints
+    from seldonian.RL.Agents.Policies.Policy import Policy
+    from seldonian.RL.RL_model import RL_model
     from seldonian.safety_test.safety_test import SafetyTest
     from seldonian.seldonian_algorithm import SeldonianAlgorithm
-    from seldonian.spec import Spec, SupervisedSpec
+    from seldonian.spec import RLSpec, Spec, SupervisedSpec
     from seldonian.utils.stats_utils import tinv
 except ImportError as error:
     raise BackendUnavailableError(
@@ -33,6 +35,9 @@ __all__ = [
     "CustomDataSet",
     "EngineModel",
     "ParseTree",
+    "Policy",
+    "RLSpec",
+    "RL_model",
     "SafetyTest",
     "SeldonianAlgorithm",
     "Spec",

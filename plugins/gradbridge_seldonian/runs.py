@@ -20,8 +20,8 @@ import numpy as np
 
 from gradbridge.errors import GradbridgeError, NonFiniteParamsError
 from gradbridge_seldonian.engine import CandidateSelection, SafetyTest, SupervisedModel, objectives
-from gradbridge_seldonian.outputs import tried
-from gradbridge_seldonian.trees import check_columns, check_pieces
+from gradbridge_seldonian.evaluation.trees import check_classes, check_columns, check_pieces
+from gradbridge_seldonian.outputs import SpecError, tried
 
 #: What the experiments package takes for a trial that found no solution.
 SWALLOWED = (ValueError, ZeroDivisionError)
@@ -62,6 +62,7 @@ def _selecting(run: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(run)
     def selecting(self: Any, **options: Any) -> Any:
         if isinstance(self.model, BridgedModel):
+            _refuse_untold_classes(self.parse_trees)
             options["use_builtin_primary_gradient_fn"] = False
             if is_builtin(options.get("custom_primary_gradient_fn")):
                 options["custom_primary_gradient_fn"] = None
@@ -77,6 +78,9 @@ def _selecting(run: Callable[..., Any]) -> Callable[..., Any]:
 def _testing(run: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(run)
     def testing(self: Any, solution: Any, batch_size_safety: Any = None, **options: Any) -> Any:
+        if isinstance(self.model, BridgedModel):
+            _refuse_untold_classes(self.parse_trees)
+
         def look() -> None:
             if batch_size_safety is not None:
                 check_pieces(batch_size_safety, self.safety_dataset.num_datapoints, self.parse_trees)
@@ -115,6 +119,13 @@ def _heard(model: Any, look: Callable[[], None], is_start_finite: bool) -> Itera
             if _is_within(model, error):
                 raise EngineError(f"{type(model).__name__} failed: {in_full(error)}") from error
         raise
+
+
+def _refuse_untold_classes(trees: Any) -> None:
+    try:
+        check_classes(trees)
+    except SpecError as error:
+        raise EngineError(in_full(error)) from error
 
 
 def in_full(error: BaseException) -> str:

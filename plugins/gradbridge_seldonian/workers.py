@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from gradbridge_seldonian.model import REUSE, SeldonianModel
 from gradbridge_seldonian.outputs import SpecError
-from gradbridge_seldonian.story import Outcome, Setting, both, run
 
 
-def over_workers(model: Any, workers: int) -> SeldonianModel:
+def over_workers(model: Any, workers: int | None) -> Any:
     """The same model over workers; the given one stays as it is.
 
     The features that the engine hands it, the same ones in each iteration, are placed with the workers once.
 
     Args:
         model: a `SeldonianModel` in eval mode.
-        workers: how many. Its `bridge` tells what they do, and ends them with `close`.
+        workers: how many; None gives the model itself. Its `bridge` tells what they do, and ends them with `close`.
 
     Raises:
         SpecError: another kind of model, or one that is over workers already.
         BackendUnavailableError: Ray is not installed.
         GradbridgeError: what `gradbridge_ray.shard_rows` raises.
     """
+    if workers is None:
+        return model
     if not isinstance(model, SeldonianModel):
         raise SpecError(
             f"workers={workers} was asked for, and a {type(model).__name__} computes in its own way; wrap its native model, "
@@ -41,56 +39,3 @@ def over_workers(model: Any, workers: int) -> SeldonianModel:
     sharded = copy.copy(model)
     sharded.bridge = shard_rows(model.bridge, workers, remember_rows=REUSE)
     return sharded
-
-
-def shared_out(
-    model: Callable[[], SeldonianModel], make_spec: Callable[..., Any], setting: Setting
-) -> tuple[list[Outcome], Any, list[str], bool]:
-    """`story.both` over workers.
-
-    Returns:
-        The outcomes, the safety data, sentences on what the workers did and how far that is from one process,
-        and whether it is what it must be.
-    """
-    assert setting.workers is not None
-
-    def nudged(model: Any, free: bool) -> Any:
-        spec = make_spec(model, free=free)
-        start = spec.initial_solution_fn
-        spec.initial_solution_fn = lambda *data: start(*data) * (1 + 2.0**-52)
-        return spec
-
-    alone = run("in one process", model(), make_spec, lambda: None)
-    near = run("from a start one rounding away", model(), nudged, lambda: None)
-    over = over_workers(model(), setting.workers)
-    try:
-        outcomes, safety = both(lambda: over, make_spec, setting.tick)
-        did = "; ".join(
-            f"worker {i + 1}: {one.rows:,} rows in {one.forwards:,} forwards, {one.seconds:.2f} s, "
-            f"{one.restarts} restarts"
-            for i, one in enumerate(over.bridge.status().values())
-        )
-    finally:
-        over.bridge.close()
-    begun, end, other = (
-        float(np.max(np.abs(ours - theirs)))
-        for ours, theirs in (
-            (_losses(outcomes[0]), _losses(alone)),
-            (outcomes[0].theta, alone.theta),
-            (near.theta, alone.theta),
-        )
-    )
-    notes = [
-        f"Rows over {setting.workers} workers. {did}.",
-        f"In its first {_FIRST} iterations the loss differs from that of one process by {begun:.0e}; in the end θ differs by "
-        f"{end:.0e}, since this optimizer magnifies rounding: from a start one rounding away it ends {other:.0e} away.",
-    ]
-    return outcomes, safety, notes, begun < 1e-12
-
-
-#: Iterations in which rounding is not yet magnified.
-_FIRST = 25
-
-
-def _losses(outcome: Outcome) -> np.ndarray:
-    return np.asarray(outcome.selection["f_vals"][:_FIRST], np.float64)

@@ -126,3 +126,49 @@ def test_torch_with_several_threads_computes_in_children_and_keeps_them_in_the_p
         """,
     )
     assert lines == ["True 4", "True", "True", "True", "(2, 250500)", "True 4"]
+
+
+def test_torch_computes_in_children_that_are_forked_while_other_threads_draw_random_masks(run_forking):
+    pytest.importorskip("torch")
+    lines = run_forking(
+        """
+        import threading
+        import torch
+        torch.set_num_threads(1)
+        model = torch.nn.Sequential(torch.nn.Linear(5, 5), torch.nn.Dropout(), torch.nn.Linear(5, 1))
+        f, x, over = gb.bridge(model, mode="train"), np.ones((20, 5)), threading.Event()
+        slope = lambda: grad(lambda p: np.sum(f(p, x)))(f.params)
+        expected = str(slope())
+        def draw():
+            while not over.is_set():
+                slope()
+        threads = [threading.Thread(target=draw) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        print([forked(slope) == expected for _ in range(8)])
+        over.set()
+        """,
+    )
+    assert lines == [str([True] * 8)]
+
+
+def test_a_class_of_five_methods_over_torch_computes_in_children_with_several_threads_in_the_parent(
+    run_forking,
+):
+    pytest.importorskip("torch")
+    pytest.importorskip("seldonian")
+    lines = run_forking(
+        """
+        import torch
+        from gradbridge_seldonian import SupervisedPytorchBaseModel
+        torch.set_num_threads(4)
+        class Net(SupervisedPytorchBaseModel):
+            def create_model(self, **kwargs):
+                return torch.nn.Sequential(torch.nn.Linear(500, 500), torch.nn.Tanh(), torch.nn.Linear(500, 1))
+        model = Net(500, 1)
+        x, p = np.ones((400, 500)), np.array(model.initial_solution())
+        slope = lambda: np.round(grad(lambda p: np.sum(model.predict(p, x)))(p)[:3], 2)
+        print(str(slope()) == forked(slope), torch.get_num_threads())
+        """,
+    )
+    assert lines == ["True 4"]

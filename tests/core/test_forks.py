@@ -145,3 +145,48 @@ def test_numpy_autograd_and_numeric_guests_compute_in_forked_children(run_forkin
         """,
     )
     assert lines == ["True", "True", "True"]
+
+
+def test_a_lock_that_another_thread_held_is_free_in_the_child_and_one_s_own_is_not(run_forking):
+    lines = run_forking(
+        """
+        import threading
+        from gradbridge.forks import fork_safe_lock
+        theirs, own, held, over = fork_safe_lock(), fork_safe_lock(), threading.Event(), threading.Event()
+        def hold():
+            with theirs:
+                held.set()
+                over.wait()
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait()
+        with own:
+            print(forked(lambda: (theirs.acquire(), own._is_owned())))
+        print(theirs.acquire(blocking=False))
+        over.set()
+        """,
+    )
+    assert lines == ["(True, True)", "False"]
+
+
+def test_a_child_computes_what_other_threads_of_its_parent_were_in_the_middle_of(run_forking):
+    lines = run_forking(
+        """
+        import threading
+        inside, over = threading.Event(), threading.Event()
+        def slow(p, x):
+            if threading.current_thread() is not threading.main_thread():
+                inside.set()
+                over.wait()
+            return np.sin(x @ p["w"])
+        f = gb.bridge(slow, backend="autograd", params={"w": np.ones(3)}, reuse=2, audit="off")
+        x = np.ones((2, 3))
+        slope = lambda: grad(lambda p: np.sum(f(p, x)))(f.params)
+        thread = threading.Thread(target=slope)
+        thread.start()
+        inside.wait()
+        print(forked(slope) == str(2 * np.cos(3.0) * np.ones(3)))
+        over.set()
+        """,
+    )
+    assert lines == ["True"]

@@ -17,9 +17,9 @@ from click.testing import CliRunner
 from sklearn.datasets import load_digits
 
 import gradbridge
-from gradbridge_seldonian.command import demo
-from gradbridge_seldonian.stories import digits, fairness
-from gradbridge_seldonian.story import Setting
+from gradbridge_seldonian.demo.command import demo
+from gradbridge_seldonian.demo.stories import digits, fairness
+from gradbridge_seldonian.demo.story import Setting
 
 
 def colours(path):
@@ -157,7 +157,7 @@ def test_without_the_engine_the_word_is_how_to_install_it(monkeypatch):
 def test_a_folder_that_takes_no_pictures_is_refused_before_anything_is_trained(tmp_path, monkeypatch, out):
     (tmp_path / "taken").write_text("mine")
     (tmp_path / "folder" / "regression_candidate_selection.png").mkdir(parents=True)
-    monkeypatch.setattr("gradbridge_seldonian.command._with_progress", pytest.fail)
+    monkeypatch.setattr("gradbridge_seldonian.demo.command._with_progress", pytest.fail)
     result = CliRunner().invoke(demo, ["--only", "regression", "--out", str(tmp_path / out)])
     assert result.exit_code == 2
     assert "--out" in result.output

@@ -12,9 +12,9 @@ from seldonian.models.models import LinearRegressionModel  # noqa: E402
 from torch import nn  # noqa: E402
 
 from gradbridge_seldonian import SeldonianModel, supervised_spec  # noqa: E402
-from gradbridge_seldonian.constraints import SweptTree  # noqa: E402
 from gradbridge_seldonian.engine import SeldonianAlgorithm, make_parse_trees_from_constraints  # noqa: E402
-from gradbridge_seldonian.spec import SpecError  # noqa: E402
+from gradbridge_seldonian.evaluation.constraints import SweptTree  # noqa: E402
+from gradbridge_seldonian.specification.supervised import SpecError  # noqa: E402
 
 RNG = np.random.default_rng(5)
 N = 200

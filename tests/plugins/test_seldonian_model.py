@@ -27,8 +27,9 @@ from torch import nn  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
 from gradbridge.errors import OptionError, OutputError  # noqa: E402
-from gradbridge_seldonian import SeldonianModel, objectives, supervised_spec  # noqa: E402
-from gradbridge_seldonian.spec import SpecError  # noqa: E402
+from gradbridge_seldonian import SeldonianModel, supervised_spec  # noqa: E402
+from gradbridge_seldonian.evaluation import objectives  # noqa: E402
+from gradbridge_seldonian.specification.supervised import SpecError  # noqa: E402
 
 LINE = ["Mean_Squared_Error >= 1.25", "Mean_Squared_Error <= 2.0"]
 GAP = "abs((FNR | [sex_1]) - (FNR | [sex_2])) <= 0.2"

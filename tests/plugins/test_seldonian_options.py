@@ -217,6 +217,7 @@ def test_a_safety_test_in_pieces_is_the_engines():
     constraints = ["PR <= 0.9", "abs((NR | [a]) - (NR | [b])) <= 0.4"]
     own = engines({"batch_size_safety": 7}, made=trees(constraints))
     same(own, ours(DATA, bridged(), constraints, [0.05] * 2, batch_size_safety=7))
+    same(engines(), ours(batch_size_safety=7))  # of rates by label, which the engine does not put together
 
 
 def test_bounds_given_by_hand_are_the_engines():

@@ -13,7 +13,7 @@ from seldonian.models.pytorch_model import SupervisedPytorchBaseModel as TheirBa
 from torch import nn  # noqa: E402
 
 from gradbridge_seldonian import SupervisedPytorchBaseModel as OurBase  # noqa: E402
-from gradbridge_seldonian.steps import MissingStepError  # noqa: E402
+from gradbridge_seldonian.steps.base import MissingStepError  # noqa: E402
 
 X = onp.random.default_rng(0).normal(size=(6, 3))
 THETA = onp.linspace(-1.0, 1.0, 11)

@@ -18,13 +18,13 @@ from torch import nn  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
 from gradbridge_seldonian import SeldonianModel, supervised_spec  # noqa: E402
-from gradbridge_seldonian.constraints import SweptTree  # noqa: E402
 from gradbridge_seldonian.engine import (  # noqa: E402
     SeldonianAlgorithm,
     SupervisedSpec,
     make_parse_trees_from_constraints,
 )
-from gradbridge_seldonian.measures import read_constraint  # noqa: E402
+from gradbridge_seldonian.evaluation.constraints import SweptTree  # noqa: E402
+from gradbridge_seldonian.specification.measures import read_constraint  # noqa: E402
 
 RNG = np.random.default_rng(3)
 N, K, D = 400, 4, 3

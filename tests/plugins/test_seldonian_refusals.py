@@ -18,7 +18,7 @@ from seldonian.models.models import BinaryLogisticRegressionModel  # noqa: E402
 from seldonian.parse_tree.parse_tree import ParseTree  # noqa: E402
 
 from gradbridge_seldonian import SeldonianModel, supervised_spec  # noqa: E402
-from gradbridge_seldonian.spec import SpecError  # noqa: E402
+from gradbridge_seldonian.specification.supervised import SpecError  # noqa: E402
 
 RNG = np.random.default_rng(0)
 PR, GAP = "PR <= 0.9", "abs((FPR | [a]) - (FPR | [b])) <= 0.4"
@@ -154,7 +154,6 @@ def additional(entry, constraint=PR, node="PR"):
         ({**PAIR, "candidate_dataset": data(columns=("a", "c"))}, "of one sensitive_col_names"),
         ({"frac_data_in_safety": 1.0}, "frac_data_in_safety must be a number between 0 and 1"),
         ({"batch_size_safety": 0}, "batch_size_safety must be"),
-        ({"batch_size_safety": 5, "constraints": [GAP]}, "batch_size_safety=5 .*'FPR | .*rows_per_chunk=5"),
         # nodes
         ({"base_node_bound_method_dict": {"PR <= 0.8": {}}}, r"names the constraint 'PR <= 0.8', .*did you mean 'PR-"),
         ({"base_node_bound_method_dict": {PR: {"PRR": "ttest"}}}, "base node 'PRR', .*did you mean 'PR'"),

@@ -15,8 +15,8 @@ from torch import nn  # noqa: E402
 import gradbridge as gb  # noqa: E402
 from gradbridge_seldonian import SeldonianModel, supervised_spec  # noqa: E402
 from gradbridge_seldonian.engine import SeldonianAlgorithm  # noqa: E402
-from gradbridge_seldonian.rows import independent  # noqa: E402
-from gradbridge_seldonian.spec import SpecError  # noqa: E402
+from gradbridge_seldonian.evaluation.rows import independent  # noqa: E402
+from gradbridge_seldonian.specification.supervised import SpecError  # noqa: E402
 
 RNG = np.random.default_rng(0)
 N = 240

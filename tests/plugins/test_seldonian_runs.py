@@ -23,8 +23,9 @@ from torch import nn  # noqa: E402
 import gradbridge as gb  # noqa: E402
 from gradbridge.errors import GradbridgeError  # noqa: E402
 from gradbridge_seldonian import SeldonianModel, SupervisedPytorchBaseModel, supervised_spec  # noqa: E402
-from gradbridge_seldonian.checks import SpecError  # noqa: E402
+from gradbridge_seldonian.evaluation.constraints import SweptTree  # noqa: E402
 from gradbridge_seldonian.runs import EngineError  # noqa: E402
+from gradbridge_seldonian.specification.checks import SpecError  # noqa: E402
 
 RNG = np.random.default_rng(0)
 N = 120
@@ -275,6 +276,20 @@ def test_the_safety_test_swallows_nothing_either():
     pieces = plain(MODELS["classification"](), "classification", parse_trees=trees, batch_size_safety=7)
     with pytest.raises(EngineError, match="SpecError: batch_size_safety=7 .*'FPR'"):
         SeldonianAlgorithm(pieces).run()
+
+
+@pytest.mark.parametrize(
+    "constraint", ["PR_[1] <= 0.6", "(FNR_[2] | [a]) <= 0.9", "abs((TPR_[0] | [a]) - (TPR_[0] | [b])) <= 0.9"]
+)
+def test_a_class_that_the_engines_own_trees_keep_to_themselves_is_refused_in_both_runs(constraint):
+    kind = "multiclass_classification"
+    trees = make_parse_trees_from_constraints([constraint], [0.1], sub_regime=kind, columns=["a", "b"])
+    spec = plain(MODELS[kind](), kind, parse_trees=trees)
+    for run in (lambda a: a.run(), lambda a: a.run_safety_test(MODELS[kind]().initial_solution())):
+        with pytest.raises(EngineError, match=r"SpecError: .* names a class in .*supervised_spec"):
+            run(SeldonianAlgorithm(spec))
+    told = plain(MODELS[kind](), kind, parse_trees=[SweptTree.of(tree) for tree in trees])
+    assert np.isfinite(course(told)["f_vals"]).all()
 
 
 def test_a_model_class_of_the_users_over_a_bridge_is_heard_too():

@@ -16,7 +16,7 @@ from torch import nn  # noqa: E402
 import gradbridge as gb  # noqa: E402
 from gradbridge_seldonian import SeldonianModel, supervised_spec  # noqa: E402
 from gradbridge_seldonian.engine import SeldonianAlgorithm  # noqa: E402
-from gradbridge_seldonian.shared import put, take  # noqa: E402
+from gradbridge_seldonian.evaluation.shared import put, take  # noqa: E402
 
 RNG = np.random.default_rng(0)
 N = 240

@@ -21,8 +21,9 @@ from torch import nn  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
 from gradbridge.errors import GradbridgeWarning, OptionError, ParamsShapeError  # noqa: E402
-from gradbridge_seldonian import SeldonianModel, objectives, supervised_spec  # noqa: E402
-from gradbridge_seldonian.spec import SpecError  # noqa: E402
+from gradbridge_seldonian import SeldonianModel, supervised_spec  # noqa: E402
+from gradbridge_seldonian.evaluation import objectives  # noqa: E402
+from gradbridge_seldonian.specification.supervised import SpecError  # noqa: E402
 
 RNG = onp.random.default_rng(0)
 X = RNG.normal(size=(20, 2))

@@ -142,7 +142,7 @@ def test_a_theta_that_does_not_fit_is_laid_at_update_model_params():
             with pytest.raises(ParamsShapeError, match=rf"update_model_params .* \(11,\), got \({size},\)"):
                 cls("cpu").predict(onp.ones(size), X)
     cut = variant(update_model_params=lambda self, theta, **kw: Net.update_model_params(self, theta[1:]))
-    with pytest.raises(ParamsShapeError, match=r"update_model_params .* \(11,\).* got \(10,\)"):
+    with pytest.raises(ParamsShapeError, match=r"update_model_params .* \(11,\), got \(10,\)"):
         cut("cpu").predict(THETA, X)
 
 

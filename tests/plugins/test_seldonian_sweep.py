@@ -15,14 +15,15 @@ torch = pytest.importorskip("torch")
 from seldonian.dataset import SupervisedDataSet, SupervisedMetaData  # noqa: E402
 from torch import nn  # noqa: E402
 
-from gradbridge_seldonian import SeldonianModel, objectives, supervised_spec  # noqa: E402
-from gradbridge_seldonian.constraints import SweptTree  # noqa: E402
+from gradbridge_seldonian import SeldonianModel, supervised_spec  # noqa: E402
 from gradbridge_seldonian.engine import (  # noqa: E402
     SeldonianAlgorithm,
     SupervisedSpec,
     make_parse_trees_from_constraints,
 )
-from gradbridge_seldonian.sweep import Sweep, SweptObjective  # noqa: E402
+from gradbridge_seldonian.evaluation import objectives  # noqa: E402
+from gradbridge_seldonian.evaluation.constraints import SweptTree  # noqa: E402
+from gradbridge_seldonian.evaluation.sweep import Sweep, SweptObjective  # noqa: E402
 
 RNG = np.random.default_rng(0)
 N = 120

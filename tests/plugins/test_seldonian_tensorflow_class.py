@@ -353,3 +353,19 @@ def test_the_engine_trains_it_as_it_does_its_own_line():
         algorithm.run()
         solutions.append(algorithm.cs_result["candidate_solution"])
     onp.testing.assert_allclose(solutions[0], solutions[1][::-1], rtol=1e-9)
+
+
+def test_a_forked_child_is_told_at_once_that_tensorflow_did_not_come_along(run_forking):
+    lines = run_forking(
+        """
+        import tensorflow as tf
+        from gradbridge_seldonian import SupervisedTensorFlowBaseModel
+        class Net(SupervisedTensorFlowBaseModel):
+            def create_model(self):
+                return tf.keras.Sequential([tf.keras.layers.Input((500,)), tf.keras.layers.Dense(1)])
+        net, X = Net(), np.ones((4, 500))
+        here = net.predict(np.ones(501), X)
+        print(forked(lambda: net.predict(np.ones(501), X)))
+        """,
+    )
+    assert lines[0].startswith("ForkError: TensorFlow was started in process")

@@ -9,8 +9,7 @@ torch = pytest.importorskip("torch")
 
 import gradbridge as gb  # noqa: E402
 from gradbridge_ray import shard_rows  # noqa: E402
-from gradbridge_seldonian import SeldonianModel, over_workers, supervised_spec  # noqa: E402
-from gradbridge_seldonian.spec import SpecError  # noqa: E402
+from gradbridge_seldonian import SeldonianModel, SpecError, over_workers, supervised_spec  # noqa: E402
 
 
 def data():
@@ -104,7 +103,7 @@ def test_workers_are_for_models_of_ours_and_asked_for_once(cluster):
 def test_the_demonstration_tells_what_the_workers_did(cluster, tmp_path):
     from click.testing import CliRunner
 
-    from gradbridge_seldonian.command import demo
+    from gradbridge_seldonian.demo.command import demo
 
     done = CliRunner().invoke(
         demo,

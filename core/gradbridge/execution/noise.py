@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable
 
+from gradbridge.forks import fork_safe_lock
 from gradbridge.layout import Array
 
 #: Held while a call is counted: of all sources, so that one is copied and pickled as it is.
-_counting = threading.Lock()
+_counting = fork_safe_lock()
 
 
 class NoiseSource:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gradbridge.errors import OptionError, UnknownModelError
+from gradbridge.forks import fork_safe_lock
 from gradbridge.notices import notice
 from gradbridge.protocol import Adapter
 
@@ -101,7 +101,7 @@ class Precisions:
         )
 
     def _start(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = fork_safe_lock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_lock"}

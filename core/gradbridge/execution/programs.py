@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
+
+from gradbridge.forks import fork_safe_lock
 
 V = TypeVar("V")
 
@@ -24,7 +25,7 @@ class LRUCache(Generic[V]):
     def __init__(self, size: int = KEPT, is_shared: bool = False) -> None:
         self._size, self._is_shared = size, is_shared
         self._entries: OrderedDict[Hashable, V] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         #: The entry of a key, or None: no call of ours where it is known.
         self.find = self._entries.get
 

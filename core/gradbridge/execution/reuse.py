@@ -9,7 +9,6 @@ never by a hash alone.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from gradbridge.constants import constant_key
 from gradbridge.errors import DerivativeError, GuestError, OptionError
+from gradbridge.forks import fork_safe_lock, renew
 from gradbridge.layout import Array
 from gradbridge.option_values import check_options
 from gradbridge.placed import PlacedArray
@@ -38,7 +38,8 @@ class Memory:
         #: (mark of its values, evaluation), the latest last. Bound anew as a whole, so that an interrupt at any
         #: moment leaves it as it was or as it is to be.
         self._kept: tuple[tuple[bytes, Any], ...] = ()
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
+        renew(self)
         self.hits = 0
         self.misses = 0
 
@@ -113,6 +114,9 @@ class Memory:
     def forget(self) -> None:
         """Drop everything that is remembered, and the residuals with it."""
         self._kept = ()
+
+    def _at_fork_reinit(self) -> None:
+        self.forget()  # other threads were pulling back what was remembered, perhaps
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_size": self._size}

@@ -16,9 +16,9 @@ import numpy as np
 from autograd.extend import Box, defjvp, defvjp, primitive
 
 from gradbridge_seldonian.engine import BaseNode, ParseTree, tinv
-from gradbridge_seldonian.shared import Shared, has_own_zhat
-from gradbridge_seldonian.statistics import classes, masked, samples, value
-from gradbridge_seldonian.sweep import Sweep
+from gradbridge_seldonian.evaluation.shared import Shared, has_own_zhat
+from gradbridge_seldonian.evaluation.statistics import classes, masked, samples, value
+from gradbridge_seldonian.evaluation.sweep import Sweep
 
 
 class SweptTree(ParseTree):

@@ -24,9 +24,9 @@ from gradbridge_seldonian.engine import (
     subscriptable_measure_functions,
     zhat_funcs,
 )
+from gradbridge_seldonian.evaluation.shared import has_own_zhat
+from gradbridge_seldonian.evaluation.statistics import classes, samples, statistic
 from gradbridge_seldonian.outputs import SpecError
-from gradbridge_seldonian.shared import has_own_zhat
-from gradbridge_seldonian.statistics import classes, samples, statistic
 
 # The engine's bound on a statistic of fewer samples is infinite.
 _LEAST = 5
@@ -64,6 +64,8 @@ def read_constraint(
     # The engine's tables have the one name, its data sets the other too.
     known = "classification" if sub_regime == "binary_classification" else sub_regime
     regime = "supervised_learning" if measures is None else "custom"
+    if sub_regime == "all":  # the engine's only one of reinforcement learning
+        regime = "reinforcement_learning"
     tree = ParseTree(delta, regime, known, columns=list(columns))
     if measures is not None:
         # Not by the engine's argument: that adds the names to a list that all trees share.
@@ -73,7 +75,7 @@ def read_constraint(
         tree.create_from_ast(constraint)
         tree.assign_bounds_needed()
     except Exception as error:  # of any class: it meets what it does not know with whatever fails first
-        names = [*tree.available_measure_functions, *custom_base_node_dict]
+        names = tree.available_measure_functions
         why = _unknown(str(constraint), sub_regime, names, columns) or in_short(error).rstrip(".")
         raise SpecError(f"the constraint {constraint!r} cannot be read: {why}. {_SYNTAX}") from error
     if not tree.n_base_nodes:
@@ -86,7 +88,7 @@ def read_constraint(
     return tree
 
 
-def _unknown(constraint: str, sub_regime: str, names: Sequence[str], columns: Sequence[str]) -> str:
+def _unknown(constraint: str, sub_regime: str | None, names: Sequence[str], columns: Sequence[str]) -> str:
     """What a constraint names that is not known; empty if nothing."""
     for column in columns:
         if column in constraint and (not column.isidentifier() or keyword.iskeyword(column)):
@@ -100,9 +102,10 @@ def _unknown(constraint: str, sub_regime: str, names: Sequence[str], columns: Se
             return f"{name!r} is no sensitive column{_near(name, columns)}; the data have {have}"
     for name in re.findall(r"(?<![\w.])[A-Za-z_]\w*", groups.sub("", constraint)):
         bare = name.rstrip("_")
-        if bare not in names and bare not in _FUNCTIONS and name != "e":
-            near = _near(bare, [*names, *sorted(_FUNCTIONS)])
-            return f"{bare!r} is no statistic of {sub_regime}{near}; they are {', '.join(names)}"
+        others = [*custom_base_node_dict, *sorted(_FUNCTIONS)]
+        if bare not in names and bare not in others and name != "e":
+            near, of = _near(bare, [*names, *others]), sub_regime or "the custom regime"
+            return f"{bare!r} is no statistic of {of}{near}; they are {', '.join(names) or 'none'}"
     return ""
 
 

@@ -39,6 +39,7 @@ class StepsFramework:
 
     def __init__(self, owner: Any) -> None:
         self.owner, self.label = owner, type(owner).__name__
+        self._form: tuple[Any, bool] | None = None
 
     @contextmanager
     def surroundings(self, noise: int) -> Iterator[None]:
@@ -119,10 +120,17 @@ class StepsFramework:
         """Whether it is ``backward_pass(predictions, external_grad)``, or one argument, the cotangent.
 
         Raises:
-            OutputError: it takes neither.
+            MissingStepError: it takes neither.
         """
+        method = getattr(self.owner, BACKWARD)
+        function = getattr(method, "__func__", method)
+        if self._form is None or self._form[0] is not function:
+            self._form = function, self._takes_predictions(method)
+        return self._form[1]
+
+    def _takes_predictions(self, method: Any) -> bool:
         try:
-            parameters = list(inspect.signature(getattr(self.owner, BACKWARD)).parameters.values())
+            parameters = list(inspect.signature(method).parameters.values())
         except (TypeError, ValueError):  # not written in Python
             return self.backward_arguments == 2
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -27,8 +27,8 @@ from gradbridge.errors import (
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.notices import notice
 from gradbridge.protocol import Adapter
-from gradbridge_seldonian.gradient_check import GradientCheck
-from gradbridge_seldonian.steps_framework import BACKWARD, FORWARD, UPDATE, ZERO, StepsFramework, is_inherited
+from gradbridge_seldonian.steps.framework import BACKWARD, FORWARD, UPDATE, ZERO, StepsFramework, is_inherited
+from gradbridge_seldonian.steps.gradient_check import GradientCheck
 
 
 class StepsModel(Protocol):
@@ -199,7 +199,8 @@ class StepsAdapter(Adapter):
         except GuestError:
             self._owner._check_size(theta.size)  # the reason, if theta is of another length
             raise
-        self._owner._check_size(theta.size)
+        if not is_inherited(self._owner, UPDATE):  # ours has looked
+            self._owner._check_size(theta.size)
 
     def _replay(self, record: Run) -> Any:
         """The same run again, from the state that the first one found; returns the present one, to be put back."""

@@ -1,7 +1,7 @@
 """Whether the rows of a model are independent of each other: looked at, never assumed.
 
 If they are, what the model predicts for a group of data points is so many rows of what it predicts
-for all of them, and need not be computed again (`gradbridge_seldonian.shared`). A model that centres
+for all of them, and need not be computed again (`gradbridge_seldonian.evaluation.shared`). A model that centres
 its inputs by the mean of the batch, or lets rows attend to each other, predicts something else.
 """
 

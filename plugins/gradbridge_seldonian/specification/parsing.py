@@ -13,9 +13,9 @@ import numpy as np
 
 from gradbridge.wording import suggestion
 from gradbridge_seldonian.engine import ParseTree
-from gradbridge_seldonian.measures import read_constraint
+from gradbridge_seldonian.evaluation.trees import check_columns
 from gradbridge_seldonian.outputs import SpecError
-from gradbridge_seldonian.trees import check_columns
+from gradbridge_seldonian.specification.measures import read_constraint
 
 #: How the engine bounds a node of its own.
 BOUND_METHODS = ("ttest", "manual", "random")
@@ -65,7 +65,7 @@ def trees(asked: Sequence[Any], ready: Any, setting: Setting) -> list[ParseTree]
             )
     if ready is None:
         if asked[0] is None or asked[1] is None:
-            raise SpecError("supervised_spec needs constraints and deltas, or parse_trees")
+            raise SpecError("a specification needs constraints and deltas, or parse_trees")
         found = _made_each(*asked, setting)
     elif setting.measures or any(each is not None for each in asked):
         raise SpecError(

@@ -11,8 +11,15 @@ import numpy as np
 
 from gradbridge.option_values import FLAG, Takes, one_of, whole
 from gradbridge.wording import suggestion
-from gradbridge_seldonian import objectives, parsing
-from gradbridge_seldonian.checks import (
+from gradbridge_seldonian.engine import Spec, SupervisedSpec
+from gradbridge_seldonian.evaluation import objectives
+from gradbridge_seldonian.evaluation.constraints import SweptTree
+from gradbridge_seldonian.evaluation.rows import ROWS
+from gradbridge_seldonian.evaluation.sweep import SweptObjective
+from gradbridge_seldonian.model import SeldonianModel
+from gradbridge_seldonian.outputs import SpecError
+from gradbridge_seldonian.specification import parsing
+from gradbridge_seldonian.specification.checks import (
     candidate_part,
     check_clipping,
     check_custom,
@@ -25,22 +32,23 @@ from gradbridge_seldonian.checks import (
     rows_are_independent,
     try_model,
 )
-from gradbridge_seldonian.constraints import SweptTree
-from gradbridge_seldonian.engine import Spec, SupervisedSpec
-from gradbridge_seldonian.hyperparams import check, hyperparams, optimizer_for, regularization
-from gradbridge_seldonian.looks import FirstLook
-from gradbridge_seldonian.measures import check_classes, check_measures
-from gradbridge_seldonian.model import SeldonianModel
-from gradbridge_seldonian.outputs import SpecError
-from gradbridge_seldonian.rows import ROWS
-from gradbridge_seldonian.sweep import SweptObjective
-from gradbridge_seldonian.trees import check_pieces
-from gradbridge_seldonian.trials import try_gradient, try_measures, try_objective, try_regularizer
+from gradbridge_seldonian.specification.hyperparams import check, hyperparams, optimizer_for, regularization
+from gradbridge_seldonian.specification.looks import FirstLook
+from gradbridge_seldonian.specification.measures import check_classes, check_measures
+from gradbridge_seldonian.specification.trials import (
+    try_gradient,
+    try_measures,
+    try_objective,
+    try_regularizer,
+)
 from gradbridge_seldonian.workers import over_workers
 
 __all__ = ["SpecError", "SweptSpec", "supervised_spec"]
 
 _FRACTION = Takes("a number between 0 and 1", lambda v: isinstance(v, (int, float, np.number)) and 0 < v < 1)
+_COUNT = whole("", 1)
+_PIECES = Takes("None or a number of rows, 1 or more", lambda v: v is None or _COUNT.fits(v))
+_WORKERS = Takes("None or a number of workers, 1 or more", _PIECES.fits)
 _ELSEWHERE = {
     "regime": "the data set says it: a CustomDataSet is of the custom regime",
     "sub_regime": "the data set's metadata say it",
@@ -202,8 +210,7 @@ def supervised_spec(
         )
         raise SpecError(f"supervised_spec has no argument {name!r}; {near}".rstrip("; "))
     check("rows", rows, one_of(*ROWS))
-    if workers is not None:
-        check("workers", workers, whole("None or a number of workers, 1 or more", 1))
+    check("workers", workers, _WORKERS)
     check("verbose", verbose, FLAG)
     check("frac_data_in_safety", frac_data_in_safety, _FRACTION)
     read = checked_datasets(dataset, candidate_dataset, safety_dataset)
@@ -216,12 +223,8 @@ def supervised_spec(
             meta.regime, meta.sub_regime, meta.sensitive_col_names or [], custom_measure_functions or {}
         ),
     )
-    if batch_size_safety is not None:
-        check("batch_size_safety", batch_size_safety, whole("None or a number of rows, 1 or more", 1))
-        tested = round(read[-1].num_datapoints * (1.0 if len(read) > 1 else frac_data_in_safety))
-        check_pieces(batch_size_safety, tested, trees)
-    if workers is not None:
-        model = over_workers(model, workers)
+    check("batch_size_safety", batch_size_safety, _PIECES)
+    model = over_workers(model, workers)
     optimizer = optimizer_for(optimization_technique, optimizer)
     said = {
         "lambda_init": lambda_init, "num_iters": num_iters, "use_batches": use_batches, "batch_size": batch_size,

@@ -16,7 +16,7 @@ from autograd.extend import defjvp, defvjp, primitive
 from gradbridge.execution.reuse import same_content
 from gradbridge.protocol import Array
 from gradbridge_seldonian.engine import BaseNode
-from gradbridge_seldonian.rows import can_share
+from gradbridge_seldonian.evaluation.rows import can_share
 
 # Multiply-adds that cost no more than the calls of the model that are saved (about 0.1 ms).
 _FREE = 1 << 16

@@ -11,8 +11,8 @@ import numpy as np
 
 from gradbridge.errors import NotDifferentiableError, UnknownModelError
 from gradbridge.protocol import Array
-from gradbridge_seldonian.steps import SupervisedParametersModel
-from gradbridge_seldonian.steps_framework import CREATE, FORWARD, METHODS, StepsFramework, is_inherited
+from gradbridge_seldonian.steps.base import SupervisedParametersModel
+from gradbridge_seldonian.steps.framework import CREATE, FORWARD, METHODS, StepsFramework, is_inherited
 
 
 class TensorFlowSteps(StepsFramework):
@@ -21,6 +21,9 @@ class TensorFlowSteps(StepsFramework):
     @contextmanager
     def surroundings(self, noise: int) -> Iterator[None]:
         """Every run draws what the first one drew: the model's seeds are put back."""
+        from gradbridge_tensorflow.runtime import RUNTIME
+
+        RUNTIME.require()
         seeds = [x for x in self._kept() if x[0].path.endswith("seed_generator_state")]
         try:
             yield

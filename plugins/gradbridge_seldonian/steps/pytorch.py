@@ -11,8 +11,8 @@ import numpy as np
 from gradbridge.errors import NotDifferentiableError, OptionError, UnknownModelError
 from gradbridge.notices import notice
 from gradbridge.protocol import Array
-from gradbridge_seldonian.steps import SupervisedParametersModel
-from gradbridge_seldonian.steps_framework import CREATE, FORWARD, METHODS, StepsFramework, is_inherited
+from gradbridge_seldonian.steps.base import SupervisedParametersModel
+from gradbridge_seldonian.steps.framework import CREATE, FORWARD, METHODS, StepsFramework, is_inherited
 
 
 class TorchSteps(StepsFramework):

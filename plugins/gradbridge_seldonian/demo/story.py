@@ -143,11 +143,12 @@ def run(name: str, model: Any, make_spec: Callable[..., Any], tick: Tick, free: 
 
 def both(model: Callable[[], Any], make_spec: Callable[..., Any], tick: Tick) -> tuple[list[Outcome], Any]:
     """The outcomes with and without the constraints, and the engine's safety data set."""
+    one, other = model(), model()
     outcomes = [
-        run("constrained", model(), make_spec, tick),
-        run("unconstrained", model(), make_spec, tick, free=True),
+        run("constrained", one, make_spec, tick),
+        run("unconstrained", other, make_spec, tick, free=True),
     ]
-    return outcomes, SeldonianAlgorithm(make_spec(model(), free=False)).safety_dataset
+    return outcomes, SeldonianAlgorithm(make_spec(one, free=False)).safety_dataset
 
 
 def forwards(outcome: Outcome) -> str:

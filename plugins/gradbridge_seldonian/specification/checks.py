@@ -14,13 +14,13 @@ from gradbridge.option_values import FLAG
 from gradbridge.registry import default_registry
 from gradbridge_seldonian.engine import CustomDataSet, EngineModel, SupervisedDataSet
 from gradbridge_seldonian.engine import objectives as engine_objectives
-from gradbridge_seldonian.hyperparams import ENTRIES, check
-from gradbridge_seldonian.objectives import PRIMARY
+from gradbridge_seldonian.evaluation.objectives import PRIMARY
+from gradbridge_seldonian.evaluation.rows import all_alike, can_share, independent
+from gradbridge_seldonian.evaluation.trees import base_nodes, check_columns
 from gradbridge_seldonian.outputs import SpecError, tried
-from gradbridge_seldonian.parsing import by_node
-from gradbridge_seldonian.rows import all_alike, can_share, independent
 from gradbridge_seldonian.runs import BridgedModel, is_builtin
-from gradbridge_seldonian.trees import base_nodes, check_columns
+from gradbridge_seldonian.specification.hyperparams import ENTRIES, check
+from gradbridge_seldonian.specification.parsing import by_node
 
 
 def check_model(model: Any) -> None:

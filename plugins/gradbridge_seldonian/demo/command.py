@@ -23,13 +23,14 @@ from gradbridge.choice import default_backend
 from gradbridge.wording import suggestion
 
 if TYPE_CHECKING:
-    from gradbridge_seldonian.story import Story
+    from gradbridge_seldonian.demo.story import Story
 
 #: {name: "module:function" that tells it, from a `story.Setting` to a `story.Story`}
 STORIES = {
-    "regression": "gradbridge_seldonian.stories:regression",
-    "digits": "gradbridge_seldonian.stories:digits",
-    "fairness": "gradbridge_seldonian.stories:fairness",
+    "regression": "gradbridge_seldonian.demo.stories:regression",
+    "digits": "gradbridge_seldonian.demo.stories:digits",
+    "fairness": "gradbridge_seldonian.demo.stories:fairness",
+    "gridworld": "gradbridge_seldonian.demo.gridworld:gridworld",
 }
 
 
@@ -106,7 +107,7 @@ def _try_folder(out: pathlib.Path, names: Iterable[str]) -> None:
 
 def _tell(console: Console, name: str, options: dict[str, Any], out: pathlib.Path) -> Story | None:
     """Tell a story, print it and draw its pictures; None where it is left out with this backend."""
-    from gradbridge_seldonian.story import LeftOut, Setting
+    from gradbridge_seldonian.demo.story import LeftOut, Setting
 
     module, _, function = STORIES[name].partition(":")
     tell = getattr(importlib.import_module(module), function)

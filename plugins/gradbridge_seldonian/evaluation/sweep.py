@@ -80,7 +80,7 @@ class SweptObjective:
 
     Args:
         objective: ``f(model, theta, X, Y, **kwargs)``, a number.
-        look: is called before it is evaluated; see `gradbridge_seldonian.looks`.
+        look: is called before it is evaluated; see `gradbridge_seldonian.specification.looks`.
     """
 
     def __init__(self, objective: Callable[..., Any], look: Callable[[], Any] | None = None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any, NoReturn
 
 import numpy as np
@@ -9,9 +11,8 @@ import numpy as np
 from gradbridge.bridge import Bridge
 from gradbridge.errors import ParamsShapeError
 from gradbridge.protocol import Array
-from gradbridge_seldonian.replay import ModelLock, StepsAdapter
 from gradbridge_seldonian.runs import BridgedModel
-from gradbridge_seldonian.steps_framework import (
+from gradbridge_seldonian.steps.framework import (
     BACKWARD,
     CREATE,
     FORWARD,
@@ -21,6 +22,7 @@ from gradbridge_seldonian.steps_framework import (
     StepsFramework,
     is_inherited,
 )
+from gradbridge_seldonian.steps.replay import ModelLock, StepsAdapter
 
 _MISSING = object()
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.ndarray, np.generic)
@@ -98,21 +100,23 @@ class SupervisedStepsModel(BridgedModel):
             AuditError: the gradient is not how the predictions move.
         """
         size = int(np.prod(theta.shape)) if hasattr(theta, "shape") else len(theta)
-        if is_inherited(self, UPDATE):
-            self._check_size(size)
         return self._bridge_of(size)(theta, X, **kwargs)
 
     def _check_size(self, size: int) -> None:
-        """Refuse a theta of another length than `get_num_params`, once it is known that it was not meant.
+        """Refuse a theta of another length than `get_num_params`.
 
-        An update_model_params of the class's own may make another native model, or load some of its parameters.
+        Called once it was to be loaded: an update_model_params of the class's own may make another native model, or
+        load some of its parameters.
         """
         known = self.get_num_params()
         if known is not None and known != size:
-            raise ParamsShapeError(
-                f"{UPDATE} of {type(self).__name__} expects theta of shape ({known},), got ({size},); the native model "
-                f"has {known} trainable parameters"
-            )
+            self._refuse_size(known, size)
+
+    def _refuse_size(self, known: int, size: int) -> NoReturn:
+        raise ParamsShapeError(
+            f"{UPDATE} of {type(self).__name__} expects theta of shape ({known},), got ({size},); the native model "
+            f"has {known} trainable parameters"
+        )
 
     def _bridge_of(self, size: int) -> Bridge:
         bridge: Bridge | None = self.__dict__.get("_bridge")
@@ -170,11 +174,12 @@ class SupervisedParametersModel(SupervisedStepsModel):
 
     def get_param_sizes(self) -> list[int]:
         """Sizes of the trainable parameters, in their order."""
-        return [int(np.prod(tuple(p.shape))) for p in self._trainable_parameters()]
+        return [math.prod(p.shape) for p in self._trainable_parameters()]
 
     def get_num_params(self) -> int | None:
         """Number of trainable parameters; None where `update_model_params` loads another number of them."""
-        return sum(SupervisedParametersModel.get_param_sizes(self)) if self._theta_order() else None
+        total = sum(SupervisedParametersModel.get_param_sizes(self))
+        return total if is_inherited(self, UPDATE) or self._theta_order() else None
 
     def _check_size(self, size: int) -> None:
         if size != sum(SupervisedParametersModel.get_param_sizes(self)):
@@ -209,15 +214,14 @@ class SupervisedParametersModel(SupervisedStepsModel):
         Raises:
             ParamsShapeError: it is of another length.
         """
-        parameters, sizes = self._trainable_parameters(), SupervisedParametersModel.get_param_sizes(self)
         theta = np.asarray(theta).reshape(-1)
-        if theta.size != sum(sizes):
-            raise ParamsShapeError(
-                f"{UPDATE} of {type(self).__name__} takes theta of shape ({sum(sizes)},), one number for each trainable "
-                f"parameter of the native model, got ({theta.size},)"
-            )
-        for parameter, piece in zip(parameters, np.split(theta, np.cumsum(sizes)[:-1])):
-            self._write_parameter(parameter, piece.reshape(tuple(parameter.shape)))
+        parameters = self._trainable_parameters()
+        shapes = [tuple(p.shape) for p in parameters]
+        ends = list(itertools.accumulate(map(math.prod, shapes)))
+        if theta.size != (ends[-1] if ends else 0):
+            self._refuse_size(ends[-1] if ends else 0, theta.size)
+        for parameter, shape, start, end in zip(parameters, shapes, [0, *ends], ends):
+            self._write_parameter(parameter, theta[start:end].reshape(shape))
 
     def _theta_order(self) -> str:
         """How update_model_params reads theta: in the ``"native"`` order, its ``"own"``, or "" for other numbers."""

@@ -1,0 +1,1 @@
+"""`gradbridge demo`: stories told on the terminal, and saved as pictures."""

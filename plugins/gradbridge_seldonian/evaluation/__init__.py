@@ -1,0 +1,1 @@
+"""What the engine evaluates in each iteration: objectives and constraints, right and once."""

@@ -1,0 +1,1 @@
+"""Models written as five methods over a stateful native model, as the engine's tutorials write them."""

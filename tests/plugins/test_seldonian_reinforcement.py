@@ -1,0 +1,367 @@
+"""Episodes in the real engine: estimates, bounds and candidate selection of bridged policies beside the engine's table."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import scipy.stats
+from autograd import grad, hessian, jacobian
+
+pytest.importorskip("seldonian")
+torch = pytest.importorskip("torch")
+from seldonian.dataset import Episode, RLDataSet, RLMetaData  # noqa: E402
+from seldonian.models import objectives as engine_objectives  # noqa: E402
+from seldonian.parse_tree import zhat_funcs  # noqa: E402
+from seldonian.parse_tree.parse_tree import make_parse_trees_from_constraints  # noqa: E402
+from seldonian.RL.Agents.Discrete_Random_Agent import Discrete_Random_Agent  # noqa: E402
+from seldonian.RL.Agents.Policies.Softmax import Softmax as EngineSoftmax  # noqa: E402
+from seldonian.RL.environments.gridworld import Gridworld  # noqa: E402
+from seldonian.RL.environments.n_step_mountaincar import N_step_mountaincar  # noqa: E402
+from seldonian.RL.RL_model import RL_model  # noqa: E402
+from seldonian.RL.RL_runner import run_trial_given_agent_and_env  # noqa: E402
+from seldonian.seldonian_algorithm import SeldonianAlgorithm  # noqa: E402
+from seldonian.spec import RLSpec  # noqa: E402
+from torch import nn  # noqa: E402
+
+import gradbridge as gb  # noqa: E402
+from gradbridge_seldonian import Gaussian, OneHot, SeldonianPolicy, Softmax, rl_spec  # noqa: E402
+from gradbridge_seldonian.reinforcement.episodes import (  # noqa: E402
+    ESTIMATES,
+    Episodes,
+    Estimate,
+    log_ratios,
+    segment_cumsum,
+)
+
+RNG = np.random.default_rng(4)
+KINDS = list(ESTIMATES)
+COLUMNS = ["episode_index", "O", "A", "R", "pi_b", "R_alt_1", "R_alt_2"]
+
+
+def episodes(count=30, longest=12, seed=0):
+    """Episodes of different lengths over the gridworld's cells and actions, with two alternate rewards."""
+    r = np.random.default_rng(seed)
+    made = []
+    for length in r.integers(1, longest, count):
+        p, alternates = r.uniform(0.2, 0.9, length), r.normal(size=(length, 2))
+        made.append(
+            Episode(
+                r.integers(0, 9, length), r.integers(0, 4, length), r.normal(0.5, 1, length), p, alternates
+            )
+        )
+    return made
+
+
+def dataset(made=None, groups=None):
+    meta = RLMetaData(COLUMNS, [] if groups is None else ["M", "F"])
+    return RLDataSet(episodes() if made is None else made, meta, [] if groups is None else groups)
+
+
+class FlatTable(EngineSoftmax):
+    """The engine's table with a vector of parameters: its optimizer takes no matrix under two constraints."""
+
+    def set_new_params(self, new_params):
+        super().set_new_params(new_params.reshape(9, 4))
+
+    def get_params(self):
+        return super().get_params().ravel()
+
+
+def table_and_policy():
+    description = Gridworld().get_env_description()
+    preferences = RNG.normal(size=(9, 4)) * 0.5
+    table = EngineSoftmax({}, description)
+    table.set_new_params(preferences.copy())
+    policy = SeldonianPolicy(
+        nn.Linear(9, 4, bias=False), encode=OneHot(9), distribution=Softmax.of(description)
+    )
+    policy.set_new_params(preferences.T.ravel())
+    return table, policy, preferences
+
+
+def plain_spec(data, policy, constraints, deltas, objective, **hyperparams):
+    """The engine's own specification."""
+    return RLSpec(
+        data,
+        RL_model(policy, {"gamma": 0.9}),
+        make_parse_trees_from_constraints(
+            constraints,
+            deltas,
+            regime="reinforcement_learning",
+            sub_regime="all",
+            columns=data.meta.sensitive_col_names,
+        ),
+        primary_objective=objective,
+        use_builtin_primary_gradient_fn=False,
+        optimization_hyperparams={
+            "lambda_init": np.full(len(deltas), 0.5),
+            "alpha_theta": 0.005,
+            "alpha_lamb": 0.005,
+            "beta_velocity": 0.9,
+            "beta_rmsprop": 0.95,
+            "use_batches": False,
+            "num_iters": 5,
+            "gradient_library": "autograd",
+            "hyper_search": None,
+            "verbose": False,
+            **hyperparams,
+        },
+    )
+
+
+def run(spec):
+    """(course of the bounds, candidate solution, bounds of the safety test) of the engine's algorithm."""
+    algorithm = SeldonianAlgorithm(spec)
+    algorithm.set_initial_solution()
+    theta = algorithm.run_candidate_selection()
+    algorithm.run_safety_test(theta)
+    return algorithm.cs_result["g_vals"], theta, [tree.root.upper for tree in algorithm.st_result.values()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_estimates_and_their_gradients_are_the_engines(kind):
+    table, policy, preferences = table_and_policy()
+    made = episodes()
+    theirs, ours = getattr(engine_objectives, f"{kind}_estimate"), Estimate(kind)
+    models = [RL_model(p, {"gamma": 0.8}) for p in (table, policy)]
+    expected = theirs(models[0], preferences, made)
+    slope = grad(lambda t: theirs(models[0], t, made))(preferences).T.ravel()
+    theta = preferences.T.ravel()
+    for estimate in (ours, theirs):  # the engine's own loops over a bridged policy are right, too
+        np.testing.assert_allclose(estimate(models[1], theta, made), expected, rtol=1e-12)
+        found = grad(lambda t, estimate=estimate: estimate(models[1], t, made))(theta)
+        np.testing.assert_allclose(found, slope, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(ours(models[0], preferences, made), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_of_a_constraint_are_the_engines(kind):
+    table, policy, preferences = table_and_policy()
+    made = episodes()
+    returns = Episodes(made).returns(0.7, alt=2)
+    np.testing.assert_allclose(
+        returns, [e.alt_rewards[:, 1] @ 0.7 ** np.arange(len(e.rewards)) for e in made], rtol=1e-12
+    )
+    model = RL_model(policy, {"gamma": 0.7})
+    joined = Episodes(made)
+    ratios = log_ratios(model, preferences.T.ravel(), joined)
+    vector = zhat_funcs.measure_function_vector_mapper[f"J_pi_new_{kind}"]
+    of_engine = vector(RL_model(table, {"gamma": 0.7}), preferences, made, joined.returns(0.7))
+    np.testing.assert_allclose(ESTIMATES[kind](ratios, joined, 0.7), of_engine, rtol=1e-12)
+    if kind != "PDIS":  # where the engine takes the primary reward, whichever was asked for
+        of_engine = vector(RL_model(table, {"gamma": 0.7}), preferences, made, returns)
+        np.testing.assert_allclose(ESTIMATES[kind](ratios, joined, 0.7, 2), of_engine, rtol=1e-12)
+
+
+def test_pdis_of_an_alternate_reward_is_of_that_reward():
+    _, policy, preferences = table_and_policy()
+    made, theta = episodes(), preferences.T.ravel()
+    spec = rl_spec(dataset(made), policy, ["J_pi_new_PDIS_[2] >= -9.0"], [0.1], gamma=0.9)
+    tree, model = spec.parse_trees[0], spec.model
+    data = dataset(made)
+    tree.evaluate_constraint(
+        theta=theta,
+        tree_dataset_dict={"all": data},
+        model=model,
+        regime="reinforcement_learning",
+        branch="safety_test",
+        sub_regime="all",
+    )
+    expected = []
+    for e in made:
+        ratios = policy.get_probs_from_observations_and_actions(e.observations, e.actions) / e.action_probs
+        expected.append(np.sum(np.cumprod(ratios) * 0.9 ** np.arange(len(e.rewards)) * e.alt_rewards[:, 1]))
+    np.testing.assert_allclose(tree.root.value, -9.0 - np.mean(expected), rtol=1e-12)
+
+
+def test_long_episodes_do_not_overflow_on_the_way():
+    # Ratios of 2 and then of 1/2: partial products reach 2^1500, the whole is 1.
+    length = 3000
+    actions = np.r_[np.zeros(length // 2, int), np.ones(length // 2, int)]
+    probs = np.where(actions == 0, 0.4, 0.4)
+    policy = SeldonianPolicy(nn.Linear(1, 3, bias=False))
+    theta = np.log([0.8, 0.2, 1e-9])
+    made = [Episode(np.ones((length, 1)), actions, np.r_[1.0, np.zeros(length - 1)], probs)] * 2
+    model = RL_model(policy, {"gamma": 1.0})
+    np.testing.assert_allclose(Estimate("IS")(model, theta, made), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(Estimate("WIS")(model, theta, made), 1.0, rtol=1e-12)
+    assert np.isfinite(grad(lambda t: Estimate("WIS")(model, t, made))(theta)).all()
+
+
+@pytest.mark.parametrize("lengths", [[3, 0, 1, 5], [2] * 9, [40], [0, 0]])
+def test_running_sums_of_segments_and_their_derivatives_of_two_orders(lengths):
+    lengths = np.array(lengths)
+    x, start = RNG.normal(size=lengths.sum()), np.cumsum(lengths) - lengths
+    for backwards in (False, True):
+        order = slice(None, None, -1 if backwards else 1)
+        parts = [np.cumsum(x[a : a + n][order])[order] for a, n in zip(start, lengths)]
+        np.testing.assert_allclose(
+            segment_cumsum(x, lengths, backwards), np.concatenate(parts), rtol=1e-13, atol=1e-14
+        )
+    if len(x):
+        matrix = jacobian(lambda v: segment_cumsum(v, lengths))(x)
+        np.testing.assert_allclose(matrix @ x, segment_cumsum(x, lengths), rtol=1e-12, atol=1e-13)
+        squares = hessian(lambda v: (segment_cumsum(v, lengths) ** 2).sum())(x)
+        np.testing.assert_allclose(squares, 2 * matrix.T @ matrix, rtol=1e-12, atol=1e-13)
+
+
+def test_episodes_without_steps_count_as_returns_of_zero():
+    _, policy, preferences = table_and_policy()
+    made = episodes(4)
+    model, theta = RL_model(policy, {"gamma": 0.9}), preferences.T.ravel()
+    empty = Episode([], [], [], [])
+    for kind in ("IS", "PDIS"):
+        alone = Estimate(kind)(model, theta, made)
+        np.testing.assert_allclose(Estimate(kind)(model, theta, [*made, empty]), alone * 4 / 5, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_candidate_selection_and_safety_test_are_those_of_the_engines_table(kind):
+    _, policy, preferences = table_and_policy()
+    table = FlatTable({}, Gridworld().get_env_description())
+    table.set_new_params(preferences)
+    constraints, deltas = [f"J_pi_new_{kind} >= 0.2", "J_pi_new_IS_[1] <= 0.4"], [0.1, 0.2]
+    theirs = run(
+        plain_spec(dataset(), table, constraints, deltas, getattr(engine_objectives, f"{kind}_estimate"))
+    )
+    with gb.trace() as t:
+        ours = run(
+            rl_spec(dataset(), policy, constraints, deltas, gamma=0.9, primary_objective=kind, num_iters=5)
+        )
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(ours[1].reshape(4, 9).T.ravel(), theirs[1], rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(ours[2], theirs[2], rtol=1e-10, atol=1e-12)
+    # One forward for each iteration, for the trial before and in the safety test; three pulls in an iteration.
+    assert t.counts["forward"] <= 5 + 2
+    assert t.counts["backward"] == 15
+
+
+def test_the_engines_own_specification_takes_a_bridged_policy():
+    table, policy, _ = table_and_policy()
+    args = ["J_pi_new_IS >= 0.2"], [0.1], engine_objectives.IS_estimate
+    theirs, ours = (run(plain_spec(dataset(), p, *args, num_iters=3)) for p in (table, policy))
+    np.testing.assert_allclose(ours[1].reshape(4, 9).T, theirs[1], rtol=1e-11, atol=1e-12)
+
+
+def test_mini_batches_groups_and_the_engines_own_policies_work_as_in_the_engine():
+    groups = np.eye(2, dtype=int)[np.arange(60) % 2]
+    data = dataset(episodes(60), groups)
+    constraints, deltas = ["(J_pi_new_PDIS | [M]) - (J_pi_new_PDIS | [F]) <= 0.5"], [0.2]
+    table, policy, preferences = table_and_policy()
+    batches = {"batch_size": 12, "n_epochs": 2}
+    theirs = run(
+        plain_spec(
+            data, table, constraints, deltas, engine_objectives.PDIS_estimate, **batches, use_batches=True
+        )
+    )
+    table.set_new_params(preferences.copy())
+    for ours, shape in ((policy, (4, 9)), (table, (4, 9))):
+        made = rl_spec(data, ours, constraints, deltas, gamma=0.9, primary_objective="PDIS", **batches)
+        bounds, theta, safe = run(made)
+        np.testing.assert_allclose(bounds, theirs[0], rtol=1e-10, atol=1e-12)
+        theta = theta.reshape(shape).T if theta.ndim == 1 else theta
+        np.testing.assert_allclose(theta, theirs[1], rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(safe, theirs[2], rtol=1e-10, atol=1e-12)
+
+
+def test_cma_es_finds_what_it_finds_in_the_engines_own_specification(monkeypatch, tmp_path):
+    pytest.importorskip("cma")
+    monkeypatch.chdir(tmp_path)  # it writes a folder of its own
+    options = {"maxiter": 2, "seed": 3, "sigma0": 0.1, "verbose": False}
+    _, policy, preferences = table_and_policy()
+    plain = plain_spec(dataset(), policy, ["J_pi_new_IS >= 0.1"], [0.2], engine_objectives.IS_estimate)
+    plain.optimization_technique, plain.optimizer, plain.optimization_hyperparams = (
+        "barrier_function",
+        "CMA-ES",
+        options,
+    )
+    found = []
+    for spec in (
+        plain,
+        rl_spec(
+            dataset(),
+            policy,
+            ["J_pi_new_IS >= 0.1"],
+            [0.2],
+            gamma=0.9,
+            initial_solution=preferences.T.ravel(),
+            optimization_technique="barrier_function",
+            optimizer="CMA-ES",
+            optimization_hyperparams=options,
+        ),
+    ):
+        policy.set_new_params(preferences.T.ravel())
+        algorithm = SeldonianAlgorithm(spec)
+        algorithm.set_initial_solution()
+        found.append(algorithm.run_candidate_selection())
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-10)
+
+
+def test_mountain_car_with_continuous_observations_runs_and_its_gradient_is_right():
+    np.random.seed(0)  # noqa: NPY002
+    environment = N_step_mountaincar()
+    description = environment.get_env_description()
+    made = run_trial_given_agent_and_env(Discrete_Random_Agent(description), environment, 15)
+    policy = SeldonianPolicy(
+        gb.build("mlp", sizes=[2, 4, 3], backend="torch"),
+        encode=lambda o: (o + np.array([0.35, 0.0])) / [0.85, 0.07],
+        distribution=Softmax.of(description),
+    )
+    data = RLDataSet(made, RLMetaData(COLUMNS[:5]))
+    spec = rl_spec(
+        data, policy, ["J_pi_new_PDIS >= -1000.0"], [0.1], gamma=1.0, primary_objective="PDIS", num_iters=2
+    )
+    theta = policy.get_params()
+
+    def value(t):
+        return Estimate("PDIS")(spec.model, t, made)
+
+    h = 1e-6 * np.eye(theta.size)
+    differences = [(value(theta + d) - value(theta - d)) / 2e-6 for d in h]
+    np.testing.assert_allclose(grad(value)(theta), differences, rtol=1e-5, atol=1e-5)
+    bounds, solution, _ = run(spec)
+    assert np.isfinite(bounds).all()
+    assert not np.array_equal(solution, theta)
+
+
+def test_a_gaussian_policy_learns_a_continuous_action_by_ratios_of_densities():
+    actions = RNG.normal(size=200)
+    behavior = scipy.stats.norm.pdf(actions)
+    made = [Episode([[1.0]], [a], [-((a - 0.5) ** 2)], [p]) for a, p in zip(actions, behavior)]
+    policy = SeldonianPolicy(nn.Linear(1, 1, bias=False), distribution=Gaussian("parameter"))
+    policy.set_new_params([0.0, 0.0])
+    spec = rl_spec(dataset(made), policy, ["J_pi_new_IS >= -2.0"], [0.1], gamma=1.0, num_iters=40)
+    for mean, log_std in ((0.0, 0.0), (0.3, -0.2)):
+        ratios = scipy.stats.norm.pdf(actions, mean, np.exp(log_std)) / behavior
+        expected = np.mean(ratios * -((actions - 0.5) ** 2))
+        found = spec.primary_objective(spec.model, np.array([mean, log_std]), made)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    bounds, theta, _ = run(spec)
+    assert np.isfinite(bounds).all()
+    assert 0.05 < theta[0] < 1.0  # towards the best action
+    assert theta[1] < -0.05  # and surer of it
+
+
+def test_episodes_that_change_in_place_are_seen():
+    _, policy, preferences = table_and_policy()
+    made, theta = episodes(12), preferences.T.ravel()
+    spec = rl_spec(dataset(made), policy, ["J_pi_new_IS >= 0.0"], [0.1], gamma=0.9)
+    first = spec.primary_objective(spec.model, theta, made)
+    made[0].rewards[:] += 1.0
+    made[1].action_probs = made[1].action_probs / 2
+    expected = engine_objectives.IS_estimate(spec.model, theta, made)
+    assert expected != first
+    np.testing.assert_allclose(spec.primary_objective(spec.model, theta, made), expected, rtol=1e-12)
+    slope = grad(lambda t: spec.primary_objective(spec.model, t, made))(theta)
+    of_engine = grad(lambda t: engine_objectives.IS_estimate(spec.model, t, made))(theta)
+    np.testing.assert_allclose(slope, of_engine, rtol=1e-11, atol=1e-13)
+
+
+def test_a_specification_copies_and_pickles_after_a_run_and_leaves_the_start_as_it_was():
+    _, policy, preferences = table_and_policy()
+    spec = rl_spec(dataset(), policy, ["J_pi_new_WIS >= 0.2"], [0.1], gamma=0.9, num_iters=2)
+    _, theta, _ = run(spec)
+    for other in (copy.deepcopy(spec), pickle.loads(pickle.dumps(spec))):
+        np.testing.assert_array_equal(other.initial_solution_fn(None), preferences.T.ravel())
+        np.testing.assert_array_equal(run(other)[1], theta)

@@ -1,0 +1,173 @@
+"""What `rl_spec` refuses before the engine starts, and what it leaves alone."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("seldonian")
+pytest.importorskip("torch")
+from seldonian.dataset import Episode, RLDataSet, RLMetaData
+from seldonian.RL.Agents.Policies.Softmax import Softmax as EngineSoftmax
+from seldonian.RL.environments.gridworld import Gridworld
+from seldonian.seldonian_algorithm import SeldonianAlgorithm
+from torch import nn
+
+from gradbridge.errors import GradbridgeError
+from gradbridge_seldonian import OneHot, SeldonianPolicy, Softmax, rl_spec
+from gradbridge_seldonian.reinforcement.distributions import PolicyError
+from gradbridge_seldonian.specification.checks import SpecError
+
+RNG = np.random.default_rng(4)
+COLUMNS = ["episode_index", "O", "A", "R", "pi_b", "R_alt_1", "R_alt_2"]
+
+
+def episodes(count=30, longest=12, seed=0):
+    """Episodes of different lengths over the gridworld's cells and actions, with two alternate rewards."""
+    r = np.random.default_rng(seed)
+    made = []
+    for length in r.integers(1, longest, count):
+        p, alternates = r.uniform(0.2, 0.9, length), r.normal(size=(length, 2))
+        made.append(
+            Episode(
+                r.integers(0, 9, length), r.integers(0, 4, length), r.normal(0.5, 1, length), p, alternates
+            )
+        )
+    return made
+
+
+def dataset(made=None, groups=None):
+    meta = RLMetaData(COLUMNS, [] if groups is None else ["M", "F"])
+    return RLDataSet(episodes() if made is None else made, meta, [] if groups is None else groups)
+
+
+def table_and_policy():
+    description = Gridworld().get_env_description()
+    preferences = RNG.normal(size=(9, 4)) * 0.5
+    table = EngineSoftmax({}, description)
+    table.set_new_params(preferences.copy())
+    policy = SeldonianPolicy(
+        nn.Linear(9, 4, bias=False), encode=OneHot(9), distribution=Softmax.of(description)
+    )
+    policy.set_new_params(preferences.T.ravel())
+    return table, policy, preferences
+
+
+def test_a_specification_leaves_the_policy_as_it_was():
+    _, policy, preferences = table_and_policy()
+    rl_spec(dataset(), policy, ["J_pi_new_IS >= 0"], [0.1], gamma=0.9, initial_solution=np.zeros(36))
+    np.testing.assert_array_equal(policy.get_params(), preferences.T.ravel())
+
+
+def test_a_specification_does_not_start_jax_because_experiments_fork():
+    pytest.importorskip("jax")
+    code = """
+import numpy as np
+from jax._src import xla_bridge
+from seldonian.dataset import Episode, RLDataSet, RLMetaData
+from gradbridge_seldonian import SeldonianPolicy, rl_spec
+made = [Episode([[1.0]], [0], [1.0], [0.5])] * 12
+policy = SeldonianPolicy(lambda tree, x: x @ tree["w"], backend="jax", params={"w": np.zeros((1, 2))})
+data = RLDataSet(made, RLMetaData(["episode_index", "O", "A", "R", "pi_b"]))
+spec = rl_spec(data, policy, ["J_pi_new_IS >= 0"], [0.1], gamma=0.9)
+print(xla_bridge.backends_are_initialized(), spec.primary_objective(spec.model, np.zeros(2), made))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout.split() == ["False", "1.0"], done.stderr
+
+
+def changed(**arrays):
+    made = episodes(12)
+    for name, array in arrays.items():
+        setattr(made[3], name, array(getattr(made[3], name)))
+    return dataset(made)
+
+
+def twelve():
+    return dataset(episodes(12))
+
+
+WRONG = {
+    "behavior zero": (lambda: changed(action_probs=lambda p: p * 0), {}, "episode 3 has 0.0 at step 0"),
+    "behavior nan": (lambda: changed(action_probs=lambda p: p * np.nan), {}, "episode 3 has nan"),
+    "behavior in percent": (
+        lambda: changed(action_probs=lambda p: 100 * p),
+        {},
+        "episode 3 has .* at step 0",
+    ),
+    "lengths": (lambda: changed(rewards=lambda r: r[:-1]), {}, "episode 3 has .* rewards"),
+    "alternate lengths": (
+        lambda: changed(alt_rewards=lambda r: np.r_[r, r]),
+        {},
+        "episode 3 has .* alt_rewards",
+    ),
+    "shapes": (
+        lambda: changed(observations=lambda o: np.c_[o, o]),
+        {},
+        "observations must have the same shape",
+    ),
+    "actions": (lambda: changed(actions=lambda a: a + 4), {}, "actions of this policy are 0 to 3"),
+    "observations": (lambda: changed(observations=lambda o: o - 9), {}, "observations are 0 to 8"),
+    "rewards": (lambda: changed(rewards=lambda r: r * np.nan), {}, "rewards must be finite"),
+    "no episodes": (lambda: dataset([]), {}, "got none"),
+    "alternate reward": (twelve, {"constraints": ["J_pi_new_IS_[3] >= 0"]}, r"\[3\] was asked for.*have 2"),
+    "box": (twelve, {"constraints": ["J_pi_new_US >= 0"]}, "J_pi_new_US is for policies.*J_pi_new_IS"),
+    "table": (
+        twelve,
+        {
+            "model": table_and_policy()[0],
+            "constraints": ["J_pi_new_IS >= 0", "J_pi_new_IS <= 9"],
+            "deltas": [0.1, 0.1],
+        },
+        r"a vector.*\(9, 4\)",
+    ),
+    "gamma": (twelve, {"gamma": None}, "gamma must be.*got None"),
+    "gamma above": (twelve, {"gamma": 1.5}, "gamma must be.*1.5"),
+    "deltas": (twelve, {"deltas": [0.1, 0.1]}, "1 constraints need as many deltas"),
+    "objective": (twelve, {"primary_objective": "DR"}, "'IS', 'PDIS', 'WIS'.*'DR'"),
+    "start": (twelve, {"initial_solution": np.zeros(35)}, r"\(36,\).*\(35,\)"),
+    "start of no numbers": (twelve, {"initial_solution": "zeros"}, "numbers.*'zeros'"),
+    "start not finite": (twelve, {"initial_solution": np.full(36, np.nan)}, "36 not finite"),
+    "batches": (twelve, {"batch_size": 5}, "both batch_size and n_epochs"),
+    "safety batches": (twelve, {"batch_size_safety": 5}, "rows_per_chunk"),
+    "misspelt": (twelve, {"num_iter": 5}, "no argument 'num_iter'.*num_iters"),
+    "gradient": (twelve, {"custom_primary_gradient_fn": len}, "reads none for episodes"),
+    "optimizer": (
+        twelve,
+        {"optimization_technique": "barrier_function", "optimizer": "Powell"},
+        "Powell.*CMA-ES",
+    ),
+    "fraction": (twelve, {"frac_data_in_safety": 1.5}, "frac_data_in_safety.*1.5"),
+    "constraint": (twelve, {"constraints": ["J_pi_new_DR >= 0"]}, "J_pi_new_DR.*J_pi_new_"),
+    "half": (twelve, {"candidate_dataset": dataset()}, "go together"),
+    "data": (lambda: None, {}, "RLDataSet, got NoneType"),
+    "policy": (twelve, {"model": nn.Linear(9, 4)}, "SeldonianPolicy"),
+    "groups": (lambda: dataset(episodes(12), np.eye(2)), {}, "12 episodes, got 2"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_specification_that_does_not_fit_is_refused_before_the_engine_starts(case):
+    data, options, words = WRONG[case]
+    _, policy, _ = table_and_policy()
+    arguments = {
+        "model": policy,
+        "constraints": ["J_pi_new_IS >= 0"],
+        "deltas": [0.1],
+        "gamma": 0.9,
+        **options,
+    }
+    with pytest.raises((SpecError, PolicyError), match=f"(?s){words}"):
+        rl_spec(data(), **arguments)
+
+
+def test_what_goes_wrong_within_the_engine_is_no_trial_that_failed():
+    _, policy, _ = table_and_policy()
+    spec = rl_spec(twelve(), policy, ["J_pi_new_IS >= 0"], [0.1], gamma=0.9, num_iters=2)
+    spec.dataset.episodes[2].actions[:] = 7
+    with pytest.raises(GradbridgeError, match="0 to 3") as caught:
+        SeldonianAlgorithm(spec).run()
+    assert not isinstance(caught.value, (ValueError, ZeroDivisionError))
