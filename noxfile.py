@@ -26,6 +26,7 @@ QUIET = {
     "MPLBACKEND": "Agg",
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
+    "RAY_USAGE_STATS_ENABLED": "0",
     "PYTHONDONTWRITEBYTECODE": "",  # see `install`: what is imported is compiled once, and kept
 }
 # Both cores. A worker takes one half of the tests and then what the other has not begun. By whole files

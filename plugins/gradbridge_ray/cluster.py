@@ -16,6 +16,9 @@ from gradbridge_ray.errors import ClusterError
 #: Of the workers' names in a cluster.
 NAMESPACE = "gradbridge"
 
+# The variable by which Ray's processes are told whether to report how they are used.
+_REPORTS = "RAY_USAGE_STATS_ENABLED"
+
 _lock = threading.Lock()
 _users = 0
 _ours = ""  # the job that started it
@@ -40,7 +43,7 @@ def join(cpus: float) -> bool:
             if os.environ.get("RAY_ADDRESS"):
                 ray.init()
             else:
-                ray.init(address="local", include_dashboard=False, logging_level="ERROR")
+                _start()
                 _ours = session()
         is_ours, has = _ours == session(), total_cpus()
         if is_ours and has < cpus:
@@ -64,6 +67,17 @@ def leave() -> None:
         if not _users and _ours and ray.is_initialized() and session() == _ours:
             ray.shutdown()
             _ours = ""
+
+
+def _start() -> None:
+    """A cluster on this machine, which reports nothing to Ray's makers: nobody who calls us was asked."""
+    unsaid = _REPORTS not in os.environ
+    os.environ.setdefault(_REPORTS, "0")
+    try:
+        ray.init(address="local", include_dashboard=False, logging_level="ERROR")
+    finally:
+        if unsaid:
+            del os.environ[_REPORTS]
 
 
 def session() -> str:
