@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -40,21 +40,25 @@ class Differences:
         # How far a difference is at least from the gradient, relative to both, before anything is said.
         self._far = 0.05 if self._coarse > _FLOAT64 else 0.01
 
-    def apart(self, gradient: Array, in_pieces: bool) -> float | None:
+    def apart(self, gradient: Array, sizes: Sequence[int] | None) -> float | None:
         """How far a gradient (P,) is from how the predictions move, relative.
 
         Args:
             gradient: it.
-            in_pieces: whether to look at pieces of theta by themselves, too.
+            sizes: of pieces of theta that are looked at by themselves, too; any, where they are not its size
+                together; None for none.
 
         Returns:
             None where it is not, or where that cannot be told: a kink, steepness, rounding.
         """
         places = np.arange(self._theta.size)
-        if (found := self._in_most(gradient, places, _MAJORITY)) is not None or not in_pieces:
+        if (found := self._in_most(gradient, places, _MAJORITY)) is not None or sizes is None:
             return found
-        pieces = np.array_split(places, min(_PIECES, places.size or 1))
-        looks = (self._in_most(gradient, piece, 1) for piece in pieces if piece.size < places.size)
+        if sum(sizes) == places.size and len(sizes) <= 4 * _PIECES:
+            pieces = np.split(places, np.cumsum(sizes)[:-1])
+        else:
+            pieces = np.array_split(places, min(_PIECES, places.size or 1))
+        looks = (self._in_most(gradient, piece, 1) for piece in pieces if 0 < piece.size < places.size)
         return next((found for found in looks if found is not None), None)
 
     def favours(self, ours: Array, theirs: Array) -> bool:

@@ -124,7 +124,9 @@ class GradientLook:
     def _found_moving(self, record: Run, cotangent: Array, gradient: Array, is_given: bool) -> str:
         """The same by how the predictions move; only told where the gradient is the framework's own."""
         label = self._adapter.label
-        far = self._differences(record, cotangent).apart(gradient, in_pieces=not is_given)
+        far = self._differences(record, cotangent).apart(
+            gradient, None if is_given else self._framework.sizes()
+        )
         if far is None:
             return ""
         found = (

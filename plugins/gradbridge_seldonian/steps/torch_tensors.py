@@ -20,7 +20,7 @@ class TorchSteps(StepsFramework):
 
     def __init__(self, owner: Any) -> None:
         super().__init__(owner)
-        self._clones: dict[int, tuple[Any, int, Any]] = {}
+        self._clones: dict[int, tuple[Any, Any]] = {}
 
     @contextmanager
     def surroundings(self, noise: int) -> Iterator[None]:
@@ -95,23 +95,26 @@ class TorchSteps(StepsFramework):
         return torch.tensor(cotangent, dtype=predictions.dtype, device=predictions.device)
 
     def state(self) -> Any:
-        """The buffers of a module: copies, which are made anew where they may have changed."""
+        """The buffers of a module, and the parameters that are not trained: copies, made anew where they changed."""
         import torch
 
         native = self.owner.native_model
         if not isinstance(native, torch.nn.Module):
             return None
-        # BatchNorm writes its statistics without counting a version.
-        moves, clones, state = any(m.training for m in native.modules()), {}, []
+        clones: dict[int, tuple[Any, Any]] = {}
+        state = []
         for module in native.modules():
-            for name, buffer in module._buffers.items():
-                if buffer is None:
-                    continue
-                known = self._clones.get(id(buffer))
-                if moves or known is None or known[0] is not buffer or known[1] != _version(buffer):
-                    known = (buffer, _version(buffer), buffer.detach().clone())
-                clones[id(buffer)] = known
-                state.append((module, name, known, moves))
+            frozen = {k: p for k, p in module._parameters.items() if p is not None and not p.requires_grad}
+            for store, tensors in ((module._buffers, module._buffers), (module._parameters, frozen)):
+                for name, tensor in tensors.items():
+                    if tensor is None:
+                        continue
+                    # By the numbers: BatchNorm and `.data` change them without counting a version.
+                    known = self._clones.get(id(tensor))
+                    if known is None or known[0] is not tensor or not _same(tensor, known[1]):
+                        known = (tensor, tensor.detach().clone())
+                    clones[id(tensor)] = known
+                    state.append((store, name, known))
         self._clones = clones
         return state
 
@@ -120,10 +123,10 @@ class TorchSteps(StepsFramework):
         import torch
 
         with torch.no_grad():
-            for module, name, (buffer, version, clone), moves in state or ():
-                module._buffers[name] = buffer
-                if (moves or _version(buffer) != version) and not torch.equal(buffer, clone):
-                    buffer.copy_(clone)
+            for store, name, (tensor, clone) in state or ():
+                store[name] = tensor
+                if not _same(tensor, clone):
+                    tensor.copy_(clone)
 
     def own_gradient(self, run: Callable[[], Any], cotangent: Array) -> Array | None:
         """See the base class."""
@@ -182,22 +185,21 @@ class TorchSteps(StepsFramework):
         )
 
     def snapshot(self) -> Any:
-        """Parameters that are trained, and buffers."""
-        return [t.detach().clone() for t in self._read()]
+        """Parameters that are trained, and the state."""
+        trained = [p.detach().clone() for p in self.owner._trainable_parameters()]
+        return trained, [known[1] for _, _, known in self.state() or ()]
 
     def is_as(self, snapshot: Any) -> bool:
         """By the numbers: `.data` and what shares memory count no versions."""
-        import torch
-
-        present = self._read()
-        return len(present) == len(snapshot) and all(
-            a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-            for a, b in zip(present, snapshot)
+        trained, kept = snapshot
+        parameters = self.owner._trainable_parameters()
+        present = [known[1] for _, _, known in self.state() or ()]
+        return (
+            len(parameters) == len(trained)
+            and len(present) == len(kept)
+            and all(map(_same, parameters, trained))
+            and all(a is b or _same(a, b) for a, b in zip(present, kept))
         )
-
-    def _read(self) -> list[Any]:
-        buffers = getattr(self.owner.native_model, "buffers", tuple)
-        return [*self.owner._trainable_parameters(), *buffers()]
 
     def versions(self) -> tuple[Any, ...]:
         """Those of the parameters, which a graph refers to."""
@@ -211,6 +213,13 @@ def to_numpy(value: Any) -> Array:
         return np.asarray(value)
     tensor = value.detach().cpu()
     return np.asarray(tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two tensors hold the same numbers in the same form."""
+    import torch
+
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def _version(tensor: Any) -> int:
