@@ -468,3 +468,54 @@ def test_a_slip_in_update_model_params_is_no_order_of_its_own():
     ):
         model.initial_solution()
     onp.testing.assert_array_equal(model.get_model_params(), before)
+
+
+class Hybrid(Tutorial):
+    """A line in torch, and a term without it that theta's last number goes into."""
+
+    times = 1.0
+
+    def create_model(self, **kwargs):
+        return nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)).double()
+
+    def update_model_params(self, theta, **kwargs):
+        nn.utils.vector_to_parameters(torch.from_numpy(theta[:4]), self.pytorch_model.parameters())
+        self.rate = theta[4]
+
+    def forward_pass(self, X, **kwargs):
+        self.X = X
+        return self.pytorch_model(torch.tensor(X)) + torch.tensor(onp.tanh(self.rate * X[:, 0]))
+
+    def backward_pass(self, external_grad):
+        slope = self.X[:, 0] * (1 - onp.tanh(self.rate * self.X[:, 0]) ** 2)
+        return onp.append(super().backward_pass(external_grad), self.times * (slope @ external_grad.numpy()))
+
+
+class Whole(Hybrid):
+    """The same with a part that its backward_pass knows of and torch does not."""
+
+    def forward_pass(self, X, **kwargs):
+        self.X = X
+        weight = self.pytorch_model[0].weight.detach().numpy()[0]
+        return super().forward_pass(X) + torch.tensor(onp.sin(X @ weight))
+
+    def backward_pass(self, external_grad):
+        gradient, weight = (
+            super().backward_pass(external_grad),
+            self.pytorch_model[0].weight.detach().numpy()[0],
+        )
+        gradient[:3] += self.X.T @ (external_grad.numpy() * onp.cos(self.X @ weight))
+        return gradient
+
+
+@pytest.mark.parametrize("cls", [Hybrid, Whole])
+def test_what_the_framework_has_not_recorded_is_looked_for_in_the_differences(cls):
+    def value(t):
+        whole = np.sin(X @ t[:3]) if cls is Whole else 0.0
+        return np.mean((X @ t[:3] + t[3] + np.tanh(t[4] * X[:, 0]) + whole - 0.3) ** 2)
+
+    theta = THETA[:5]
+    onp.testing.assert_allclose(descend(cls("cpu"), theta, X), grad(value)(theta + 0.02), rtol=1e-10)
+    for times in (0.0, 3.0):
+        with pytest.raises(AuditError, match="not how its predictions move with theta"):
+            descend(variant(cls, times=times)("cpu"), theta, X)

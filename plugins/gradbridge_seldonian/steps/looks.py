@@ -111,15 +111,16 @@ class GradientLook:
                 f"same external_grad: {at} what {BACKWARD} has gathered before. Clear it in {ZERO} "
                 f"(in torch, self.pytorch_model.zero_grad())"
             )
-        if expected is not None and places is not None and not close(gradient, expected):
-            covers, moved = (
-                np.isin(np.arange(gradient.size), places).all(),
-                self._differences(record, cotangent),
-            )
-            if moved.favours(gradient, expected) or not (covers or moved.favours(expected, gradient)):
-                return ""  # its backward knows of what the framework has not recorded
-            return self._reason(record, cotangent, gradient, expected, blocks, rounding)
-        return self._found_moving(record, cotangent, gradient, is_given=expected is not None)
+        is_given = False
+        if expected is not None and places is not None:
+            covered = np.isin(np.arange(gradient.size), places)
+            expected = np.where(covered, expected, gradient)  # of the rest it knows nothing
+            is_given = close(gradient, expected)
+            # A backward may know of what the framework has not recorded.
+            if not is_given and not self._differences(record, cotangent).favours(gradient, expected):
+                return self._reason(record, cotangent, gradient, expected, blocks, rounding)
+            is_given = is_given and bool(covered.all())
+        return self._found_moving(record, cotangent, gradient, is_given)
 
     def _found_moving(self, record: Run, cotangent: Array, gradient: Array, is_given: bool) -> str:
         """The same by how the predictions move; only told where the gradient is the framework's own."""
