@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from gradbridge.forks import Runtime, has_thread
+from gradbridge.forks import Runtime, has_thread, is_held
 
 
 class JaxRuntime(Runtime):
@@ -13,8 +13,9 @@ class JaxRuntime(Runtime):
     name = "JAX"
 
     def is_started(self) -> bool:
-        # As `jax._src.xla_bridge.backends_are_initialized`, without its lock.
-        return bool(getattr(sys.modules.get("jax._src.xla_bridge"), "_backends", None))
+        # As `jax._src.xla_bridge.backends_are_initialized`, without its lock; whoever holds that is starting them.
+        bridge = sys.modules.get("jax._src.xla_bridge")
+        return bool(getattr(bridge, "_backends", None)) or is_held(getattr(bridge, "_backend_lock", None))
 
     def runs_here(self) -> bool:
         return has_thread("tf_XLAEigen")

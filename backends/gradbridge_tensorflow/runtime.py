@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from gradbridge.forks import Runtime, has_thread
+from gradbridge.forks import Runtime, has_thread, is_held
 
 
 class TensorFlowRuntime(Runtime):
@@ -14,7 +14,10 @@ class TensorFlowRuntime(Runtime):
 
     def is_started(self) -> bool:
         context = getattr(sys.modules.get("tensorflow.python.eager.context"), "_context", None)
-        return bool(getattr(context, "_initialized", False))
+        # Whoever holds the lock is starting it.
+        return bool(getattr(context, "_initialized", False)) or is_held(
+            getattr(context, "_initialize_lock", None)
+        )
 
     def runs_here(self) -> bool:
         return has_thread("tf_Compute")

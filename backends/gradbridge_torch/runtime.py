@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gradbridge import forks
 from gradbridge.forks import Runtime
 
 
@@ -14,6 +15,9 @@ class TorchRuntime(Runtime):
 
     def is_started(self) -> bool:
         return True
+
+    def runs_here(self) -> bool:
+        return "torch" not in forks.inherited
 
     def require(self) -> None:
         """Let PyTorch compute in one thread here, as its own data loaders do in theirs; it refuses nothing."""

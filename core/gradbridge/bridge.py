@@ -13,9 +13,7 @@ from gradbridge.audit.report import AuditReport, Finding
 from gradbridge.call_spec import CallSpec
 from gradbridge.capabilities import Capabilities, capabilities_of
 from gradbridge.choice import find_backend
-from gradbridge.errors import (
-    OptionError,
-)
+from gradbridge.errors import OptionError
 from gradbridge.execution.calling import Calling, numbers
 from gradbridge.execution.chunks import ChunkedAdapter
 from gradbridge.execution.constant_arguments import ConstantArguments
@@ -30,6 +28,7 @@ from gradbridge.option_values import check_options
 from gradbridge.protocol import Adapter, ArraySpec, GuestOptions
 from gradbridge.registry import Registry, default_registry
 from gradbridge.saving import load_params, save_params
+from gradbridge.unread import send_unread
 
 
 class Bridge(Calling):
@@ -105,6 +104,7 @@ class Bridge(Calling):
             str(self._constants or ""),
         )
         self._serve(registry.host(self._host_name), settings)
+        send_unread(type(self), self._adapter.traits.runtime)
 
     @property
     def adapter(self) -> Adapter:

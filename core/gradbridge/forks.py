@@ -4,7 +4,8 @@ A `Runtime` is what a framework starts in a process and a forked child does not 
 child, at what came along, once and before anything runs there; a bridge asks it only in a child.
 
 Locks come along, too, as they were: one that another thread held stays held, by nobody. `fork_safe_lock`
-gives one that is free in a child.
+gives one that is free in a child. What others lock while a module is imported or a framework starts, we cannot
+free: a fork waits until it is over (`undivided`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,20 @@ import sys
 import threading
 import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from gradbridge.errors import ForkError
 
 _THREADS = "/proc/self/task"
+
+_FORKED = (
+    0x40  # of Linux's flags of a process: it was forked, and runs the program of its parent (PF_FORKNOEXEC)
+)
+
+#: How long a fork waits for what is `undivided`, in seconds; that may be waiting for what the fork is to do.
+_PATIENCE = 30.0
 
 
 class Runtime(ABC):
@@ -34,6 +44,8 @@ class Runtime(ABC):
     def __init__(self) -> None:
         #: The process that started it and then forked this one; None where it can be used.
         self.lost_by: int | None = None
+        #: Whether nobody need be asked before it is used: it was started, and here.
+        self.is_settled = False
         _runtimes[type(self)] = self
         if parent is not None and self.is_started() and not self.runs_here():
             self.lost_by = parent  # it came along before there was anybody to look
@@ -64,18 +76,39 @@ class Runtime(ABC):
                 f"docs/experiments.md shows it for seldonian-experiments"
             )
 
+    @contextmanager
+    def settling(self) -> Iterator[None]:
+        """The block may be what starts it; a fork of another thread waits until it has.
+
+        Raises:
+            ForkError: it was started before this process was forked.
+        """
+        self.require()
+        with undivided():
+            self.is_settled = (
+                True  # within the block, and for other threads, which wait for the framework itself
+            )
+            try:
+                yield
+            finally:
+                self.is_settled = self.lost_by is None and self.is_started()
+
     def __reduce__(self) -> tuple[Any, ...]:
         # First in the pickle of a bridge: whoever reads it in a child must not come to the framework's own parts.
         self.require()
         return _required, (type(self),)
 
 
-#: The process that this one was forked from since gradbridge was imported; None for the others.
+#: The process that this one was forked from; None for the others.
 parent: int | None = None
+#: Names of the modules that were imported before this process was forked, or before gradbridge was.
+inherited = frozenset(sys.modules)
 _runtimes: dict[type[Runtime], Runtime] = {}
 _here = os.getpid()
 _renewed: weakref.WeakSet[Any] = weakref.WeakSet()
 _RLock = type(threading.RLock())
+_gate = threading.Condition()
+_inside: list[int] = []  # the threads that are `undivided`
 
 
 def fork_safe_lock() -> Any:
@@ -90,6 +123,20 @@ def renew(owner: Any) -> None:
     _renewed.add(owner)
 
 
+@contextmanager
+def undivided() -> Iterator[None]:
+    """A fork by another thread waits for the end of the block: a child could neither go on with it nor repeat it."""
+    me = threading.get_ident()
+    with _gate:
+        _inside.append(me)
+    try:
+        yield
+    finally:
+        with _gate:
+            _inside.remove(me)
+            _gate.notify_all()
+
+
 def has_thread(name: str) -> bool:
     """Whether this process has a thread of that name, as its system calls it; False where that cannot be seen."""
     try:
@@ -102,35 +149,58 @@ def has_thread(name: str) -> bool:
     return False
 
 
+def is_held(lock: Any) -> bool:
+    """Whether somebody else holds a lock of another package, without waiting for it; False for None."""
+    if lock is None or not lock.acquire(blocking=False):
+        return lock is not None
+    lock.release()
+    return False
+
+
 def _required(kind: type[Runtime]) -> Runtime:
     runtime = _runtimes[kind]
     runtime.require()
     return runtime
 
 
+def _before_fork() -> None:
+    me = threading.get_ident()
+    _gate.acquire()
+    _gate.wait_for(lambda: all(thread == me for thread in _inside), _PATIENCE)
+
+
+def _after_fork() -> None:
+    _gate.release()
+
+
 def _forked() -> None:
-    global parent, _here
-    parent, _here = _here, os.getpid()
+    global parent, inherited, _here, _gate
+    parent, _here, inherited = _here, os.getpid(), frozenset(sys.modules)
+    me, _gate = threading.get_ident(), threading.Condition()
+    _inside[:] = [thread for thread in _inside if thread == me]
     for owner in list(_renewed):
         if not (isinstance(owner, _RLock) and owner._is_owned()):  # type: ignore[attr-defined]
             owner._at_fork_reinit()
     for runtime in _runtimes.values():
+        runtime.is_settled = False
         if runtime.is_started():
             runtime.lost_by = parent
 
 
 def _forker() -> int | None:
-    """The process that forked this one before gradbridge was imported, where multiprocessing knows it."""
+    """The process that forked this one before gradbridge was imported, where the system or multiprocessing knows."""
+    try:
+        with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+            is_forked = bool(int(file.read().rpartition(")")[2].split()[6]) & _FORKED)
+    except (OSError, IndexError, ValueError):
+        is_forked = False  # no Linux
     multiprocessing = sys.modules.get("multiprocessing")
-    if multiprocessing is None or multiprocessing.parent_process() is None:
-        return None
-    method = getattr(multiprocessing.current_process(), "_start_method", None)
-    if (method or multiprocessing.get_start_method(allow_none=True)) != "fork":
-        return None
-    forker: int = multiprocessing.parent_process().pid
-    return forker
+    if not is_forked and multiprocessing is not None and multiprocessing.parent_process() is not None:
+        method = getattr(multiprocessing.current_process(), "_start_method", None)
+        is_forked = (method or multiprocessing.get_start_method(allow_none=True)) in ("fork", "forkserver")
+    return os.getppid() if is_forked else None
 
 
 parent = _forker()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_forked)

@@ -20,7 +20,7 @@ from gradbridge import hookspecs
 from gradbridge.declarations import Backend, Step, fault_of
 from gradbridge.errors import PluginError
 from gradbridge.foreign import foreign_code
-from gradbridge.forks import fork_safe_lock
+from gradbridge.forks import fork_safe_lock, undivided
 from gradbridge.hookspecs import GROUP
 from gradbridge.notices import notice
 from gradbridge.protocol import PROTOCOL_VERSION
@@ -151,7 +151,7 @@ class Plugins:
     def _load_plugins(self) -> None:
         if self._loaded:
             return
-        with self._lock:
+        with undivided(), self._lock:
             if self._pending is None:
                 self._pending = self._found()
             while self._pending:  # a plugin that asks for the others when it is imported goes on here

@@ -23,6 +23,7 @@ from gradbridge.errors import (
     UnknownModelError,
 )
 from gradbridge.foreign import foreign_code
+from gradbridge.forks import undivided
 from gradbridge.halves import GuestHalf, checked_half
 from gradbridge.host import Host
 from gradbridge.notices import notice
@@ -252,13 +253,14 @@ class Registry(Plugins):
         if target is None:
             others = ", ".join(n for n, (b, _) in sorted(self._backends.items()) if getattr(b, role))
             raise UnknownBackendError(f"backend {name!r} is no {role}; these are: {others or 'none'}")
-        self._import_framework(backend)
         said = (
             f"the {role} half of backend {name!r} of package {self._backends[name][1].package!r}, {target},"
         )
         module_name, _, attribute = target.partition(":")
-        with foreign_code(BackendUnavailableError, f"{said} does not import"):
-            half = getattr(importlib.import_module(module_name), attribute)
+        with undivided():
+            self._import_framework(backend)
+            with foreign_code(BackendUnavailableError, f"{said} does not import"):
+                half = getattr(importlib.import_module(module_name), attribute)
         made = checked_half(role, half, said)
         with self._lock:
             return self._halves.setdefault((name, role), made)

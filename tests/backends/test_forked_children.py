@@ -1,5 +1,10 @@
 """What the frameworks do in forked children: they compute, or are refused at once; nothing waits for ever."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
 # Large enough that a framework shares the work out among its threads.
@@ -172,3 +177,147 @@ def test_a_class_of_five_methods_over_torch_computes_in_children_with_several_th
         """,
     )
     assert lines == ["True 4"]
+
+
+# A pool loses a task that its worker cannot read, and waits for it for ever.
+POOLS = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+fork = multiprocessing.get_context("fork")
+def use(task):
+    return grad(lambda p: np.sum(task["f"](p, X)))(task["p"])
+def tell(work):
+    try:
+        print(work())
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+def in_pools(f, p):
+    task = {"f": f, "p": p}
+    use(task)
+    with fork.Pool(1) as pool:
+        tell(lambda: pool.map_async(use, [task]).get(30))
+        tell(lambda: pool.apply_async(len, [[f, f]]).get(30))
+    with ProcessPoolExecutor(1, mp_context=fork) as pool:
+        tell(lambda: pool.submit(use, task).result(30))
+"""
+
+
+@pytest.mark.parametrize("backend", MODELS)
+def test_a_bridge_that_a_pool_of_forked_workers_is_handed_is_refused_where_it_is_used(backend, run_forking):
+    pytest.importorskip(backend)
+    lines = run_forking(SIZES, MODELS[backend], POOLS, "in_pools(bridged(), bridged().params)")
+    refusal = f"ForkError: {NAMES[backend]} was started in process"
+    assert [line[: len(refusal)] for line in lines] == [refusal, "2", refusal]
+
+
+def test_a_keras_model_that_a_pool_of_forked_workers_is_handed_is_refused_where_it_is_used(run_forking):
+    pytest.importorskip("keras")
+    lines = run_forking(
+        POOLS,
+        """
+        import keras
+        X = np.ones((3, 4))
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(1)])
+        f = gb.bridge(model)
+        in_pools(f, f.params)
+        """,
+    )
+    assert [line[:36] for line in lines] == [
+        "ForkError: TensorFlow was started in",
+        "2",
+        "ForkError: TensorFlow was started in",
+    ]
+
+
+# Nobody of ours was there when it was started, nor when the process was forked.
+ALONE = {
+    "jax": "import jax, jax.numpy as jnp\nstart = lambda: jnp.ones((300, 300)) @ jnp.ones(300)",
+    "tensorflow": "import tensorflow as tf\nstart = lambda: tf.linalg.matvec(tf.ones((300, 300)), tf.ones(300))",
+    "torch": "import torch\ntorch.set_num_threads(4)\nstart = lambda: torch.ones(800, 800) @ torch.ones(800, 800)",
+}
+FIRST_IN_THE_CHILD = """
+def child():
+    import numpy as np
+    import gradbridge as gb
+    def line(p, x):
+        return x @ p if not hasattr(x, "numpy") or hasattr(x, "mm") else __import__("tensorflow").linalg.matvec(x, p)
+    try:
+        f = gb.bridge(line, params=np.ones(800), backend=NAME)
+        return str(f(np.ones(800), np.ones((900, 800)))[0])
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+"""
+
+
+@pytest.mark.parametrize("backend", ALONE)
+@pytest.mark.parametrize("way", ["fork", "forkserver"])
+def test_what_was_started_before_gradbridge_was_imported_is_seen_in_the_child(backend, way, tmp_path):
+    pytest.importorskip(backend)
+    folders = [str(tmp_path), str(pathlib.Path(__file__).parents[1]), *filter(None, sys.path)]
+    (tmp_path / "alone.py").write_text(f"NAME = {backend!r}\n{ALONE[backend]}\nstart()\n{FIRST_IN_THE_CHILD}")
+    if way == "fork":
+        program = "from alone import child\nfrom forked import forked\nprint(forked(child))"
+    else:
+        program = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["alone"])
+if __name__ == "__main__":
+    from alone_name import child
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        print(pool.submit(child).result(60))
+"""
+        (tmp_path / "alone_name.py").write_text("def child():\n    import alone\n    return alone.child()\n")
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = "800.0" if backend == "torch" else f"ForkError: {NAMES[backend]} was started in process"
+    assert done.stdout.startswith(expected), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_a_child_that_is_forked_while_another_thread_bridges_for_the_first_time_waits_for_no_import(
+    backend, run_forking
+):
+    pytest.importorskip(backend)
+    lines = run_forking(
+        f"""
+        import sys, threading, time
+        def first():
+            return gb.bridge(lambda p, x: x @ p, params=np.ones(3), backend={backend!r}).params
+        thread = threading.Thread(target=first)
+        thread.start()
+        while {backend!r} not in sys.modules:  # in the middle of its import
+            time.sleep(0.001)
+        print(forked(first))
+        thread.join()
+        """
+    )
+    assert lines == ["[1. 1. 1.]"]
+
+
+def test_a_child_that_is_forked_while_another_thread_starts_jax_does_not_wait_for_it(run_forking):
+    pytest.importorskip("jax")
+    lines = run_forking(
+        SIZES,
+        MODELS["jax"],
+        """
+        import threading, time
+        f = bridged()
+        thread = threading.Thread(target=lambda: slope(f))
+        thread.start()
+        time.sleep(0.001)
+        said = forked(lambda: slope(f))
+        print(said == expected or said.startswith("ForkError: JAX was started in process"))  # whoever came first
+        thread.join()
+        """,
+    )
+    assert lines == ["True"]

@@ -190,3 +190,43 @@ def test_a_child_computes_what_other_threads_of_its_parent_were_in_the_middle_of
         """,
     )
     assert lines == ["True"]
+
+
+def test_a_fork_waits_until_another_thread_has_started_a_framework_and_the_child_is_told(run_forking):
+    lines = run_forking(
+        WAITING,
+        """
+        import time
+        inside, start = threading.Event(), Pool.start
+        def slowly(self):
+            inside.set()
+            time.sleep(0.3)
+            start(self)
+        Pool.start = slowly
+        thread = threading.Thread(target=lambda: slope(f))
+        thread.start()
+        inside.wait()
+        print(forked(lambda: slope(f)), Pool.worker is not None)
+        thread.join()
+        print(str(slope(f)) == expected)
+        """,
+    )
+    assert lines[0].startswith("ForkError: Waiting was started in process")
+    assert lines[0].endswith("True")
+    assert lines[1] == "True"
+
+
+def test_a_thread_that_forks_while_it_starts_a_framework_waits_for_nobody(run_forking):
+    lines = run_forking(
+        WAITING,
+        """
+        start = Pool.start
+        def forking(self):
+            if Pool.worker is None:
+                print(forked(lambda: "done", seconds=5))
+            start(self)
+        Pool.start = forking
+        print(str(slope(f)) == expected, forked(lambda: slope(f))[:9])
+        """,
+    )
+    assert lines == ["done", "True ForkError"]

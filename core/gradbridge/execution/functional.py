@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge import forks
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeError, GuestError
 from gradbridge.execution.programs import LRUCache
@@ -133,8 +132,9 @@ class FunctionalAdapter(TransformingAdapter):
             GradbridgeError: the model failed, or its framework did not survive a fork (`ForkError`). What a
                 framework raises to steer a program around us, and no model explains, goes on as it came.
         """
-        if forks.parent is not None:
-            self._require_runtime()
+        if (runtime := self.traits.runtime) is not None and not runtime.is_settled:
+            with runtime.settling():
+                return self._isolated(step, inputs, noise, record, doing, residuals)
         model = self.source
         try:
             try:
