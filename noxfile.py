@@ -26,6 +26,7 @@ QUIET = {
     "MPLBACKEND": "Agg",
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
+    "RAY_USAGE_STATS_ENABLED": "0",
     "PYTHONDONTWRITEBYTECODE": "",  # see `install`: what is imported is compiled once, and kept
 }
 # Both cores. A worker takes one half of the tests and then what the other has not begun. By whole files
@@ -92,7 +93,8 @@ def tests(session: nox.Session) -> None:
     install(session, "-e", ".[all]", *TESTING, *MODULES, "hatchling", engine=True, compiled=False)
     run_tests(session)
     if not session.posargs:
-        for name in ("tests_bare", "tests_autograd18", *(f"tests_only({name})" for name in ONLY)):
+        only = (f"tests_only({name})" for name in ONLY)
+        for name in ("tests_bare", "tests_autograd18", *only, "tests_ray"):
             session.notify(name)
 
 
@@ -152,6 +154,18 @@ def tests_only(session: nox.Session, framework: str) -> None:
 
 
 @nox.session
+def tests_ray(session: nox.Session) -> None:
+    """Ray with PyTorch and the engine, in one process at a time: the tests start clusters of their own.
+
+    For: rows over the workers of a real cluster of two nodes, which loses workers and nodes; whose cluster it is; the
+    page's code. Elsewhere these tests skip themselves.
+    """
+    install(session, "-e", ".[ray,torch,seldonian]", *TESTING, "pyarrow", engine=True, compiled=False)
+    where = session.posargs or ["tests/ray", "tests/core/test_placed.py"]
+    session.run("pytest", *where, env=QUIET)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """ruff: rules and format."""
     install(session, "ruff")
@@ -169,7 +183,7 @@ def typecheck(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Ratios to the native frameworks, measured in one run."""
-    install(session, "-e", ".[all]", *MODULES, engine=True)
+    install(session, "-e", ".[all,ray]", *MODULES, engine=True)
     session.run("python", "-m", "benchmarks", *session.posargs, env=QUIET)
 
 

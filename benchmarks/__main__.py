@@ -24,6 +24,7 @@ ALL = (
     "memory",
     "lifetimes",
     "engine",
+    "shards",
 )
 
 

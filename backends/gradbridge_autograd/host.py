@@ -20,6 +20,7 @@ from gradbridge.execution import batched
 from gradbridge.execution.evaluation import Evaluation
 from gradbridge.host import Host, Reading
 from gradbridge_autograd import merged
+from gradbridge_autograd import placed as placed  # what it registers
 from gradbridge_autograd.traces import opened, plain
 
 _boxes = Box.types

@@ -14,6 +14,7 @@ import copy
 import copyreg
 import functools
 import inspect
+import re
 import types
 import weakref
 from collections import OrderedDict, defaultdict
@@ -35,8 +36,8 @@ _SHARED = (
 )  # fmt: skip
 _ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 _FRAMEWORKS = ("tensorflow", "jax", "jaxlib", "torch", "numpy")
-# Numbers above may be what `id` gave.
-_ADDRESSES = 1 << 20
+# What `id` gave: numbers above, and digits that a name begins with, as the names of a graph's nodes do.
+_ADDRESSES, _ADDRESS = 1 << 20, re.compile(r"\A\d{7,}")
 # How a model is trained, and what is compiled for that, stays with the original.
 _TRAINING = dict.fromkeys(
     ("train_function", "test_function", "predict_function", "optimizer", "loss", "_compile_loss",
@@ -113,7 +114,7 @@ class _Copier:
         self._memo: dict[int, Any] = {}
         self._fillings: list[Callable[[], None]] = []
         self._hashed: list[Callable[[], None]] = []  # after what is hashed has its attributes
-        self._by_id: list[Any] = []  # sets and dicts of what `id` tells of an object
+        self._by_id: list[Any] = []  # sets and dicts of what `id` gave
 
     def copy(self, holder: Any = None) -> Any:
         # Variables first: what else holds their values gets the new ones.
@@ -127,7 +128,9 @@ class _Copier:
         return twin
 
     def _now(self, key: Any) -> Any:
-        """What `id` gives of the copy, where a key is what it gave of an original."""
+        """What `id` gives of the copy, where a key is, or begins with, what it gave of an original."""
+        if type(key) is str:
+            return _ADDRESS.sub(lambda digits: str(self._now(int(digits[0]))), key)
         return id(self._memo[key]) if type(key) is int and key in self._memo else key
 
     def _rekey(self, container: Any) -> None:
@@ -272,7 +275,7 @@ class _Copier:
             self._hashed.append(fill)
             if issubclass(cls, defaultdict):
                 twin.default_factory = self._of(x.default_factory)
-        if not issubclass(cls, list) and any(type(key) is int and key > _ADDRESSES for key in x):
+        if not issubclass(cls, list) and any(map(_is_by_id, x)):
             self._by_id.append(twin)
         if hasattr(twin, "__dict__"):
             self._fillings.append(lambda: self._fill(twin, x))
@@ -329,11 +332,11 @@ def _is_plain(cls: type) -> bool:
 
 
 def _is_empty(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return True
-    return False
+    return cell == types.CellType()
+
+
+def _is_by_id(key: Any) -> bool:
+    return _ADDRESS.match(key) is not None if type(key) is str else type(key) is int and key > _ADDRESSES
 
 
 def _has_dtype(x: Any) -> bool:

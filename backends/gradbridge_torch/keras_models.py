@@ -49,6 +49,10 @@ class KerasModel(StatelessModel, TensorFunction):
         twin._function = twin._stateless  # bound to this one
         return twin
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Keras would pickle the copy by its config, which may leave its dtype out; it is made anew.
+        return {**self.__dict__, "_kept": None}
+
     def isolate_calls(self) -> bool:
         before, self._isolates, self._kept = self._isolates, True, None
         return not before

@@ -29,6 +29,7 @@ from gradbridge.errors import (
     ParamsShapeError,
 )
 from gradbridge.layout import Array, Float64Vector, ParameterLayout
+from gradbridge.placed import PlacedArray
 
 #: Kinds of dtypes that have derivatives: floating and complex numbers.
 INEXACT = ("f", "c")
@@ -170,16 +171,18 @@ def check_finite(params: Array, layout: ParameterLayout, label: str) -> None:
     )
 
 
-def admit(leaf: Any, index: int, label: str, takes_complex: bool) -> Any:
+def admit(leaf: Any, index: int, label: str, takes_complex: bool, takes_placed: bool = False) -> Any:
     """Bring one untraced input leaf into the form that guests take.
 
     Floating values become NumPy arrays, other arrays stay as they are, and what is no array
-    (Python integers, strings, callables …) goes through untouched.
+    (Python integers, strings, callables …) goes through untouched. An array that lives elsewhere is
+    brought here unless the guest takes it as it is.
 
     Raises:
         InputError: a complex value, and the guest takes none.
     """
-    if type(leaf) is np.ndarray:
+    array: Any
+    if type(leaf) is np.ndarray or (isinstance(leaf, PlacedArray) and takes_placed):
         array = leaf
     elif isinstance(leaf, (bool, int, str, bytes, np.integer, np.bool_)):
         return leaf
@@ -231,13 +234,13 @@ def admit_differentiated(values: Sequence[Any], wrt: tuple[int, ...], call: Any)
             break
     if not wrt or (wrt == (0,) and call.arguments.vectors[0]):
         return values
-    values, label = list(values), call.adapter.label
+    values, label, traits = list(values), call.adapter.label, call.adapter.traits
     first = call.first_input
     for argument in wrt:
         if argument < first:
             continue
         leaf = values[argument] = admit(
-            values[argument], argument - first, label, call.adapter.traits.takes_complex
+            values[argument], argument - first, label, traits.takes_complex, traits.takes_placed
         )
         if not is_inexact(leaf):
             came = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else f"type {type(leaf).__name__}"

@@ -72,6 +72,10 @@ class Bridge(Calling):
         check_options(host=host, mode=mode, seed=seed, noise=noise, check_finite=check_finite, audit=audit)
         check_options(registry=registry)
         refuse_no_shapes(outputs, adapter.label)
+        self._made_with = {
+            "host": host, "mode": mode, "seed": seed, "noise": noise, "check_finite": check_finite, "reuse": reuse,
+            "nondiff": nondiff, "first_input": first_input, "outputs": outputs, "audit": audit, "follows": follows,
+        }  # fmt: skip
         self._precisions, self._follows, self._outputs = Precisions(adapter, follows), follows, outputs
         self._host_name = host
         self._mode, self._seed, self._noise_kind = mode, int(seed) % 2**63, noise
@@ -106,6 +110,10 @@ class Bridge(Calling):
     def adapter(self) -> Adapter:
         """The guest model's adapter, for those who write backends."""
         return self._adapter
+
+    def made_with(self) -> tuple[Adapter, dict[str, Any]]:
+        """The adapter and the options that it was made with: what it takes to make another bridge of the model."""
+        return self._precisions.own.adapter, {**self._made_with, "registry": self._registry}
 
     @property
     def layout(self) -> ParameterLayout:

@@ -10,6 +10,8 @@ from typing import Any
 
 import optree
 
+from gradbridge import trees
+
 
 @dataclass(frozen=True)
 class CallSpec:
@@ -46,9 +48,17 @@ class CallSpec:
         args, kwargs = bound
         return args, kwargs
 
+    def __reduce__(self) -> Any:
+        # As a tree: another process may not have met the classes in it, which optree has to be told of.
+        return _unpickled, (trees.numbered(self.structure), self.noise, self.replay, self.packed)
+
     def replayed(self) -> CallSpec:
         """The same call again, leaving moving state alone."""
         return self if self.replay else replace(self, replay=True)
+
+
+def _unpickled(tree: Any, noise: int, replay: bool, packed: bool) -> CallSpec:
+    return CallSpec(trees.flatten(tree)[1], noise, replay, packed)
 
 
 @lru_cache(maxsize=256)

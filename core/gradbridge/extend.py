@@ -46,6 +46,7 @@ from gradbridge.hookspecs import hookimpl
 from gradbridge.host import Host, Reading
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.options import GuestOptions, floating_name, refuse_params, refuse_unknown_options
+from gradbridge.placed import Piece, PlacedArray
 from gradbridge.protocol import Adapter, ArraySpec, Traits
 from gradbridge.wording import first_line, given, in_short
 
@@ -75,6 +76,8 @@ __all__ = [
     "OptionError",
     "OutputError",
     "ParameterLayout",
+    "Piece",
+    "PlacedArray",
     "Program",
     "Reading",
     "RunAgain",

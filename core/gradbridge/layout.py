@@ -78,6 +78,11 @@ class ParameterLayout:
     def __iter__(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
         return iter(zip(self.names, self.shapes, self.dtypes))
 
+    def __reduce__(self) -> Any:
+        # As a tree: another process may not have met the classes in it, which optree has to be told of.
+        tree = None if self.structure is None else (trees.numbered(self.structure),)
+        return _unpickled, (self.names, self.shapes, self.dtypes, tree)
+
     def ravel(self, tree: Any) -> Float64Vector:
         """Put arrays into one flat vector.
 
@@ -224,6 +229,10 @@ class ParameterLayout:
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
         return "\n".join([*lines, f"{self.size} numbers"])
+
+
+def _unpickled(names: Any, shapes: Any, dtypes: Any, tree: Any) -> ParameterLayout:
+    return ParameterLayout(names, shapes, dtypes, None if tree is None else trees.flatten(tree[0])[1])
 
 
 def _only_scalars(value: Any) -> bool:

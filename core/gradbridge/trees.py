@@ -95,6 +95,11 @@ def unflatten(structure: optree.PyTreeSpec, leaves: Any) -> Any:
     return optree.tree_unflatten(structure, leaves)
 
 
+def numbered(structure: optree.PyTreeSpec) -> Any:
+    """The tree with 0, 1, 2 … for leaves, from which `flatten` makes the structure again, in another process, too."""
+    return unflatten(structure, range(structure.num_leaves))
+
+
 def leaves_like(structure: optree.PyTreeSpec, tree: Any) -> list[Any] | None:
     """The leaves of a tree that is like another one, but for a None in place of some leaves or branches.
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gradbridge_seldonian.steps.base import SupervisedStepsModel
     from gradbridge_seldonian.steps.pytorch import SupervisedPytorchBaseModel
     from gradbridge_seldonian.steps.tensorflow import SupervisedTensorFlowBaseModel
+    from gradbridge_seldonian.workers import over_workers
 
 _HOMES = {
     "SeldonianModel": "model",
@@ -45,6 +46,7 @@ _HOMES = {
     "EngineError": "runs",
     "PolicyError": "reinforcement.distributions",
     "SweptTree": "evaluation.constraints",
+    "over_workers": "workers",
 }
 __all__ = [
     "EngineError",
@@ -59,6 +61,7 @@ __all__ = [
     "SupervisedStepsModel",
     "SupervisedTensorFlowBaseModel",
     "SweptTree",
+    "over_workers",
     "plot_candidate_selection",
     "plot_comparison",
     "rl_spec",

@@ -8,7 +8,7 @@ INSTALL = 'pip install "gradbridge[torch,seldonian]" && pip install --no-deps se
 
 try:
     from seldonian.candidate_selection.candidate_selection import CandidateSelection
-    from seldonian.dataset import CustomDataSet, SupervisedDataSet
+    from seldonian.dataset import CustomDataSet, RLDataSet, SupervisedDataSet
     from seldonian.models import objectives
     from seldonian.models.models import SeldonianModel as EngineModel
     from seldonian.models.models import SupervisedModel
@@ -36,6 +36,7 @@ __all__ = [
     "EngineModel",
     "ParseTree",
     "Policy",
+    "RLDataSet",
     "RLSpec",
     "RL_model",
     "SafetyTest",

@@ -276,7 +276,7 @@ def _mark_satisfied(axes: Any, bounds: np.ndarray, names: Sequence[str]) -> None
     axes.axhspan(low, 0, color=GREEN, alpha=0.12, linewidth=0)
     axes.text(
         0.5, 0.04, "satisfied", color="#00664B", ha="center", transform=axes.transAxes, fontweight="bold",
-        bbox={"facecolor": "#E0F3EE", "edgecolor": "none", "pad": 1.5},
+        bbox={"facecolor": "#E0F3EE", "edgecolor": "none", "pad": 1.5}, zorder=1,  # below the curves
     )  # fmt: skip
     axes.set_ylabel("upper bound\n(≤ 0 is satisfied)")
     axes.set_title("What must hold", loc="left")
@@ -289,7 +289,10 @@ def _mark_chosen(best: int, count: int, panels: Sequence[Any], but: str = "") ->
     side = "right" if best > 0.6 * count else "left"
     text = f"chosen: {best}{but}"
     text = f"{text} " if side == "right" else f" {text}"
-    panels[0].text(best, 0.97, text, ha=side, va="top", transform=panels[0].get_xaxis_transform(), color=GREY)
+    panels[0].text(
+        best, 0.97, text, ha=side, va="top", transform=panels[0].get_xaxis_transform(), color=GREY,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.8},
+    )  # fmt: skip
 
 
 def _wrapped(text: str) -> str:

@@ -76,3 +76,65 @@ def test_models_are_bridged_alike_on_every_backend_of_keras(backend):
         text=True,
     )
     assert run.returncode == 0, run.stdout[-4000:]
+
+
+GRAPHS = """
+import copy, os, pickle, tempfile
+import autograd.numpy as anp, keras, numpy as np
+from autograd import grad
+import gradbridge as gb
+layers = keras.layers
+keras.utils.set_random_seed(0)
+
+@keras.saving.register_keras_serializable("gradbridge_tests")
+class Twice(keras.Model):  # its config leaves out everything
+    def __init__(self, **kwargs):
+        x, dense = keras.Input([3]), layers.Dense(4, "tanh", name="d")
+        super().__init__(x, layers.Dense(1, name="o")(dense(x) + dense(2 * x)))
+
+    def get_config(self):
+        return {}
+
+def within():
+    x, a, b = keras.Input([3]), keras.Input([3]), keras.Input([3])
+    inner = keras.Model(x, layers.Dense(4, "tanh")(x))
+    return keras.Model([a, b], layers.Dense(1)(inner(a) + inner(2 * b)))
+
+X = np.random.default_rng(0).normal(size=(5, 3))
+
+def closed(p, x):
+    def inner(x):
+        return anp.tanh(anp.dot(x, p[:12].reshape(3, 4)) + p[12:16])
+    return anp.dot(inner(x) + inner(2 * x), p[16:20].reshape(4, 1)) + p[20:]
+
+loss = lambda g, x: lambda p: anp.sum(anp.sin(g(p, x)))
+for model, x in ((Twice(), X), (within(), [X, X])):
+    for dtype, atol in ((None, 1e-5), ("float64", 1e-12)):
+        fresh, used = gb.bridge(model, dtype=dtype), gb.bridge(model, dtype=dtype)
+        p = 1.5 * used.params
+        grad(loss(used, x))(p)
+        with tempfile.TemporaryDirectory() as folder:
+            used.model(p).save(folder + "/m.keras")
+            loaded = gb.bridge(keras.saving.load_model(folder + "/m.keras"), dtype=dtype)
+        assert np.allclose(loaded.params, p, atol=1e-6)
+        twins = [loaded, gb.bridge(pickle.loads(pickle.dumps(used.model(p))), dtype=dtype)]
+        for f in (fresh, used):
+            twins += [pickle.loads(pickle.dumps(f)), copy.deepcopy(f), pickle.loads(pickle.dumps(copy.deepcopy(f)))]
+        for f in twins:
+            assert np.allclose(f(p, x), closed(p, X), rtol=0, atol=atol), (model, dtype)
+            assert np.allclose(grad(loss(f, x))(p), grad(loss(closed, X))(p), rtol=0, atol=10 * atol), (model, dtype)
+print("fine")
+"""
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_models_that_are_graphs_are_copied_pickled_and_saved_on_each_backend(backend):
+    pytest.importorskip(backend)
+    run = subprocess.run(
+        [sys.executable, "-c", GRAPHS],
+        env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.stdout.strip().endswith("fine"), run.stderr[-2000:]

@@ -111,3 +111,87 @@ def test_what_a_config_leaves_out_is_in_every_copy():
         expected = 3.0 * (X @ f.params[:6].reshape(3, 2) + f.params[6:])
         np.testing.assert_allclose(f(f.params, X), expected, rtol=rtol)
         np.testing.assert_allclose(f.model(f.params)(X), expected, rtol=rtol)
+
+
+def twice_used():
+    first, second, shared = keras.Input([3]), keras.Input([3]), layers.Dense(3, "tanh")
+    both = layers.Concatenate()([shared(first), shared(shared(second)), first * second])
+    return keras.Model([first, second], layers.Dense(1)(both))
+
+
+def one_within_another():
+    outer, x = keras.Input([3]), keras.Input([3])
+    inner = keras.Model(x, layers.Dense(3, "tanh")(layers.Lambda(lambda t: 2.0 * t + 1.0)(x)))
+    return keras.Model(outer, layers.Dense(1)(inner(inner(outer)) + inner(3.0 * outer)))
+
+
+def the_middle_of_another():
+    x = keras.Input([3])
+    hidden = layers.Dense(4, "tanh")(x)
+    whole = keras.Model(x, layers.Dense(1)(hidden))
+    unused = keras.Input([3])
+    return keras.Model([*whole.inputs, unused], {"hidden": whole.layers[1].output, "sum": hidden + 1.0})
+
+
+@keras.saving.register_keras_serializable("gradbridge_tests")
+def leaky(x, slope=0.25):
+    return keras.ops.where(x > 0, x, slope * x)
+
+
+@keras.saving.register_keras_serializable("gradbridge_tests")
+class Holds(keras.Model):
+    """A functional model as an attribute, called twice."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        x = keras.Input([3])
+        self.part = keras.Model(x, layers.Dense(3, leaky)(x))
+
+    def call(self, x):
+        return self.part(x) + self.part(self.part(x))
+
+
+def subclassed():
+    model = Holds()
+    model(X)
+    return model
+
+
+def outcome(f, p, x):
+    """(outputs, gradient of the sum of their squares)."""
+
+    def loss(p):
+        y = f(p, x)
+        return sum(anp.sum(part**2) for part in (y.values() if isinstance(y, dict) else [y]))
+
+    return keras.tree.flatten(f(p, x)), autograd.grad(loss)(p)
+
+
+def saved(model, path):
+    model.save(path / "model.keras")
+    return keras.saving.load_model(path / "model.keras", safe_mode=False)
+
+
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
+@pytest.mark.parametrize("dtype", [None, "float64"])
+@pytest.mark.parametrize("make", [twice_used, one_within_another, the_middle_of_another, subclassed])
+def test_models_that_are_graphs_are_copied_pickled_and_saved(make, dtype, tmp_path):
+    model = make()
+    x = X if len(getattr(model, "inputs", None) or [X]) == 1 else [X, X[::-1].copy()]
+    fresh, f = gb.bridge(model, dtype=dtype), gb.bridge(model, dtype=dtype)
+    p = 1.5 * f.params
+    values, gradient = outcome(f, p, x)
+    native = f.model(p)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype is None else {"rtol": 1e-10, "atol": 1e-10}
+    for bridge in (fresh, f):
+        for twin in (pickle.loads(pickle.dumps(bridge)), pickle.loads(pickle.dumps(copy.deepcopy(bridge)))):
+            np.testing.assert_array_equal(twin.params, f.params)
+            ys, g = outcome(twin, p, x)
+            np.testing.assert_allclose(g, gradient, **tolerance)
+            for y, value in zip(ys, values, strict=True):
+                np.testing.assert_allclose(y, value, **tolerance)
+    for twin in (saved(native, tmp_path), pickle.loads(pickle.dumps(native)), copy.deepcopy(native)):
+        twin = gb.bridge(twin, dtype=dtype)
+        np.testing.assert_allclose(twin.params, p, rtol=1e-6)
+        for y, value in zip(outcome(twin, twin.params, x)[0], values, strict=True):
+            np.testing.assert_allclose(y, value, rtol=1e-5, atol=1e-5)

@@ -246,3 +246,43 @@ def test_outputs_that_are_zero_but_for_rounding_are_rows_of_their_own(seed):
     _, column = bridges(lambda p, x: 1e-30 * (anp.dot(x, p) - anp.mean(anp.dot(x, p))))
     with pytest.raises(OptionError, match="not independent"):
         column(p, x)
+
+
+def test_a_model_that_keeps_something_of_its_first_rows_is_looked_at_again_when_it_keeps_nothing():
+    torch = pytest.importorskip("torch")
+
+    class Memo(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.linear, self.first = torch.nn.Linear(3, 1), None
+
+        def forward(self, x):
+            y = self.linear(x)
+            if self.first is None:
+                self.first = float(y.detach().mean())
+            return y - self.first  # the same for all later calls, and so for all rows that are looked at
+
+    f = gb.bridge(Memo(), rows_per_chunk=5)
+    with pytest.raises(OptionError, match="the rows of Memo are not independent"):
+        grad(lambda p: anp.sum(f(p, X) ** 2))(f.params)
+
+
+def test_bridges_with_trees_of_dataclasses_are_pickled_for_processes_that_never_met_them(tmp_path):
+    import subprocess
+    import sys
+
+    (tmp_path / "containers.py").write_text(
+        "import dataclasses\n\n@dataclasses.dataclass\nclass Pair:\n    a: object\n    b: object\n\n"
+        "def model(p, x):\n    return p.a * x + p.b\n"
+    )
+    write = (
+        "import containers, pickle, gradbridge as gb, numpy as np\n"
+        "f = gb.bridge(containers.model, params=containers.Pair(np.ones(1), np.zeros(1)), backend='autograd')\n"
+        "open('bridge', 'wb').write(pickle.dumps(f))"
+    )
+    read = "import pickle\nf = pickle.load(open('bridge', 'rb'))\nprint(f([2.0, 1.0], 3.0), f.layout.names)"
+    for code in (write, read):
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout == "[7.] ('a', 'b')\n"

@@ -1,8 +1,5 @@
 """Networks of any framework as policies of the engine: probabilities, draws, densities, and what they refuse."""
 
-import copy
-import pickle
-
 import autograd.numpy as anp
 import numpy as np
 import pytest
@@ -156,45 +153,6 @@ def test_actions_that_do_not_count_up_are_listed():
         assert {policy.choose_action(7.0) for _ in range(50)} == set(actions)
 
 
-def test_it_copies_and_pickles_after_a_gradient_and_holds_numbers_then():
-    policy = SeldonianPolicy(nn.Linear(4, 3), encode=OneHot(4))
-    theta = policy.get_params() + 0.1
-
-    def probability(t):
-        policy.set_new_params(t)  # as the engine does, traced
-        return policy.get_prob_this_action(2, 1) + 0.0 * anp.sum(policy.get_params())
-
-    np.testing.assert_allclose(
-        grad(probability)(theta), differences(probability, theta), rtol=1e-6, atol=1e-9
-    )
-    grad(probability)(theta)
-    np.testing.assert_array_equal(policy.get_params(), theta)
-    for other in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
-        np.testing.assert_array_equal(other.get_params(), theta)
-        assert other.get_prob_this_action(2, 1) == policy.get_prob_this_action(2, 1)
-        other.set_new_params(theta * 2)
-        np.testing.assert_array_equal(policy.get_params(), theta)
-
-
-def test_parameters_set_and_asked_for_inside_a_trace_are_traced():
-    policy = SeldonianPolicy(nn.Linear(1, 2))
-
-    def norm(t):
-        policy.set_new_params(t)
-        return anp.sum(policy.get_params() ** 2)
-
-    np.testing.assert_array_equal(grad(norm)(np.arange(4.0)), 2 * np.arange(4.0))
-
-
-def test_nobody_can_write_into_a_policys_parameters():
-    policy = SeldonianPolicy(nn.Linear(1, 2))
-    theta = np.arange(4.0)
-    policy.set_new_params(theta)
-    theta += 1
-    policy.get_params()[:] = 9
-    np.testing.assert_array_equal(policy.get_params(), np.arange(4.0))
-
-
 def test_encode_may_give_several_inputs():
     class Pair(nn.Module):
         def __init__(self):
@@ -303,7 +261,11 @@ def test_what_does_not_fit_is_refused_with_an_error_that_no_experiment_swallows(
         lambda: Gaussian("learned"),
         lambda: Gaussian([1.0, 2.0], dimensions=3),
         lambda: Gaussian(1.0, dimensions=0),
+        lambda: Softmax(actions=[[1], [2, 3]]),
         lambda: OneHot(0),
+        lambda: OneHot(3, "a"),
+        lambda: OneHot(3, 1.7),
+        lambda: OneHot(3, True),
         lambda: SeldonianPolicy(NET, encode=5),
         lambda: SeldonianPolicy(NET, distribution="softmax"),
         lambda: SeldonianPolicy(gb.bridge(NET), backend="torch"),

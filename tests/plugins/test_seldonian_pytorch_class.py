@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 from seldonian.models.pytorch_model import SupervisedPytorchBaseModel as TheirBase  # noqa: E402
 from torch import nn  # noqa: E402
 
+from gradbridge.errors import NotDifferentiableError  # noqa: E402
 from gradbridge_seldonian import SupervisedPytorchBaseModel as OurBase  # noqa: E402
 from gradbridge_seldonian.steps.base import MissingStepError  # noqa: E402
 
@@ -321,3 +322,23 @@ def test_the_callers_autocast_is_not_the_models():
     expected = model.predict(THETA, X)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         onp.testing.assert_array_equal(model.predict(THETA, X), expected)
+
+
+def test_keyword_arguments_arrive_as_they_are_given():
+    seen = {}
+
+    class Tempered(OurBase):
+        def create_model(self, **kwargs):
+            return net().double()
+
+        def forward_pass(self, X, temperature=1.0, **kwargs):
+            seen.update(kwargs, temperature=temperature)
+            return self.pytorch_model(torch.tensor(X)) / temperature
+
+    model, given = Tempered("cpu"), {"scale": onp.float64(3.0), "k": 3, "on": True, "name": "a"}
+    found = grad(lambda t: np.sum(model.predict(t, X, temperature=2.0, **given)))(THETA)
+    onp.testing.assert_allclose(found, grad(lambda t: np.sum(truth(t) / 2.0))(THETA), rtol=1e-10)
+    assert seen == {"temperature": 2.0, **given}
+    assert [type(seen[k]) for k in ("temperature", *given)] == [float, onp.float64, int, bool, str]
+    with pytest.raises(NotDifferentiableError):
+        grad(lambda s: np.sum(model.predict(THETA, X, temperature=s)))(2.0)

@@ -6,13 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import scipy.stats
-from autograd import grad, hessian, jacobian
+from autograd import grad
 
 pytest.importorskip("seldonian")
 torch = pytest.importorskip("torch")
 from seldonian.dataset import Episode, RLDataSet, RLMetaData  # noqa: E402
 from seldonian.models import objectives as engine_objectives  # noqa: E402
-from seldonian.parse_tree import zhat_funcs  # noqa: E402
 from seldonian.parse_tree.parse_tree import make_parse_trees_from_constraints  # noqa: E402
 from seldonian.RL.Agents.Discrete_Random_Agent import Discrete_Random_Agent  # noqa: E402
 from seldonian.RL.Agents.Policies.Softmax import Softmax as EngineSoftmax  # noqa: E402
@@ -26,13 +25,7 @@ from torch import nn  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
 from gradbridge_seldonian import Gaussian, OneHot, SeldonianPolicy, Softmax, rl_spec  # noqa: E402
-from gradbridge_seldonian.reinforcement.episodes import (  # noqa: E402
-    ESTIMATES,
-    Episodes,
-    Estimate,
-    log_ratios,
-    segment_cumsum,
-)
+from gradbridge_seldonian.reinforcement.estimates import ESTIMATES, Estimate  # noqa: E402
 
 RNG = np.random.default_rng(4)
 KINDS = list(ESTIMATES)
@@ -117,103 +110,6 @@ def run(spec):
     theta = algorithm.run_candidate_selection()
     algorithm.run_safety_test(theta)
     return algorithm.cs_result["g_vals"], theta, [tree.root.upper for tree in algorithm.st_result.values()]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_estimates_and_their_gradients_are_the_engines(kind):
-    table, policy, preferences = table_and_policy()
-    made = episodes()
-    theirs, ours = getattr(engine_objectives, f"{kind}_estimate"), Estimate(kind)
-    models = [RL_model(p, {"gamma": 0.8}) for p in (table, policy)]
-    expected = theirs(models[0], preferences, made)
-    slope = grad(lambda t: theirs(models[0], t, made))(preferences).T.ravel()
-    theta = preferences.T.ravel()
-    for estimate in (ours, theirs):  # the engine's own loops over a bridged policy are right, too
-        np.testing.assert_allclose(estimate(models[1], theta, made), expected, rtol=1e-12)
-        found = grad(lambda t, estimate=estimate: estimate(models[1], t, made))(theta)
-        np.testing.assert_allclose(found, slope, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(ours(models[0], preferences, made), expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_samples_of_a_constraint_are_the_engines(kind):
-    table, policy, preferences = table_and_policy()
-    made = episodes()
-    returns = Episodes(made).returns(0.7, alt=2)
-    np.testing.assert_allclose(
-        returns, [e.alt_rewards[:, 1] @ 0.7 ** np.arange(len(e.rewards)) for e in made], rtol=1e-12
-    )
-    model = RL_model(policy, {"gamma": 0.7})
-    joined = Episodes(made)
-    ratios = log_ratios(model, preferences.T.ravel(), joined)
-    vector = zhat_funcs.measure_function_vector_mapper[f"J_pi_new_{kind}"]
-    of_engine = vector(RL_model(table, {"gamma": 0.7}), preferences, made, joined.returns(0.7))
-    np.testing.assert_allclose(ESTIMATES[kind](ratios, joined, 0.7), of_engine, rtol=1e-12)
-    if kind != "PDIS":  # where the engine takes the primary reward, whichever was asked for
-        of_engine = vector(RL_model(table, {"gamma": 0.7}), preferences, made, returns)
-        np.testing.assert_allclose(ESTIMATES[kind](ratios, joined, 0.7, 2), of_engine, rtol=1e-12)
-
-
-def test_pdis_of_an_alternate_reward_is_of_that_reward():
-    _, policy, preferences = table_and_policy()
-    made, theta = episodes(), preferences.T.ravel()
-    spec = rl_spec(dataset(made), policy, ["J_pi_new_PDIS_[2] >= -9.0"], [0.1], gamma=0.9)
-    tree, model = spec.parse_trees[0], spec.model
-    data = dataset(made)
-    tree.evaluate_constraint(
-        theta=theta,
-        tree_dataset_dict={"all": data},
-        model=model,
-        regime="reinforcement_learning",
-        branch="safety_test",
-        sub_regime="all",
-    )
-    expected = []
-    for e in made:
-        ratios = policy.get_probs_from_observations_and_actions(e.observations, e.actions) / e.action_probs
-        expected.append(np.sum(np.cumprod(ratios) * 0.9 ** np.arange(len(e.rewards)) * e.alt_rewards[:, 1]))
-    np.testing.assert_allclose(tree.root.value, -9.0 - np.mean(expected), rtol=1e-12)
-
-
-def test_long_episodes_do_not_overflow_on_the_way():
-    # Ratios of 2 and then of 1/2: partial products reach 2^1500, the whole is 1.
-    length = 3000
-    actions = np.r_[np.zeros(length // 2, int), np.ones(length // 2, int)]
-    probs = np.where(actions == 0, 0.4, 0.4)
-    policy = SeldonianPolicy(nn.Linear(1, 3, bias=False))
-    theta = np.log([0.8, 0.2, 1e-9])
-    made = [Episode(np.ones((length, 1)), actions, np.r_[1.0, np.zeros(length - 1)], probs)] * 2
-    model = RL_model(policy, {"gamma": 1.0})
-    np.testing.assert_allclose(Estimate("IS")(model, theta, made), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(Estimate("WIS")(model, theta, made), 1.0, rtol=1e-12)
-    assert np.isfinite(grad(lambda t: Estimate("WIS")(model, t, made))(theta)).all()
-
-
-@pytest.mark.parametrize("lengths", [[3, 0, 1, 5], [2] * 9, [40], [0, 0]])
-def test_running_sums_of_segments_and_their_derivatives_of_two_orders(lengths):
-    lengths = np.array(lengths)
-    x, start = RNG.normal(size=lengths.sum()), np.cumsum(lengths) - lengths
-    for backwards in (False, True):
-        order = slice(None, None, -1 if backwards else 1)
-        parts = [np.cumsum(x[a : a + n][order])[order] for a, n in zip(start, lengths)]
-        np.testing.assert_allclose(
-            segment_cumsum(x, lengths, backwards), np.concatenate(parts), rtol=1e-13, atol=1e-14
-        )
-    if len(x):
-        matrix = jacobian(lambda v: segment_cumsum(v, lengths))(x)
-        np.testing.assert_allclose(matrix @ x, segment_cumsum(x, lengths), rtol=1e-12, atol=1e-13)
-        squares = hessian(lambda v: (segment_cumsum(v, lengths) ** 2).sum())(x)
-        np.testing.assert_allclose(squares, 2 * matrix.T @ matrix, rtol=1e-12, atol=1e-13)
-
-
-def test_episodes_without_steps_count_as_returns_of_zero():
-    _, policy, preferences = table_and_policy()
-    made = episodes(4)
-    model, theta = RL_model(policy, {"gamma": 0.9}), preferences.T.ravel()
-    empty = Episode([], [], [], [])
-    for kind in ("IS", "PDIS"):
-        alone = Estimate(kind)(model, theta, made)
-        np.testing.assert_allclose(Estimate(kind)(model, theta, [*made, empty]), alone * 4 / 5, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)

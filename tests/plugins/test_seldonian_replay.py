@@ -199,3 +199,64 @@ def test_a_class_for_the_present_engine_needs_its_import_changed_and_nothing_els
         algorithm.run()
         solutions.append(algorithm.cs_result["candidate_solution"])
     onp.testing.assert_allclose(solutions[0], solutions[1][::-1], rtol=1e-9)
+
+
+class Bent(SupervisedPytorchBaseModel):
+    """A hidden layer, and a frozen scale behind it."""
+
+    def create_model(self, activation=nn.Tanh, **kwargs):
+        torch.manual_seed(0)
+        out = nn.Linear(3, 1, bias=False).requires_grad_(False)
+        return nn.Sequential(nn.Linear(2, 3), activation(), out, nn.Flatten(0)).double()
+
+
+class BentAnew(Bent):
+    """Computes everything again in backward_pass."""
+
+    def forward_pass(self, X, **kwargs):
+        self.X = torch.tensor(X)
+        return self.pytorch_model(self.X)
+
+    def backward_pass(self, external_grad):
+        again = self.pytorch_model(self.X)
+        trained = [p for p in self.pytorch_model.parameters() if p.requires_grad]
+        return torch.cat([g.ravel() for g in torch.autograd.grad(again, trained, external_grad)])
+
+
+def _scaled(model, layer):
+    model.pytorch_model[layer].weight.data.mul_(3.0)
+
+
+def _replaced(model, layer):
+    weight = model.pytorch_model[layer].weight
+    weight.data = torch.ones_like(weight)
+
+
+def _through_numpy(model, layer):
+    model.pytorch_model[layer].weight.detach().numpy()[:] = 2.0
+
+
+def _exchanged(model, layer):
+    model.pytorch_model = type(model)("cpu", activation=nn.Sigmoid).pytorch_model
+
+
+def _exchanged_and_used(model, layer):
+    _exchanged(model, layer)
+    model.predict(onp.ones(9), X)
+
+
+@pytest.mark.parametrize("cls", [Bent, BentAnew])
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("change", [_scaled, _replaced, _through_numpy, _exchanged, _exchanged_and_used])
+def test_a_gradient_is_that_of_its_value_whatever_is_done_to_the_model_in_between(cls, layer, change):
+    model, theta = cls("cpu"), onp.linspace(-1.0, 1.0, 9)
+    scale = model.pytorch_model[2].weight.detach().numpy()[0].copy()
+    truth = lambda t: np.sum((np.tanh(X @ t[:6].reshape(3, 2).T + t[6:]) @ scale) ** 2)
+    for i in range(3):  # after those that are looked at
+        grad(loss(model))(theta + 0.1 * i)
+    pull, _ = make_vjp(loss(model))(theta)
+    change(model, layer)
+    left = model.pytorch_model, model.pytorch_model[2].weight.detach().clone()
+    onp.testing.assert_allclose(pull(1.0), grad(truth)(theta), rtol=1e-10)
+    assert model.pytorch_model is left[0]
+    assert torch.equal(model.pytorch_model[2].weight, left[1])

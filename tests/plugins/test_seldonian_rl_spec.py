@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 from seldonian.dataset import Episode, RLDataSet, RLMetaData
 from seldonian.RL.Agents.Policies.Softmax import Softmax as EngineSoftmax
 from seldonian.RL.environments.gridworld import Gridworld
+from seldonian.RL.RL_model import RL_model
 from seldonian.seldonian_algorithm import SeldonianAlgorithm
 from torch import nn
 
@@ -37,8 +38,8 @@ def episodes(count=30, longest=12, seed=0):
     return made
 
 
-def dataset(made=None, groups=None):
-    meta = RLMetaData(COLUMNS, [] if groups is None else ["M", "F"])
+def dataset(made=None, groups=None, names=("M", "F")):
+    meta = RLMetaData(COLUMNS, [] if groups is None else list(names))
     return RLDataSet(episodes() if made is None else made, meta, [] if groups is None else groups)
 
 
@@ -146,7 +147,101 @@ WRONG = {
     "data": (lambda: None, {}, "RLDataSet, got NoneType"),
     "policy": (twelve, {"model": nn.Linear(9, 4)}, "SeldonianPolicy"),
     "groups": (lambda: dataset(episodes(12), np.eye(2)), {}, "12 episodes, got 2"),
+    "gamma a word": (twelve, {"gamma": "0.9"}, "gamma must be.*'0.9'"),
+    "gamma a flag": (twelve, {"gamma": True}, "gamma must be.*True"),
+    "gamma listed": (twelve, {"gamma": [0.9]}, "gamma must be"),
+    "gamma of the model": (
+        twelve,
+        {"gamma": None, "model": RL_model(table_and_policy()[1], {"gamma": "0.9"})},
+        "gamma must be.*'0.9'",
+    ),
+    "rewards of objects": (
+        lambda: changed(rewards=lambda r: r.astype(object)),
+        {},
+        "rewards must be real.*object",
+    ),
+    "rewards that are missing": (
+        lambda: changed(rewards=lambda r: np.full(r.shape, None)),
+        {},
+        "rewards must be real",
+    ),
+    "rewards in words": (lambda: changed(rewards=lambda r: r.astype(str)), {}, "rewards must be real"),
+    "complex rewards": (lambda: changed(rewards=lambda r: r + 0j), {}, "rewards must be real.*complex"),
+    "complex alternates": (
+        lambda: changed(alt_rewards=lambda r: r + 0j),
+        {},
+        "alt_rewards must be real.*complex",
+    ),
+    "columns of rewards": (
+        lambda: dataset(
+            [Episode(e.observations, e.actions, e.rewards[:, None], e.action_probs) for e in episodes(12)]
+        ),
+        {},
+        "rewards must be real",
+    ),
+    "another statistic": (twelve, {"constraints": ["PR >= 0.5"]}, "statistic of reinforcement learning"),
+    "part of a name": (twelve, {"constraints": ["J_pi_new >= 0.5"]}, "did you mean 'J_pi_new_(IS|WIS|PDIS)'"),
+    "an additional number": (
+        twelve,
+        {"additional_datasets": {"J_pi_new_IS >= 0": {"J_pi_new_IS": 3}}},
+        "dictionary with 'dataset'.*got 3",
+    ),
+    "few additional episodes": (
+        twelve,
+        {"additional_datasets": {"J_pi_new_IS >= 0": {"J_pi_new_IS": {"dataset": dataset(episodes(6))}}}},
+        "J_pi_new_IS looks at 2 of the 2 episodes of the candidate data",
+    ),
+    "one episode": (
+        lambda: dataset(episodes(1)),
+        {},
+        "J_pi_new_IS >= 0.*0 of the 0 episodes of the candidate data",
+    ),
+    "a small batch": (
+        twelve,
+        {"batch_size": 4, "n_epochs": 1},
+        "4 of the 4 episodes of the candidate data's batch 0",
+    ),
 }
+OF_M = {"constraints": ["(J_pi_new_IS | [M]) >= 0"]}
+
+
+def in_group(*chosen):
+    """Thirty episodes, of which these are in the group."""
+    return dataset(groups=np.isin(np.arange(30)[:, None], chosen).astype(float) * [1, 0])
+
+
+WRONG.update(
+    {
+        "groups listed": (
+            lambda: dataset(groups=np.ones((30, 2)).tolist()),
+            OF_M,
+            r"array of shape \(30, 2\).*got list",
+        ),
+        "groups of one axis": (lambda: dataset(groups=np.ones(30)), OF_M, r"\(30, 2\).*got shape \(30,\)"),
+        "groups without a column": (lambda: dataset(groups=np.ones((30, 1))), OF_M, r"got shape \(30, 1\)"),
+        "groups by halves": (
+            lambda: dataset(groups=np.full((30, 2), 0.5)),
+            OF_M,
+            r"J_pi_new_IS \| \[M\] looks at 0 of the 12 episodes of the candidate data .*a 1 in the column",
+        ),
+        "a small group": (
+            lambda: in_group(0, 1, 2, 3, *range(12, 30)),
+            OF_M,
+            "4 of the 12 episodes of the candidate",
+        ),
+        "a small group kept": (
+            lambda: in_group(*range(12), 20),
+            OF_M,
+            "1 of the 18 episodes of the safety data",
+        ),
+        "nobody kept": (lambda: in_group(*range(12)), OF_M, "0 of the 18 episodes of the safety data"),
+        "few of a group in a batch": (
+            lambda: in_group(*range(0, 30, 2)),
+            {**OF_M, "batch_size": 6, "n_epochs": 1},
+            "3 of the 6 episodes of the candidate data's batch 0",
+        ),
+    }
+)
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -171,3 +266,54 @@ def test_what_goes_wrong_within_the_engine_is_no_trial_that_failed():
     with pytest.raises(GradbridgeError, match="0 to 3") as caught:
         SeldonianAlgorithm(spec).run()
     assert not isinstance(caught.value, (ValueError, ZeroDivisionError))
+
+
+def test_groups_that_are_large_enough_are_taken():
+    _, policy, _ = table_and_policy()
+    spec = rl_spec(in_group(*range(5, 20)), policy, OF_M["constraints"], [0.1], gamma=0.9, num_iters=2)
+    _, theta = SeldonianAlgorithm(spec).run()
+    assert len(theta) == 36
+
+
+@pytest.mark.parametrize("objective", ["PDIS", "of the user"])
+@pytest.mark.parametrize("limit", [-9, 900])
+def test_the_same_lines_twice_give_the_same_and_leave_the_policy_where_it_was(objective, limit):
+    _, policy, preferences = table_and_policy()
+
+    def first_episodes_weight(model, theta, episodes, **kwargs):
+        e = episodes[0]
+        return model.get_probs_from_observations_and_actions(theta, e.observations, e.actions, None).sum()
+
+    found = []
+    for _ in range(2):
+        spec = rl_spec(
+            dataset(),
+            policy,
+            [f"J_pi_new_IS >= {limit}"],
+            [0.1],
+            gamma=0.9,
+            num_iters=3,
+            primary_objective=objective if objective == "PDIS" else first_episodes_weight,
+        )
+        algorithm = SeldonianAlgorithm(spec)
+        algorithm.run()
+        found.append(algorithm.cs_result["f_vals"])
+        np.testing.assert_array_equal(policy.get_params(), preferences.T.ravel())
+    np.testing.assert_array_equal(*found)
+
+
+def test_an_objective_that_fails_leaves_a_policy_that_plays_and_is_taken_again():
+    _, policy, preferences = table_and_policy()
+
+    def fails(model, theta, episodes, **kwargs):
+        e = episodes[0]
+        probs = model.get_probs_from_observations_and_actions(theta, e.observations, e.actions, None)
+        return probs.sum() * {}["weight"]
+
+    spec = rl_spec(
+        twelve(), policy, ["J_pi_new_IS >= 0"], [0.1], gamma=0.9, num_iters=2, primary_objective=fails
+    )
+    with pytest.raises(KeyError):
+        SeldonianAlgorithm(spec).run()
+    np.testing.assert_array_equal(policy.get_params(), preferences.T.ravel())
+    assert type(policy.get_prob_this_action(2, 1)) is float

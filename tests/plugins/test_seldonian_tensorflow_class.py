@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import threading
+import warnings
 
 import autograd.numpy as np
 import numpy as onp
@@ -21,6 +22,7 @@ from seldonian.utils.tutorial_utils import make_synthetic_regression_dataset  # 
 from gradbridge.errors import (  # noqa: E402
     AuditError,
     GradbridgeWarning,
+    GuestError,
     HigherOrderError,
     NotDifferentiableError,
     OutputError,
@@ -369,3 +371,94 @@ def test_a_forked_child_is_told_at_once_that_tensorflow_did_not_come_along(run_f
         """,
     )
     assert lines[0].startswith("ForkError: TensorFlow was started in process")
+
+
+class Anew(Net):
+    """Computes everything again on a tape of its own, in backward_pass."""
+
+    change = staticmethod(lambda parts: parts)
+
+    def forward_pass(self, X, **kwargs):
+        self.X = tf.convert_to_tensor(X)
+        return self.tensorflow_model(self.X)
+
+    def backward_pass(self, v):
+        with tf.GradientTape() as tape:
+            again = self.tensorflow_model(self.X)
+        parts = tape.gradient(again, self.tensorflow_model.trainable_weights, output_gradients=v)
+        return onp.concatenate([x.numpy().ravel() for x in self.change(parts)])
+
+
+def _assigned(model):
+    model.tensorflow_model.layers[0].kernel.assign(onp.ones((3, 2)))
+
+
+def _shared(model):
+    other = Anew()
+    other.tensorflow_model = model.tensorflow_model
+    other.predict(4 * THETA, X)
+
+
+def _exchanged(model):
+    model.tensorflow_model = Anew(hidden=5).tensorflow_model
+
+
+@pytest.mark.parametrize("change", [_assigned, _shared, _exchanged])
+def test_a_gradient_is_that_of_its_value_whatever_is_done_to_the_model_in_between(change):
+    model, square = Anew(), lambda f: lambda t: np.sum(f(t, X) ** 2)
+    for i in range(3):  # after those that are looked at
+        grad(square(model.predict))(THETA + 0.1 * i)
+    pull, _ = make_vjp(square(model.predict))(THETA)
+    change(model)
+    onp.testing.assert_allclose(pull(1.0), grad(square(truth))(THETA), rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_backward_pass_that_leaves_out_a_parameter_or_scales_is_refused(dtype):
+    f = lambda model: lambda t: np.sum(model.predict(t, X) ** 2)
+    grad(f(Anew(dtype=dtype)))(THETA)
+    for place in range(4):
+        drop = lambda parts, place=place: [0 * p if i == place else p for i, p in enumerate(parts)]
+        with pytest.raises(AuditError, match="leaves out theta.*1 of 4 parameters"):
+            grad(f(type("Drops", (Anew,), {"change": staticmethod(drop)})(dtype=dtype)))(THETA)
+    scales = staticmethod(lambda parts: [1.02 * p for p in parts])
+    with pytest.raises(AuditError, match="it is 1.02 times as large"):
+        grad(f(type("Scales", (Anew,), {"change": scales})(dtype=dtype)))(THETA)
+
+
+def _stopped(self, X, **kwargs):
+    with tf.GradientTape(persistent=True) as self.tape:
+        hidden, out = self.tensorflow_model.layers[:2]
+        return tf.squeeze(out(tf.stop_gradient(hidden(X))), -1)
+
+
+def _zeros_where_none(self, v):
+    weights = self.tensorflow_model.trainable_weights
+    parts = self.tape.gradient(self.predictions, weights, output_gradients=v)
+    parts = [onp.zeros(w.shape) if x is None else x.numpy() for w, x in zip(weights, parts)]
+    return onp.concatenate([x.ravel() for x in parts])
+
+
+@pytest.mark.parametrize("more", [{}, {"backward_pass": _zeros_where_none}])
+def test_what_is_stopped_on_the_way_is_told_once_whoever_writes_backward_pass(more):
+    def descend(model):
+        for i in range(3):
+            grad(lambda t: np.sum(model.predict(t, X) ** 2))(THETA + 0.1 * i)
+
+    model = variant(forward_pass=_stopped, **more)()
+    with pytest.warns(GradbridgeWarning, match="held constant") as told:
+        descend(model)
+    assert sum(issubclass(w.category, GradbridgeWarning) for w in told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GradbridgeWarning)
+        descend(copy.deepcopy(model))
+
+
+def test_a_failure_in_create_model_is_named():
+    def create_model(self, **kwargs):
+        model = tf.keras.Sequential([layers.Input((3,)), layers.Dense(1)])
+        model.build((7,))
+        return model
+
+    with pytest.raises(GuestError, match="create_model of Variant failed: ValueError"):
+        variant(create_model=create_model)()

@@ -13,6 +13,7 @@ from gradbridge.derivatives.points import EvaluationPoint
 from gradbridge.errors import DerivativeError, GradbridgeError, GuestError, NotDifferentiableError
 from gradbridge.execution.evaluation import Evaluation
 from gradbridge.layout import Array
+from gradbridge.placed import PlacedArray, dtype_of
 
 
 class JacobianProblem:
@@ -154,7 +155,7 @@ class JacobianProblem:
         return np.empty((self.total, *self.point.shape(argument)), self.dtype)
 
     def _refuse_complex(self) -> None:
-        kinds = {np.asarray(self.point.values[i]).dtype.kind for i in self.wrt}
+        kinds = {dtype_of(self.point.values[i]).kind for i in self.wrt}
         if "c" in kinds or any(y.dtype.kind == "c" for y in self.evaluation.outputs):
             raise NotDifferentiableError(
                 f"the Jacobian of {self.point.label} was asked for, and complex numbers are among its outputs or the "
@@ -181,7 +182,7 @@ class JacobianProblem:
 
 def may_have_rows(leaf: Any) -> bool:
     """Whether the first axis of an argument may be rows."""
-    return type(leaf) is np.ndarray and leaf.ndim > 0
+    return (type(leaf) is np.ndarray and leaf.ndim > 0) or (type(leaf) is PlacedArray and leaf.has_rows)
 
 
 def unit_arrays(

@@ -172,7 +172,8 @@ class Calling(Derivatives):
             return borders.as_array(value, f"params of {adapter.label}")
         if is_traced:
             return value  # looked at when it is known that it is differentiated
-        return borders.admit(value, index - first, adapter.label, adapter.traits.takes_complex)
+        traits = adapter.traits
+        return borders.admit(value, index - first, adapter.label, traits.takes_complex, traits.takes_placed)
 
     def _check_weights(self, values: Sequence[Any], count: int) -> np.dtype[Any]:
         """Refuse weights that do not fit the layout. Returns the host's dtype."""

@@ -10,6 +10,7 @@ import numpy as np
 from gradbridge.admission import plain_array
 from gradbridge.errors import CotangentMismatchError, NotDifferentiableError
 from gradbridge.layout import Array
+from gradbridge.placed import dtype_of
 
 
 def cotangents_to_guest(cotangents: Sequence[Any], outputs: Sequence[Array], label: str) -> Sequence[Array]:
@@ -95,23 +96,23 @@ def tangents_to_guest(
     arrays = []
     for position, tangent in zip(wrt, tangents):
         array = _numbers(tangent, f"the tangent of argument {position} of {label}")
-        argument = np.asarray(arguments[position])
+        shape, dtype = np.shape(arguments[position]), dtype_of(arguments[position])
         if array is None:
-            is_flat = np.ndim(argument) == 1 and not position
+            is_flat = len(shape) == 1 and not position
             flat = "; for a tree of params, f.layout.ravel(tree)" if is_flat else ""
             raise CotangentMismatchError(
                 f"the tangent of argument {position} of {label} must be an array of numbers like it, "
-                f"{argument.shape}, got a {type(tangent).__name__}{flat}"
+                f"{shape}, got a {type(tangent).__name__}{flat}"
             )
-        is_complex = argument.dtype.kind == "c"
-        if array.shape != argument.shape or array.dtype.kind not in ("fiubc" if is_complex else "fiub"):
+        is_complex = dtype.kind == "c"
+        if array.shape != shape or array.dtype.kind not in ("fiubc" if is_complex else "fiub"):
             numbers = "" if is_complex else "be real and "
             raise CotangentMismatchError(
-                f"the tangent of argument {position} of {label} must {numbers}have its shape {argument.shape}, "
+                f"the tangent of argument {position} of {label} must {numbers}have its shape {shape}, "
                 f"got {array.shape} of dtype {array.dtype}"
             )
         if is_complex:
-            arrays.append(array if array.dtype.kind == "c" else array.astype(argument.dtype))
+            arrays.append(array if array.dtype.kind == "c" else array.astype(dtype))
         else:
             arrays.append(array if array.dtype.kind == "f" else array.astype(np.float64))
     return arrays

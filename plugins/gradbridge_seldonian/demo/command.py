@@ -57,7 +57,13 @@ class _StoryName(click.Choice[str]):
 @click.option(
     "--quick", is_flag=True, help="A tenth of the iterations: to see that it runs, not what it finds."
 )
-def demo(out: pathlib.Path, only: str | None, backend: str | None, quick: bool) -> None:
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The fairness story's rows over N workers of a Ray cluster.",
+)
+def demo(out: pathlib.Path, only: str | None, backend: str | None, quick: bool, workers: int | None) -> None:
     """Train models under behavioral constraints with the real Seldonian Engine."""
     console = Console()
     registry = gradbridge.default_registry()
@@ -74,7 +80,7 @@ def demo(out: pathlib.Path, only: str | None, backend: str | None, quick: bool) 
         console.print(
             "--quick: real data get a tenth of the iterations, to see that it runs, not what it finds"
         )
-    options = {"build": functools.partial(gradbridge.build, backend=name), "quick": quick}
+    options = {"build": functools.partial(gradbridge.build, backend=name), "quick": quick, "workers": workers}
     told = [_tell(console, story, options, out) for story in names]
     if not any(story is not None for story in told):
         sys.exit(1)

@@ -9,6 +9,7 @@ import numpy as np
 
 from gradbridge.errors import OptionError
 from gradbridge_seldonian.demo.story import FREE, LeftOut, Outcome, Setting, Story, both, forwards, run
+from gradbridge_seldonian.demo.workers import shared_out
 from gradbridge_seldonian.engine import SeldonianAlgorithm
 from gradbridge_seldonian.model import SeldonianModel
 from gradbridge_seldonian.pictures import plot_candidate_selection, plot_comparison
@@ -218,7 +219,11 @@ def fairness(setting: Setting) -> Story:
     def model() -> SeldonianModel:
         return SeldonianModel(setting.build("linear", features=9, activation="sigmoid"))
 
-    outcomes, safety = both(model, make_spec, setting.tick)
+    if setting.workers is None:
+        outcomes, safety = both(model, make_spec, setting.tick)
+        over, is_good = list[str](), True
+    else:
+        outcomes, safety, over, is_good = shared_out(model, make_spec, setting)
 
     def missed(outcome: Outcome) -> float:
         first, second = ((safety.sensitive_attrs[:, i] == 1) & (safety.labels == 1) for i in (0, 1))
@@ -249,7 +254,8 @@ def fairness(setting: Setting) -> Story:
             ("guest forwards per iteration", forwards),
         ],
         f"{n} safety rows",
-        [why],
+        [why, *over],
+        is_good=is_good,
     )
     _draw_selection(story, LOSS)
     _draw_comparison(

@@ -30,11 +30,13 @@ class Setting:
         build: `gradbridge.build` with the backend filled in.
         tick: to be called once an iteration.
         quick: whether a tenth of the iterations will do.
+        workers: over how many workers of a Ray cluster rows are computed, where a story can; None in this process.
     """
 
     build: Callable[..., Any]
     tick: Tick
     quick: bool = False
+    workers: int | None = None
 
 
 @dataclass

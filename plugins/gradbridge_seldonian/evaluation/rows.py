@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge import Bridge
 from gradbridge.call_spec import CallSpec
 from gradbridge.derivatives.independence import seem_independent
 from gradbridge.errors import GradbridgeError
 from gradbridge.layout import Array
+from gradbridge.protocol import Adapter
 from gradbridge_seldonian.model import SeldonianModel
 
 #: What `supervised_spec` may be told of the rows.
@@ -24,6 +26,7 @@ ROWS = ("auto", "independent", "together")
 # Rows that are looked at, and ways of halving them.
 _SEEN = 128
 _SPLITS = 3
+_PAIRS = 4
 
 
 def can_share(model: Any) -> bool:
@@ -66,7 +69,7 @@ def independent(model: SeldonianModel, X: Any, start: Array, most: int | None = 
     some = np.sort(random.choice(len(inputs[0]), seen, replace=False))
     inputs = [x[some] for x in inputs]
     told = False
-    for number, theta in enumerate(_points(model, start, random)):
+    for number, theta in enumerate(_points(model.bridge, start, random)):
         try:
             found = _independent_at(model, inputs, theta)
         except GradbridgeError:
@@ -77,11 +80,46 @@ def independent(model: SeldonianModel, X: Any, start: Array, most: int | None = 
     return True if told else None
 
 
-def _points(model: SeldonianModel, start: Array, random: np.random.Generator) -> Iterator[Array]:
+def seem_dependent(bridge: Bridge, inputs: Sequence[Array], start: Array) -> bool:
+    """Look whether rows have other outputs among others than in smaller company, down to alone.
+
+    Where that cannot be seen, because numbers are not finite or are the same for all rows, it is not.
+
+    Args:
+        bridge: the model, whether or not it draws random numbers.
+        inputs: a few rows each, two at least.
+        start: (P,) parameters, near which it is looked at.
+    """
+    adapter, spec = bridge.adapter, CallSpec.of_arrays(len(inputs))
+    rows, has_rows = len(inputs[0]), (True,) * len(inputs)
+    pairs = [[x[i : i + 2] for x in inputs] for i in range(0, min(rows - 1, 2 * _PAIRS), 2)]
+    for theta in _points(bridge, start, np.random.default_rng(0)):
+        loaded = adapter.update(adapter.layout.cut(theta))
+        for some in (*pairs, inputs):  # a pair's halves are rows alone
+            gradients = adapter.traits.is_gradient_cheap and some is inputs
+            try:
+                found = seem_independent(adapter, loaded, some, has_rows, spec, gradients)
+            except GradbridgeError:
+                # Such as a batch's statistics of one row; or it fails at these parameters for any.
+                found = not _runs(adapter, loaded, inputs, spec)
+            if found is False:
+                return True
+    return False
+
+
+def _runs(adapter: Adapter, loaded: Any, inputs: Sequence[Array], spec: CallSpec) -> bool:
+    try:
+        adapter.forward(loaded, inputs, spec, ())
+    except GradbridgeError:
+        return False
+    return True
+
+
+def _points(bridge: Bridge, start: Array, random: np.random.Generator) -> Iterator[Array]:
     """The start, and two points around it: by about what an initialisation would draw, and by less."""
     scales = [
         np.full(size, 0.1 if len(shape) < 2 else np.sqrt(min(shape) / max(size, 1)))
-        for shape, size in zip(model.bridge.layout.shapes, model.bridge.layout.sizes)
+        for shape, size in zip(bridge.layout.shapes, bridge.layout.sizes)
     ]
     step = random.normal(size=start.size) * np.concatenate([np.empty(0), *scales])
     yield start

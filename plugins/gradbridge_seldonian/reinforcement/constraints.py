@@ -12,7 +12,8 @@ import numpy as np
 from gradbridge_seldonian.engine import ParseTree
 from gradbridge_seldonian.evaluation.constraints import SweptTree
 from gradbridge_seldonian.evaluation.shared import has_own_zhat
-from gradbridge_seldonian.reinforcement.episodes import ESTIMATES, Episodes, gamma_of, log_ratios
+from gradbridge_seldonian.reinforcement.episodes import Episodes
+from gradbridge_seldonian.reinforcement.estimates import ESTIMATES, gamma_of, ratios
 
 PREFIX = "J_pi_new_"
 
@@ -74,7 +75,7 @@ def _samples(node: Any, model: Any, theta: Any, data_dict: dict[str, Any], **kwa
     """(n,) samples of the return under the policy with parameters θ, one for each episode."""
     episodes = data_dict["episodes"]
     alt = getattr(node, "alt_reward_number", None)
-    return ESTIMATES[_kind(node)](log_ratios(model, theta, episodes), episodes, gamma_of(model), alt)
+    return ESTIMATES[_kind(node)](ratios(model, theta, episodes), episodes, gamma_of(model), alt)
 
 
 def _value(node: Any, on_policy: bool = False, **kwargs: Any) -> Any:

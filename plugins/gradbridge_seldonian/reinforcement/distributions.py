@@ -45,7 +45,10 @@ class Softmax:
         if isinstance(actions, (int, np.integer)) and not isinstance(actions, bool):
             self._count = int(actions)
         elif actions is not None:
-            self._labels = np.asarray(actions)
+            try:
+                self._labels = np.asarray(actions)
+            except ValueError as error:
+                raise OptionError(f"actions must be numbers or strings, got {actions!r}") from error
             self._count = len(self._labels) if self._labels.ndim == 1 else 0
             if min_action or len(np.unique(self._labels)) != self._count:
                 raise OptionError(

@@ -1,27 +1,16 @@
-"""Episodes end to end, and importance sampling estimates from one evaluation of a policy at all steps of all of them.
-
-The engine asks the policy for each episode by itself, and multiplies the ratios of probabilities. Here they are
-asked for once, and logarithms are added, so that long episodes neither overflow nor underflow on the way.
-
-Source:
-    Precup, Sutton & Singh (2000), Eligibility Traces for Off-Policy Policy Evaluation.
-"""
+"""Episodes end to end, and sums over the steps of each."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import autograd.numpy as anp
 import numpy as np
-from autograd.extend import Box, defjvp, defvjp, primitive
+from autograd.extend import defjvp, defvjp, primitive
 
 from gradbridge.protocol import Array
-from gradbridge_seldonian.engine import RL_model
-from gradbridge_seldonian.evaluation.sweep import Sweep
 from gradbridge_seldonian.reinforcement.distributions import PolicyError
-from gradbridge_seldonian.reinforcement.policy import SeldonianPolicy
 
 ARRAYS = ("observations", "actions", "rewards", "action_probs")
 
@@ -58,6 +47,15 @@ class Episodes(Sequence[Any]):
         steps = len(self.actions)
         has_alternates = all(e.n_alt_rewards for e in self._episodes if len(e.actions))
         self.alt_rewards = self._joined("alt_rewards", lengths) if has_alternates else np.empty((steps, 0))
+        for name, found, shape in (
+            ("rewards", self.rewards, (steps,)),
+            ("alt_rewards", self.alt_rewards, (steps, *self.alt_rewards.shape[1:2])),
+        ):
+            if found.dtype.kind not in "biuf" or found.shape != shape:
+                raise PolicyError(
+                    f"{name} must be real numbers, {'one' if name == 'rewards' else 'a row'} for each step; got dtype "
+                    f"{found.dtype}, shape {found.shape} for {steps} steps"
+                )
         self.owner = np.repeat(np.arange(len(lengths)), self.lengths)
         self.step = np.arange(steps) - np.repeat(np.cumsum(self.lengths) - self.lengths, self.lengths)
 
@@ -139,104 +137,6 @@ class Episodes(Sequence[Any]):
                 f"the behavior policy must have had a probability above 0 of each action that it took; episode "
                 f"{self.owner[first]} has {p[first]} at step {self.step[first]} ({wrong.size} of {len(p)} steps)"
             )
-
-
-def log_ratios(model: Any, theta: Any, episodes: Episodes) -> Any:
-    """(N,) logarithms of the ratios of the policy's probabilities to the behavior policy's; one guest forward.
-
-    Args:
-        model: the engine's ``RL_model`` over any policy.
-        theta: its parameters, perhaps traced.
-        episodes: n of them, N steps.
-    """
-    episodes.check_behavior()
-    policy, e = model.policy, episodes
-    if (
-        isinstance(policy, SeldonianPolicy)
-        and _method(model) is RL_model.get_probs_from_observations_and_actions
-        and _method(policy) is SeldonianPolicy.get_probs_from_observations_and_actions
-    ):
-        policy.set_new_params(numbers(theta))  # the engine, too, leaves it at what it evaluated last
-        log_probs = policy.log_probs(theta, e.observations, e.actions)
-    else:
-        probs = model.get_probs_from_observations_and_actions(
-            theta, e.observations, e.actions, e.action_probs
-        )
-        log_probs = anp.log(probs)
-    return log_probs - np.log(e.action_probs)
-
-
-def _method(thing: Any) -> Any:
-    found = getattr(thing, "get_probs_from_observations_and_actions")  # noqa: B009
-    return getattr(found, "__func__", found)
-
-
-def numbers(theta: Any) -> Any:
-    """What a traced array holds."""
-    while isinstance(theta, Box):
-        theta = theta._value
-    return theta
-
-
-def is_samples(log_ratios: Any, episodes: Episodes, gamma: float, alt: int | None = None) -> Any:
-    """(n,) ordinary importance sampling: ρ G, ρ the product of an episode's ratios, G its return."""
-    return anp.exp(segment_sum(log_ratios, episodes.owner, len(episodes))) * episodes.returns(gamma, alt)
-
-
-def pdis_samples(log_ratios: Any, episodes: Episodes, gamma: float, alt: int | None = None) -> Any:
-    """(n,) per-decision importance sampling: Σ γ^t r_t ρ_t, ρ_t the product of the ratios up to step t."""
-    weights = anp.exp(segment_cumsum(log_ratios, episodes.lengths))
-    return segment_sum(weights * episodes.discounted(gamma, alt), episodes.owner, len(episodes))
-
-
-def wis_samples(log_ratios: Any, episodes: Episodes, gamma: float, alt: int | None = None) -> Any:
-    """(n,) weighted importance sampling: n ρ G / Σ ρ."""
-    total = segment_sum(log_ratios, episodes.owner, len(episodes))
-    weights = anp.exp(total - np.max(numbers(total)))  # a common factor cancels
-    return len(episodes) * weights / anp.sum(weights) * episodes.returns(gamma, alt)
-
-
-#: {the engine's name: samples of an estimate, one for each episode, whose mean it is}.
-ESTIMATES: dict[str, Callable[..., Any]] = {"IS": is_samples, "PDIS": pdis_samples, "WIS": wis_samples}
-
-
-def gamma_of(model: Any) -> float:
-    """The discount factor of the engine's RL model."""
-    return float(model.env_kwargs.get("gamma", 1.0))
-
-
-class SweptEstimate:
-    """A primary objective over episodes whose value and gradient come from one evaluation.
-
-    Args:
-        objective: ``f(model, theta, episodes, **kwargs)``, a number that the engine maximizes.
-        look: called before the first evaluation in each process.
-    """
-
-    def __init__(self, objective: Callable[..., Any], look: Callable[[], Any]) -> None:
-        self.__name__ = getattr(objective, "__name__", type(objective).__name__)
-        self._objective, self._look = objective, look
-        self._sweep = Sweep()
-
-    def __call__(self, model: Any, theta: Any, episodes: Sequence[Any], **kwargs: Any) -> Any:
-        """The objective, an estimate of the return under the policy with parameters `theta`."""
-        self._look()
-        joined = Episodes(episodes)
-        data = [model, gamma_of(model), *joined.arrays(), *kwargs.values()]
-        return self._sweep(theta, data, lambda t: self._objective(model, t, joined, **kwargs))
-
-
-class Estimate:
-    """An estimate of the return of a policy from episodes of another, e.g. ``Estimate("PDIS")``."""
-
-    def __init__(self, kind: str) -> None:
-        self.__name__ = f"{kind}_estimate"
-        self._samples = ESTIMATES[kind]
-
-    def __call__(self, model: Any, theta: Any, episodes: Sequence[Any], **kwargs: Any) -> Any:
-        """The engine's function of this name: the mean over episodes."""
-        joined = Episodes.of(episodes)
-        return anp.mean(self._samples(log_ratios(model, theta, joined), joined, gamma_of(model)))
 
 
 @primitive

@@ -8,7 +8,6 @@ from typing import Any
 import autograd.numpy as anp
 import numpy as np
 from autograd.extend import Box
-from autograd.tracer import trace_stack
 
 import gradbridge
 from gradbridge.errors import GradbridgeError, NonFiniteParamsError, OptionError
@@ -16,6 +15,8 @@ from gradbridge.protocol import Array
 from gradbridge_seldonian.engine import Policy
 from gradbridge_seldonian.model import REUSE
 from gradbridge_seldonian.reinforcement.distributions import Gaussian, PolicyError, Softmax
+from gradbridge_seldonian.reinforcement.one_step import check_steps
+from gradbridge_seldonian.reinforcement.traced import Held, numbers
 
 __all__ = ["Gaussian", "OneHot", "PolicyError", "SeldonianPolicy", "Softmax"]
 
@@ -31,6 +32,8 @@ class OneHot:
     def __init__(self, count: int, first: int = 0) -> None:
         if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
             raise OptionError(f"count must be a number of observations, 1 or more, got {count!r}")
+        if isinstance(first, bool) or not isinstance(first, (int, np.integer)):
+            raise OptionError(f"first must be the smallest observation, an integer, got {first!r}")
         self._count, self._first = int(count), int(first)
 
     def __call__(self, observations: Any) -> Array:
@@ -62,6 +65,9 @@ class SeldonianPolicy(Policy):
 
     The engine's runner takes it as an agent, too: ``run_episode(policy, environment)``. It copies and pickles; then
     `encode` must, which a lambda does not.
+
+    A policy is asked for one step at a time when it acts, and for many at once in an estimate. That both are the same
+    is looked at where many are asked for: an `encode` or a network whose rows depend on each other is refused.
 
     Args:
         model: a native model, or a `gradbridge.Bridge`. It maps n encoded observations to n rows of outputs.
@@ -109,7 +115,8 @@ class SeldonianPolicy(Policy):
                 model, backend=backend, params=params, dtype=dtype, reuse=reuse, **bridge_options
             )
         self._encode = encode
-        self._theta: Any = np.concatenate([self.bridge.params, self.distribution.start()])
+        self._held = Held(np.concatenate([self.bridge.params, self.distribution.start()]))
+        self._seen = 0  # rows that were looked at together and one by one
 
     def set_new_params(self, new_params: Any) -> None:
         """Hold these parameters, (P,), perhaps traced: those of the network, then the distribution's own.
@@ -117,22 +124,18 @@ class SeldonianPolicy(Policy):
         Raises:
             PolicyError: not (P,).
         """
-        theta = self._checked(new_params)
-        self._theta = theta if isinstance(theta, Box) else theta.copy()
+        self._held = Held(self._checked(new_params))
 
     def get_params(self) -> Any:
         """The parameters that it holds, (P,) float64, a new array: the engine's optimizer writes into it.
 
-        Traced while the trace lasts in which they were set, and numbers afterwards.
+        Traced while the trace lasts in which they were set, and numbers afterwards, also where it ended by an error.
         """
-        theta = self._theta
-        while isinstance(theta, Box) and theta._trace > trace_stack.top:
-            theta = theta._value
-        return theta if isinstance(theta, Box) else theta.copy()
+        return self._held.get()
 
     def choose_action(self, obs: Any) -> Any:
         """An action for one observation, by NumPy's global random numbers (``np.random.seed``)."""
-        network, own = self._split(_plain(self._theta))
+        network, own = self._split(numbers(self.get_params()))
         return self.distribution.draw(np.asarray(self._outputs(network, _one(obs))), own)
 
     def get_prob_this_action(self, observation: Any, action: Any) -> Any:
@@ -155,13 +158,23 @@ class SeldonianPolicy(Policy):
             actions: n of them.
 
         Raises:
-            PolicyError: parameters, encoded observations, outputs or actions that do not fit each other.
+            PolicyError: parameters, encoded observations, outputs or actions that do not fit each other; rows that
+                depend on each other.
         """
         observations = np.asarray(observations)
         if len(observations) != len(actions):
             raise PolicyError(f"{len(observations)} observations need as many actions, got {len(actions)}")
         network, own = self._split(self._checked(theta))
-        return self.distribution.log_probs(self._outputs(network, observations), own, actions)
+        log_probs = self.distribution.log_probs(self._outputs(network, observations), own, actions)
+        many = len(observations) >= max(2, 2 * self._seen)
+        if many and np.isfinite(numbers(network)).all():
+            check_steps(self.bridge, self._inputs, observations, numbers(network))
+            self._seen = len(observations)  # many more may show what few have not
+        return log_probs
+
+    def look_again(self) -> None:
+        """Have the next many observations compared with each by itself, whatever was compared before."""
+        self._seen = 0
 
     def update(self, observation: Any, next_observation: Any, reward: Any, terminated: bool) -> None:
         """What the engine's runner calls after each step; this agent does not learn from it."""
@@ -172,7 +185,7 @@ class SeldonianPolicy(Policy):
 
     def native(self, theta: Any) -> Any:
         """A native model of the framework with these parameters in it."""
-        return self.bridge.model(self._split(self._checked(_plain(theta)))[0])
+        return self.bridge.model(self._split(self._checked(numbers(theta)))[0])
 
     def _split(self, theta: Any) -> tuple[Any, Any]:
         if not self.distribution.own_size:
@@ -241,16 +254,6 @@ class SeldonianPolicy(Policy):
                 f"{observations.dtype}: {type(error).__name__}: {error}"
             ) from error
         return list(encoded) if isinstance(encoded, (list, tuple)) else [encoded]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The parameters may be traced after a gradient: that graph belongs to a run.
-        return {**self.__dict__, "_theta": _plain(self._theta)}
-
-
-def _plain(theta: Any) -> Any:
-    while isinstance(theta, Box):
-        theta = theta._value
-    return theta
 
 
 def _one(value: Any) -> Array:

@@ -15,17 +15,14 @@ from gradbridge.wording import suggestion
 from gradbridge_seldonian.engine import RL_model, RLSpec, objectives
 from gradbridge_seldonian.outputs import SpecError
 from gradbridge_seldonian.reinforcement.constraints import PREFIX, EpisodesTree
-from gradbridge_seldonian.reinforcement.distributions import PolicyError, Softmax
-from gradbridge_seldonian.reinforcement.episodes import (
-    ESTIMATES,
-    Episodes,
-    Estimate,
-    SweptEstimate,
-    gamma_of,
-    log_ratios,
-    numbers,
-)
+from gradbridge_seldonian.reinforcement.data import check_counts, check_data
+from gradbridge_seldonian.reinforcement.distributions import PolicyError
+from gradbridge_seldonian.reinforcement.episodes import Episodes
+from gradbridge_seldonian.reinforcement.estimates import ESTIMATES, Estimate, SweptEstimate, ratios
+from gradbridge_seldonian.reinforcement.policy import SeldonianPolicy
+from gradbridge_seldonian.reinforcement.traced import numbers
 from gradbridge_seldonian.specification import parsing
+from gradbridge_seldonian.specification.checks import checked_additional
 from gradbridge_seldonian.specification.hyperparams import (
     ENTRIES,
     check,
@@ -135,17 +132,20 @@ def rl_spec(
             (constraints, deltas, delta_vectors, infl_factors),
             parse_trees,
             parsing.Setting(
-                "reinforcement_learning", "all", list(read[0].meta.sensitive_col_names or []), {}
+                "reinforcement_learning",
+                "all",
+                list(read[0].meta.sensitive_col_names or []),
+                {},
+                () if hasattr(model.policy, "theta2crcf") else (f"{PREFIX}US",),
             ),
         )
     ]
     told = hyperparams(
         optimization_technique, optimizer, entries, optimization_hyperparams, len(trees), verbose
     )
-    more = {
-        text: {name: dict(entry) for name, entry in nodes.items()}  # the engine writes into them
-        for text, nodes in parsing.by_node("additional_datasets", additional_datasets, trees).items()
-    }
+    more = checked_additional(
+        additional_datasets, trees, read[0], "gradient_descent", None, frac_data_in_safety
+    )
     if more and (told.get("use_batches") or optimizer != "adam"):
         raise SpecError(
             "the engine takes additional data sets of episodes with gradient descent on all episodes alone; use num_iters="
@@ -159,9 +159,9 @@ def rl_spec(
     nodes = [entry for each in more.values() for entry in each.values()]
     sets = [*read, *(data for entry in nodes for data in entry.values() if hasattr(data, "episodes"))]
     for each in sets:
-        _check_data(model, each, trees)
+        check_data(model, each, trees)
     look = FirstLook(model.policy, functools.partial(_try, model, start, [each.episodes for each in sets]))
-    return RLSpec(
+    made = RLSpec(
         dataset=dataset,
         model=model,
         parse_trees=trees,
@@ -179,15 +179,18 @@ def rl_spec(
         additional_datasets=more,
         verbose=verbose,
     )
+    check_counts(made)
+    return made
 
 
 def _modelled(model: Any, gamma: float | None) -> Any:
     if isinstance(model, RL_model):
+        own = model.env_kwargs.get("gamma", 1.0)
         if gamma is not None:
-            raise SpecError(f"an RL_model has its own discount factor, {gamma_of(model)}; leave gamma= out")
+            raise SpecError(f"an RL_model has its own discount factor, {own}; leave gamma= out")
+        _check_gamma(own)
         return model
-    if gamma is None or not 0 <= gamma <= 1:
-        raise SpecError(f"gamma must be the environment's discount factor, from 0 to 1, got {gamma!r}")
+    _check_gamma(gamma)
     for name in ("get_params", "set_new_params", "get_probs_from_observations_and_actions"):
         if not hasattr(model, name):
             raise SpecError(
@@ -195,6 +198,12 @@ def _modelled(model: Any, gamma: float | None) -> Any:
                 f"SeldonianPolicy(model, encode=…)"
             )
     return RL_model(model, {"gamma": float(gamma)})
+
+
+def _check_gamma(gamma: Any) -> None:
+    is_number = isinstance(gamma, (int, float, np.integer, np.floating)) and not isinstance(gamma, bool)
+    if not is_number or not 0 <= gamma <= 1:
+        raise SpecError(f"gamma must be the environment's discount factor, from 0 to 1, got {gamma!r}")
 
 
 def _objective(objective: Any) -> Callable[..., Any]:
@@ -235,50 +244,15 @@ class _Start:
         return self._start.copy()
 
 
-def _check_data(model: Any, dataset: Any, trees: Sequence[EpisodesTree]) -> None:
-    """Refuse episodes that do not fit each other or the constraints."""
-    attributes = dataset.sensitive_attrs
-    if len(attributes) not in (0, len(dataset.episodes)):
-        raise SpecError(
-            f"sensitive_attrs must have a row for each of the {len(dataset.episodes)} episodes, got {len(attributes)}"
-        )
-    episodes = Episodes(dataset.episodes)
-    for tree in trees:
-        for node in tree.base_nodes():
-            kind = node.measure_function_name
-            if kind.removeprefix(PREFIX) in ESTIMATES:
-                episodes.discounted(1.0, getattr(node, "alt_reward_number", None))
-            elif not hasattr(model.policy, "theta2crcf"):
-                raise SpecError(
-                    f"{kind} is for policies that say in which box of actions they act (theta2crcf), and "
-                    f"{type(model.policy).__name__} does not; use one of {', '.join(PREFIX + e for e in ESTIMATES)}"
-                )
-            if node.conditional_columns and not len(attributes):
-                raise SpecError(
-                    f"{node.name} needs the data set's sensitive_attrs, a row for each episode; it has none"
-                )
-    for name, rewards in (("rewards", episodes.rewards), ("alt_rewards", episodes.alt_rewards)):
-        if not np.isfinite(rewards).all():
-            raise PolicyError(
-                f"{name} must be finite numbers, got {int((~np.isfinite(rewards)).sum())} that are not"
-            )
-    if not hasattr(model.policy, "theta2crcf"):
-        episodes.check_behavior(
-            has_densities=not isinstance(getattr(model.policy, "distribution", None), Softmax)
-        )
-
-
 def _try(model: Any, start: np.ndarray, sets: Sequence[Any]) -> bool:
     """Evaluate the policy on all episodes at the start, to see that it fits them."""
-    before = model.policy.get_params()
-    try:
-        for episodes in [] if hasattr(model.policy, "theta2crcf") else sets:
-            ratios = log_ratios(model, start, Episodes(episodes))
-            if np.isnan(ratios).any():
-                raise PolicyError(
-                    f"at the initial solution, the policy gives no number as the probability of "
-                    f"{int(np.isnan(ratios).sum())} of {len(ratios)} actions"
-                )
-    finally:
-        model.policy.set_new_params(before)
+    for episodes in [] if hasattr(model.policy, "theta2crcf") else sets:
+        if isinstance(model.policy, SeldonianPolicy):
+            model.policy.look_again()
+        found = ratios(model, start, Episodes(episodes)).logs
+        if np.isnan(found).any():
+            raise PolicyError(
+                f"at the initial solution, the policy gives no number as the probability of "
+                f"{int(np.isnan(found).sum())} of {len(found)} actions"
+            )
     return True

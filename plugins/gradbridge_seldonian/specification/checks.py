@@ -209,7 +209,7 @@ def checked_additional(
                         f"{where} has {rows} rows for candidate selection, fewer than mini-batches of {size}; give it a "
                         f"'batch_size' of its own"
                     )
-                if data.regime == "custom":
+                if data.regime != "supervised_learning":
                     continue
                 nodes[name][key] = signed(data)
                 check_data(data, data.meta.sub_regime)

@@ -7,6 +7,7 @@ all classes, and a statistic of fewer than five rows is bounded by infinity, whi
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import keyword
 import re
@@ -19,6 +20,7 @@ from gradbridge.wording import in_short, suggestion
 from gradbridge_seldonian.engine import (
     BaseNode,
     ParseTree,
+    RLDataSet,
     SupervisedDataSet,
     bounds_required_dict,
     custom_base_node_dict,
@@ -39,6 +41,7 @@ _FUNCTIONS = set(bounds_required_dict) - set(op_mapper.values())
 _SYNTAX = (
     "Classes are written PR_[1] and CM_[true,predicted], groups (PR | [column]), both (PR_[1] | [column])"
 )
+_SYNTAX_OF_EPISODES = "Alternate rewards are written J_pi_new_IS_[1], groups (J_pi_new_IS | [column]), both (J_pi_new_IS_[1] | [column])"
 
 
 def read_constraint(
@@ -51,6 +54,7 @@ def read_constraint(
     infl_factor_method: str = "constant",
     infl_factors: float | Sequence[float] = 2,
     measures: Mapping[str, Callable[..., Any]] | None = None,
+    without: Sequence[str] = (),
 ) -> ParseTree:
     """The engine's parse tree of a constraint, with the user's words as its attribute `written`.
 
@@ -61,6 +65,7 @@ def read_constraint(
         columns: names of the columns that it may condition on.
         delta_weight_method, delta_vector, infl_factor_method, infl_factors: of `ParseTree.build_tree`.
         measures: the statistics of the custom regime, by name; None for supervised data.
+        without: statistics of the regime that are not for this model, and not to be suggested.
 
     Raises:
         SpecError: it cannot be read; unknown names are told, with the nearest.
@@ -79,10 +84,11 @@ def read_constraint(
         tree.create_from_ast(constraint)
         tree.assign_bounds_needed()
     except Exception as error:  # of any class: it meets what it does not know with whatever fails first
-        names = tree.available_measure_functions
+        names = [name for name in tree.available_measure_functions if name not in without]
         why = _unknown(str(constraint), sub_regime, names, columns) or _misspelt(str(constraint))
         why = why or in_short(error).rstrip(".")
-        raise SpecError(f"the constraint {constraint!r} cannot be read: {why}. {_SYNTAX}") from error
+        syntax = _SYNTAX_OF_EPISODES if regime == "reinforcement_learning" else _SYNTAX
+        raise SpecError(f"the constraint {constraint!r} cannot be read: {why}. {syntax}") from error
     if not tree.n_base_nodes:
         raise SpecError(
             f"the constraint {constraint!r} names no statistic of the data, and nothing can change it"
@@ -111,7 +117,9 @@ def _unknown(constraint: str, sub_regime: str | None, names: Sequence[str], colu
         bare = name.rstrip("_")
         others = [*custom_base_node_dict, *sorted(_FUNCTIONS)]
         if bare not in names and bare not in others and name != "e":
-            near, of = _near(bare, [*names, *others]), sub_regime or "the custom regime"
+            near = _near(bare, [*names, *others])
+            # The engine's reinforcement learning has one sub-regime, "all".
+            of = {None: "the custom regime", "all": "reinforcement learning"}.get(sub_regime, sub_regime)
             return f"{bare!r} is no statistic of {of}{near}; they are {', '.join(names) or 'none'}"
     return ""
 
@@ -197,7 +205,7 @@ def check_measures(spec: Any) -> None:
             try:
                 _check_named(node, spec.sub_regime)
                 if _is_bounded_by_rows(spec, tree, node):
-                    _check_rows(node, spec, tree)
+                    check_rows(node, spec, tree, functools.partial(_count, sub_regime=spec.sub_regime))
             except SpecError as error:
                 raise SpecError(f"the constraint {tree.written!r}: {error}") from None
 
@@ -239,7 +247,21 @@ def _is_bounded_by_rows(spec: Any, tree: Any, node: Any) -> bool:
     return is_engines(node.measure_function_name) and method not in ("manual", "random")
 
 
-def _check_rows(node: Any, spec: Any, tree: Any) -> None:
+def check_rows(
+    node: Any, spec: Any, tree: Any, count_of: Callable[[Any, Any], int], of: str = "rows"
+) -> None:
+    """Refuse a base node that looks at too few data points to be bounded.
+
+    Args:
+        node: of `tree`.
+        spec: the engine's specification.
+        tree: a parse tree of it.
+        count_of: (node, data set) → how many samples the node has there.
+        of: what the data points are.
+
+    Raises:
+        SpecError: in the candidate data, in one mini-batch of them, or in the safety data.
+    """
     primary = (
         {"candidate_dataset": spec.candidate_dataset, "safety_dataset": spec.safety_dataset}
         if spec.candidate_dataset
@@ -247,17 +269,18 @@ def _check_rows(node: Any, spec: Any, tree: Any) -> None:
     )
     given = spec.additional_datasets.get(tree.constraint_str, {}).get(node.name, primary)
     candidate, safety = _parts(given, spec.frac_data_in_safety)
-    n_safety = len(_parts(primary, spec.frac_data_in_safety)[1].labels)
+    n_safety = _parts(primary, spec.frac_data_in_safety)[1].num_datapoints
     for what, part in [*_steps(spec, candidate), ("safety data", safety)]:
-        n = len(part.labels)
-        count = _count(node, part, spec.sub_regime)
+        n = part.num_datapoints
+        count = count_of(node, part)
         # What candidate selection takes for the number of rows in the safety test.
         predicted = count if part is safety else round(count / max(n, 1) * n_safety)
         if count < _LEAST or predicted < 2:
             small = "" if count < _LEAST else " in a safety test this small"
             batches = ", another batch_size" if "batch" in what else ""
+            groups = " (those with a 1 in the column)" if node.conditional_columns and not count else ""
             raise SpecError(
-                f"{node.name} looks at {count} of the {n} rows of the {what}, and the engine's bound by so few is "
+                f"{node.name} looks at {count} of the {n} {of} of the {what}{groups}, and the engine's bound by so few is "
                 f"infinite{small}, so that no solution would ever be found; give more data{batches}, shuffle them "
                 f"if they are sorted, or leave it out"
             )
@@ -278,11 +301,13 @@ def _steps(spec: Any, candidate: Any) -> Iterator[tuple[str, Any]]:
         yield "candidate data", candidate
     elif not spec.additional_datasets:  # whose batches the engine takes as it goes
         size = told["batch_size"]
-        for number, start in enumerate(range(0, len(candidate.labels), size)):
+        for number, start in enumerate(range(0, candidate.num_datapoints, size)):
             yield f"candidate data's batch {number}", _rows(candidate, slice(start, start + size))
 
 
 def _rows(data: Any, rows: slice) -> Any:
+    if data.regime == "reinforcement_learning":
+        return RLDataSet(data.episodes[rows], data.meta, data.sensitive_attrs[rows])
     labels = data.labels[rows]  # in place of the features, which nobody looks at
     return SupervisedDataSet(labels, labels, data.sensitive_attrs[rows], len(labels), data.meta)
 

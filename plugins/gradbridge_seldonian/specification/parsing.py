@@ -33,12 +33,14 @@ class Setting:
         regime, sub_regime: as the engine names them.
         columns: of the groups that constraints may condition on.
         measures: the user's own measure functions, by name.
+        without: statistics of the regime that are not for this model.
     """
 
     regime: str
     sub_regime: str | None
     columns: Sequence[str]
     measures: Mapping[str, Callable[..., Any]]
+    without: Sequence[str] = ()
 
 
 def trees(asked: Sequence[Any], ready: Any, setting: Setting) -> list[ParseTree]:
@@ -219,7 +221,13 @@ def _one_each(what: str, given: Any, count: int) -> list[Any]:
 def _made(constraint: str, delta: Any, vector: Any, factors: Any, setting: Setting) -> ParseTree:
     measures = setting.measures if setting.regime == "custom" else None
     read = functools.partial(
-        read_constraint, constraint, float(delta), setting.sub_regime, setting.columns, measures=measures
+        read_constraint,
+        constraint,
+        float(delta),
+        setting.sub_regime,
+        setting.columns,
+        measures=measures,
+        without=setting.without,
     )
     factors = 2 if factors is None else factors
     if isinstance(factors, (int, float, np.number)):

@@ -37,12 +37,14 @@ from gradbridge_seldonian.specification.hyperparams import check, hyperparams, o
 from gradbridge_seldonian.specification.looks import FirstLook
 from gradbridge_seldonian.specification.measures import check_classes, check_measures
 from gradbridge_seldonian.specification.trials import Minimized, try_measures, try_regularizer
+from gradbridge_seldonian.workers import over_workers
 
 __all__ = ["SpecError", "SweptSpec", "supervised_spec"]
 
 _FRACTION = Takes("a number between 0 and 1", lambda v: isinstance(v, (int, float, np.number)) and 0 < v < 1)
 _COUNT = whole("", 1)
 _PIECES = Takes("None or a number of rows, 1 or more", lambda v: v is None or _COUNT.fits(v))
+_WORKERS = Takes("None or a number of workers, 1 or more", _PIECES.fits)
 _ELSEWHERE = {
     "regime": "the data set says it: a CustomDataSet is of the custom regime",
     "sub_regime": "the data set's metadata say it",
@@ -98,6 +100,7 @@ def supervised_spec(
     use_builtin_primary_gradient_fn: bool = False,
     initial_solution: Any = None,
     rows: str = "auto",
+    workers: int | None = None,
     frac_data_in_safety: float = 0.6,
     candidate_dataset: Any = None,
     safety_dataset: Any = None,
@@ -166,6 +169,8 @@ def supervised_spec(
             at some rows, at the initial solution and near it; ``"independent"`` declares it, where
             looking is not conclusive; ``"together"`` says no. Only a `SeldonianModel` in eval mode that
             remembers evaluations (``reuse=``) makes use of it.
+        workers: compute the model's rows by so many workers of a Ray cluster (`gradbridge_ray.shard_rows`); the
+            specification's `model` is then a copy over them. None computes in this process.
         frac_data_in_safety: fraction of the data that is kept for the safety test, in (0, 1).
         candidate_dataset, safety_dataset: instead of a data set that the engine splits.
         additional_datasets: ``{constraint: {base node: {"dataset": …}}}``, or with "candidate_dataset" and
@@ -201,6 +206,7 @@ def supervised_spec(
         )
         raise SpecError(f"supervised_spec has no argument {name!r}; {near}".rstrip("; "))
     check("rows", rows, one_of(*ROWS))
+    check("workers", workers, _WORKERS)
     check("verbose", verbose, FLAG)
     check("frac_data_in_safety", frac_data_in_safety, _FRACTION)
     read = checked_datasets(dataset, candidate_dataset, safety_dataset)
@@ -214,6 +220,7 @@ def supervised_spec(
         ),
     )
     check("batch_size_safety", batch_size_safety, _PIECES)
+    model = over_workers(model, workers)
     optimizer = optimizer_for(optimization_technique, optimizer)
     said = {
         "lambda_init": lambda_init, "num_iters": num_iters, "use_batches": use_batches, "batch_size": batch_size,

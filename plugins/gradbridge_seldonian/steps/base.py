@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gradbridge.bridge import Bridge
-from gradbridge.errors import ParamsShapeError
+from gradbridge.errors import GradbridgeError, GuestError, ParamsShapeError
 from gradbridge.protocol import Array
 from gradbridge_seldonian.runs import BridgedModel
 from gradbridge_seldonian.steps.framework import (
@@ -19,10 +19,13 @@ from gradbridge_seldonian.steps.framework import (
     UPDATE,
     ZERO,
     MissingStepError,
+    NotConstructedError,
     StepsFramework,
     is_inherited,
 )
+from gradbridge_seldonian.steps.placement import placement
 from gradbridge_seldonian.steps.replay import ModelLock, StepsAdapter
+from gradbridge_seldonian.steps.run import AsGiven
 
 _MISSING = object()
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.ndarray, np.generic)
@@ -46,8 +49,23 @@ class SupervisedStepsModel(BridgedModel):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
-        self.native_model = self.create_model(**kwargs)
+        try:
+            self.native_model = self.create_model(**kwargs)
+        except GradbridgeError:
+            raise
+        except Exception as error:
+            raise GuestError(
+                f"{CREATE} of {type(self).__name__} failed: {type(error).__name__}: {error}"
+            ) from error
         self._steps_framework().check_native(self.native_model)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "native_model":
+            raise NotConstructedError(
+                f"{type(self).__name__} has no native model yet, which super().__init__ makes by {CREATE}: call "
+                f"super().__init__(...) in its __init__ before anything that uses it"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def create_model(self, **kwargs: Any) -> Any:
         """Return the native model."""
@@ -100,6 +118,7 @@ class SupervisedStepsModel(BridgedModel):
             AuditError: the gradient is not how the predictions move.
         """
         size = int(np.prod(theta.shape)) if hasattr(theta, "shape") else len(theta)
+        kwargs = {k: AsGiven(v) if isinstance(v, float) else v for k, v in kwargs.items()}
         return self._bridge_of(size)(theta, X, **kwargs)
 
     def _check_size(self, size: int) -> None:
@@ -179,7 +198,10 @@ class SupervisedParametersModel(SupervisedStepsModel):
     def get_num_params(self) -> int | None:
         """Number of trainable parameters; None where `update_model_params` loads another number of them."""
         total = sum(SupervisedParametersModel.get_param_sizes(self))
-        return total if is_inherited(self, UPDATE) or self._theta_order() else None
+        try:
+            return total if self._theta_order() else None
+        except GuestError:  # theta of this length does not suit it
+            return None
 
     def _check_size(self, size: int) -> None:
         if size != sum(SupervisedParametersModel.get_param_sizes(self)):
@@ -236,20 +258,25 @@ class SupervisedParametersModel(SupervisedStepsModel):
 
     def _tried_order(self, parameters: list[Any], size: int) -> str:
         """Load distinct numbers, look where they have gone, and put back what was there."""
-        numbers = np.random.default_rng(0).permutation(np.linspace(0.5, 1.5, size))
         lock = self._lock()
         with lock.lock:
             lock.count += 1
             before = [self._read_parameter(p) for p in parameters]
             try:
-                self.update_model_params(numbers.copy())
-                loaded = SupervisedParametersModel.get_model_params(self)
-            except Exception:  # the user's own code, which theta of this length does not suit
-                return ""
+                places = placement(
+                    self.update_model_params, lambda: SupervisedParametersModel.get_model_params(self), size
+                )
+            except GradbridgeError:
+                raise
+            except Exception as error:
+                raise GuestError(
+                    f"{UPDATE} of {type(self).__name__} failed: {type(error).__name__}: {error}. It was tried on theta "
+                    f"of shape ({size},), as many numbers as the native model has; if it takes others, write "
+                    f"get_model_params(self, *args), which returns the start"
+                ) from error
             finally:
                 for parameter, value in zip(parameters, before):
                     self._write_parameter(parameter, value)
-        close = {"rtol": 5e-3, "atol": 0.0}  # half precision
-        if np.allclose(loaded, numbers, **close):
-            return "native"
-        return "own" if np.allclose(np.sort(loaded), np.sort(numbers), **close) else ""
+        if places is None or not np.array_equal(np.sort(places), np.arange(size)):
+            return ""
+        return "native" if np.array_equal(places, np.arange(size)) else "own"

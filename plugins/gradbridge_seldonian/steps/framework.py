@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,10 @@ CREATE, UPDATE, FORWARD, ZERO, BACKWARD = METHODS = (
 
 class MissingStepError(GuestError, NotImplementedError):
     """One of the five methods was asked for, and the class does not have it."""
+
+
+class NotConstructedError(GuestError, AttributeError):
+    """The class has an `__init__` that does not call that of its base."""
 
 
 def is_inherited(owner: Any, method: str) -> bool:
@@ -112,6 +116,45 @@ class StepsFramework:
     def restore(self, state: Any) -> None:
         """Put back what `state` told."""
 
+    def own_gradient(self, run: Callable[[], Any], cotangent: Array) -> Array | None:
+        """What the framework says that the gradient of a run is.
+
+        Args:
+            run: makes it, and returns its predictions.
+            cotangent: of the predictions.
+
+        Returns:
+            (n,) by the native model's trainable parameters, in its order; None where they have no part in it.
+        """
+        return None
+
+    def parameters(self) -> Array:
+        """The numbers of the native model's trainable parameters, (n,) float64 in its order."""
+        pieces = [self.owner._read_parameter(p).ravel() for p in self.owner._trainable_parameters()]
+        return np.concatenate([np.empty(0), *pieces]).astype(np.float64)
+
+    def sizes(self) -> list[int]:
+        """Of the native model's trainable parameters, in its order."""
+        return []
+
+    def clear(self) -> None:
+        """Forget the gradients that the native model has gathered, whatever zero_gradients does."""
+
+    def check_reached(self, predictions: Any) -> None:
+        """Refuse predictions that none of the parameters has a part in, if that can be told.
+
+        Raises:
+            NotDifferentiableError
+        """
+
+    def snapshot(self) -> Any:
+        """What a backward_pass may read of the native model, parameters and the rest, as it is: copies."""
+        return None
+
+    def is_as(self, snapshot: Any) -> bool:
+        """Whether it still is, however it was changed."""
+        return True
+
     def versions(self) -> tuple[Any, ...]:
         """Changes when somebody else changes what a backward_pass of the present run would read."""
         return ()
@@ -135,7 +178,9 @@ class StepsFramework:
             return self.backward_arguments == 2
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         needed = [p.name for p in parameters if p.name in names and p.default is p.empty]
-        if len(needed) > 2 or (not names and not any(p.kind is p.VAR_POSITIONAL for p in parameters)):
+        swapped = len(needed) == 2 and needed[0] == "external_grad"
+        nothing = not names and not any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        if len(needed) > 2 or swapped or nothing:
             raise MissingStepError(
                 f"{BACKWARD} of {self.label} must take (external_grad), the cotangent of its predictions, or "
                 f"(predictions, external_grad), and takes ({', '.join(p.name for p in parameters)})"

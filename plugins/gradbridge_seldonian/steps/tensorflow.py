@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
@@ -95,6 +96,41 @@ class TensorFlowSteps(StepsFramework):
             if not np.array_equal(variable.numpy(), value.numpy()):
                 variable.assign(value)
 
+    def own_gradient(self, run: Callable[[], Any], cotangent: Array) -> Array | None:
+        """By a tape around the run, whatever tapes the methods have."""
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            predictions = run()
+        variables = self.owner._trainable_parameters()
+        if not tf.is_tensor(predictions) or not predictions.dtype.is_floating or not variables:
+            return None
+        given = tf.convert_to_tensor(self.cotangent(cotangent, predictions))
+        gradients = tape.gradient(predictions, variables, output_gradients=given)
+        if all(g is None for g in gradients):
+            return None
+        return _joined(variables, gradients).astype(np.float64)
+
+    def sizes(self) -> list[int]:
+        """See the base class."""
+        return [math.prod(p.shape) for p in self.owner._trainable_parameters()]
+
+    def snapshot(self) -> Any:
+        """Tensors of all variables, not copied."""
+        import tensorflow as tf
+
+        return [tf.convert_to_tensor(v) for v in self._read()]
+
+    def is_as(self, snapshot: Any) -> bool:
+        """By the numbers, since variables count no versions."""
+        present = self._read()
+        return len(present) == len(snapshot) and all(
+            np.array_equal(v.numpy(), t.numpy()) for v, t in zip(present, snapshot)
+        )
+
+    def _read(self) -> list[Any]:
+        return [*self.owner._trainable_parameters(), *(v for v, _ in self._kept())]
+
     def _kept(self) -> list[tuple[Any, Any]]:
         import tensorflow as tf
 
@@ -177,8 +213,6 @@ class SupervisedTensorFlowBaseModel(SupervisedParametersModel):
         Raises:
             NotDifferentiableError: none of the variables takes part in the predictions.
         """
-        import tensorflow as tf
-
         predictions, cotangent = (self.predictions, v) if external_grad is None else (v, external_grad)
         variables = self._trainable_parameters()
         gradients = self.tape.gradient(predictions, variables, output_gradients=cotangent)
@@ -188,14 +222,7 @@ class SupervisedTensorFlowBaseModel(SupervisedParametersModel):
                 f"that theta is loaded into; compute all of them within the tape, with self.tensorflow_model, and without "
                 f".numpy() or tf.stop_gradient on the way"
             )
-        return np.concatenate(
-            [
-                np.zeros(int(np.prod(tuple(p.shape))))
-                if g is None
-                else tf.convert_to_tensor(g).numpy().ravel()
-                for p, g in zip(variables, gradients)
-            ]
-        )
+        return _joined(variables, gradients)
 
     # Keras copies and pickles models by their configs, apart from what else refers to their layers.
 
@@ -223,6 +250,18 @@ class SupervisedTensorFlowBaseModel(SupervisedParametersModel):
             parts = {(kind, i): x for kind, i, x in _parts(state["native_model"])}
             state = _swapped(state, lambda x: parts[x] if isinstance(x, _Place) else x)
         self.__dict__.update(state)
+
+
+def _joined(variables: list[Any], gradients: list[Any]) -> Array:
+    """Gradients of variables in one array; zeros for those that have none."""
+    import tensorflow as tf
+
+    return np.concatenate(
+        [
+            np.zeros(math.prod(v.shape)) if g is None else tf.convert_to_tensor(g).numpy().ravel()
+            for v, g in zip(variables, gradients)
+        ]
+    )
 
 
 class _Place(NamedTuple):
