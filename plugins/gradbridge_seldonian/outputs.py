@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,36 @@ TRIED_ROWS = 4
 
 class SpecError(BorderError, ValueError):
     """A specification whose parts do not fit each other."""
+
+
+def checked_start(start: Any, constraints: int, technique: str) -> Array:
+    """Where training starts, as a new array of float64: the engine's optimizer writes into it.
+
+    Args:
+        start: what was given, or what a function of the user's returned.
+        constraints: how many there are.
+        technique: of the optimization.
+
+    Raises:
+        SpecError: no numbers, some that are not finite, or several dimensions where the engine would take their rows
+            for constraints.
+    """
+    try:
+        found = np.array(start, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SpecError(
+            f"the initial solution must be an array of numbers, got {reprlib.repr(start)}"
+        ) from error
+    if not np.isfinite(found).all():
+        raise SpecError(
+            f"the initial solution has {int((~np.isfinite(found)).sum())} values that are not finite"
+        )
+    if found.ndim != 1 and (not found.ndim or constraints > 1 or technique != "gradient_descent"):
+        raise SpecError(
+            f"the initial solution must be of shape (P,), got {found.shape}: of several constraints the engine would take "
+            f"rows of parameters for constraints. Give it flat, and let predict(theta, X) reshape theta"
+        )
+    return found
 
 
 def tried(model: Any, dataset: Any, start: Array, sub_regime: str) -> Array:

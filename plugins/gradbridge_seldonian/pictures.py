@@ -64,7 +64,8 @@ def plot_candidate_selection(
         result = result.cs_result
     history = getattr(result, ATTRIBUTE, None)
     if isinstance(history, History):
-        return _draw_evaluations(history, path, title, objective, constraints or history.constraints)
+        names = _checked_names(constraints, history.constraints)
+        return _draw_evaluations(history, path, title, objective, names)
     if not isinstance(result, dict) or "g_vals" not in result:
         raise OptionError(
             f"plot_candidate_selection takes an algorithm that has run, or its cs_result, got a "
@@ -72,8 +73,21 @@ def plot_candidate_selection(
             f"no history of those, and gradbridge records it in the result if gradbridge_seldonian was imported before "
             f"the run; import it (SeldonianModel does) and run again"
         )
-    names = constraints or result.get("written") or [f"{c} <= 0" for c in result["constraint_strs"]]
-    return _draw_descent(result, path, title, objective, names)
+    own = result.get("written") or [f"{c} <= 0" for c in result["constraint_strs"]]
+    return _draw_descent(result, path, title, objective, _checked_names(constraints, own))
+
+
+def _checked_names(given: Any, own: Sequence[str]) -> Sequence[str]:
+    """The labels that were asked for, one for each constraint, or their own."""
+    if given is None:
+        return own
+    names = None if isinstance(given, str) or not hasattr(given, "__len__") else list(given)
+    if names is None or len(names) != len(own) or not all(isinstance(name, str) for name in names):
+        raise OptionError(
+            f"constraints must be a list with a label for each of the {len(own)} constraints ({', '.join(own)}), got "
+            f"{given!r}"
+        )
+    return names
 
 
 def _draw_descent(

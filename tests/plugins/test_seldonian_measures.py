@@ -79,10 +79,17 @@ BIN, MULTI, LINE = "classification", "multiclass_classification", "regression"
         (MULTI, "PR <= 0.5", r"PR is of one class among several; say which, as in PR_\[0\]"),
         (MULTI, "abs((FNR | [men]) - (FNR | [women])) <= 0.1", r"FNR is of one class among .* FNR_\[0\]"),
         (MULTI, "CM <= 0.5", r"say which, as in CM_\[0,1\], the true class and the predicted one"),
-        (MULTI, "PR_[-1] <= 0.5", r"cannot be read: .*Classes are written PR_\[1\]"),
+        (MULTI, "PR_[-1] <= 0.5", r"names class '-1', and .* from 0 on. Classes are written PR_\[1\]"),
+        (MULTI, "(FNR_[1.0] | [men]) <= 0.5", "names class '1.0', and classes are numbers from 0 on"),
         (MULTI, "PR_['a'] <= 0.5", "cannot be read"),
-        (MULTI, "PR_[0,1] <= 0.5", "cannot be read"),
-        (MULTI, "CM_[0] <= 0.5", "cannot be read"),
+        (MULTI, "PR_[0,1] <= 0.5", "has 2 between its brackets, and PR takes 1"),
+        (MULTI, "CM_[0] <= 0.5", "has 1 between its brackets, and CM takes 2"),
+        (BIN, "", "it is empty"),
+        (BIN, "0.1 <= PR <= 0.9", "it has two inequalities"),
+        (BIN, "PR == 0.9", "its inequality is written with <= or >="),
+        (BIN, "PR/0 <= 0.9", "has no value, whatever its statistics are: ZeroDivisionError"),
+        (BIN, "FNR/(1 - 1) <= 0.9", "has no value, whatever its statistics are: ZeroDivisionError"),
+        (BIN, "(0 - 2)**PR <= 0.9", "has no value, whatever its statistics are: ArithmeticError"),
         (MULTI, "PR[1] <= 0.5", "cannot be read"),
         (MULTI, "ACC_[1] >= 0.5", "cannot be read"),
         (BIN, "PR_[1] <= 0.5", r"has one output, the probability of class 1; write PR for PR_\[1\]"),
@@ -99,7 +106,7 @@ BIN, MULTI, LINE = "classification", "multiclass_classification", "regression"
         ),
         (BIN, "sqrt(PR) <= 0.5", "'sqrt' is no statistic"),
         (BIN, "PR | [men] <= 0.5", "cannot be read"),
-        (BIN, "PR < 0.5", "cannot be read: NotImplementedError"),
+        (BIN, "PR < 0.5", "cannot be read: its inequality is written with <= or >="),
         (BIN, "PR <= ", "cannot be read: RuntimeError"),
         (BIN, "-(-PR) <= 0.5", "cannot be read"),
         (BIN, None, "cannot be read"),
@@ -311,3 +318,24 @@ def test_the_other_name_of_two_classes_is_a_sub_regime_too():
     ours, theirs = spec_of(name, "(FNR | [men]) <= 0.5"), spec_of(BIN, "(FNR | [men]) <= 0.5")
     theta = ours.model.initial_solution()
     assert safety_bound(ours, theta)[1] == safety_bound(theirs, theta)[1]
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    ["PR/(1 - PR) <= 9", "PR/(FNR - 1) <= 9", "1/max(PR - 0.5, 0.1) <= 10", "(PR - FNR + 2)**0.5 <= 9"],
+)
+def test_what_has_a_value_for_some_statistics_is_no_nonsense(constraint):
+    spec_of(BIN, constraint)
+
+
+def test_tables_of_pandas_are_features_as_for_the_engine():
+    pandas = pytest.importorskip("pandas")
+    constraint = "abs((PR | [men]) - (PR | [women])) <= 0.4"
+    found, truth = (
+        safety_bound(
+            spec_of(BIN, constraint, data=dataset(BIN, features=features)), np.array([1.0, -0.5, 0.2])
+        )
+        for features in (pandas.DataFrame(X, columns=["x0", "x1"]), X)
+    )
+    assert found[0] == truth[0]
+    np.testing.assert_allclose(found[1], truth[1], rtol=1e-12)

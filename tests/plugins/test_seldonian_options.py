@@ -125,6 +125,8 @@ def test_an_entry_is_the_engines_as_an_argument_and_in_the_dictionary(hyper):
 def test_clipping_by_arrays_keeps_each_parameter_in_its_own_range():
     limits = (np.array([0.05, 0.1, -0.35]), np.array([0.12, 0.22, -0.3]))
     same(engines(hyper={"clip_theta": limits}), ours(clip_theta=limits))
+    same(engines(hyper={"clip_theta": limits}), ours(clip_theta=[list(limits[0]), list(limits[1])]))
+    same(engines(hyper={"clip_theta": (-0.31, 0.11)}), ours(clip_theta=np.array([-0.31, 0.11])))
 
 
 def test_the_dictionary_goes_under_the_arguments_and_is_not_changed():
@@ -204,7 +206,10 @@ def engine_text(constraint):
         {"regularization_hyperparams": {"reg_coef": 0.3}},
         {"primary_objective": engine_objectives.Error_Rate},
         {
-            "custom_primary_gradient_fn": lambda model, theta, X, Y: np.array([0.3, -0.2, 0.1]),
+            # Not quite autograd's, so that it shows which of them was taken.
+            "custom_primary_gradient_fn": lambda model, theta, X, Y: (
+                (1 + 1e-5) * (model.predict(theta, X) - Y) @ np.column_stack([np.ones(len(X)), X]) / len(X)
+            ),
             "primary_objective": engine_objectives.binary_logistic_loss,
         },
     ],

@@ -228,6 +228,13 @@ def test_words_with_dollars_and_long_constraints_are_drawn_as_they_are(tmp_path)
     assert "(PR | [group_11]) <= 3" in told
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "Powell"])
+@pytest.mark.parametrize("names", [["one"], ["a", "b", "c"], "ab", [1, 2]])
+def test_there_is_a_label_for_each_constraint(optimizer, names, tmp_path):
+    with pytest.raises(OptionError, match="a label for each of the 2 constraints"):
+        plot_candidate_selection(trained(optimizer), tmp_path / "one", constraints=names)
+
+
 def test_pictures_take_results_with_wild_and_infinite_values(tmp_path):
     steps = 30
     result = {

@@ -16,6 +16,7 @@ from seldonian.dataset import (  # noqa: E402
 from seldonian.models import objectives as engine_objectives  # noqa: E402
 from seldonian.models.models import BinaryLogisticRegressionModel  # noqa: E402
 from seldonian.parse_tree.parse_tree import ParseTree  # noqa: E402
+from seldonian.seldonian_algorithm import SeldonianAlgorithm  # noqa: E402
 
 from gradbridge_seldonian import SeldonianModel, supervised_spec  # noqa: E402
 from gradbridge_seldonian.specification.supervised import SpecError  # noqa: E402
@@ -62,6 +63,15 @@ CUSTOM = {
 }
 
 
+def in_torch(model, theta, X, Y, **ignored):
+    found = torch.as_tensor(np.asarray(model.predict(theta, X)))
+    return torch.nn.functional.mse_loss(found, torch.as_tensor(Y)).item()
+
+
+def of_a_native_model(model, theta, X, Y, **ignored):
+    return float((model.native(theta)(torch.as_tensor(X)).ravel() - torch.as_tensor(Y)).abs().mean())
+
+
 def additional(entry, constraint=PR, node="PR"):
     return {"additional_datasets": {constraint: {node: entry}}}
 
@@ -92,6 +102,13 @@ def additional(entry, constraint=PR, node="PR"):
         ({"beta_velocity": 1.0}, "beta_velocity must be a number of at least 0 and below 1"),
         ({"beta_rmsprop": True}, "beta_rmsprop must be"),
         ({"clip_theta": 3.0}, "clip_theta must be None or a pair"),
+        ({"clip_theta": np.zeros(3)}, "clip_theta must be None or a pair"),
+        ({"clip_theta": ("a", "b")}, "clip_theta must be None or a pair"),
+        ({"clip_theta": ([0.0, 1.0], [2.0, 3.0, 4.0])}, "clip_theta must be None or a pair"),
+        ({"initial_solution": lambda *ignored: 1 / 0}, "function initial_solution failed: ZeroDivisionError"),
+        ({"initial_solution": np.zeros(5)}, r"params of shape \(3,\), got \(5,\).*initial_solution must fit"),
+        ({"primary_objective": in_torch}, "the gradient of primary_objective failed .*TypeError.*autograd.numpy"),
+        ({"primary_objective": of_a_native_model}, "the gradient of primary_objective failed .*autograd.numpy"),
         ({"clip_theta": (1.0, -1.0)}, "the first not above the second"),
         ({"clip_theta": (np.zeros(2), 1.0)}, r"of the parameters' shape \(3,\), got shape \(2,\)"),
         ({"lambda_init": "half"}, "lambda_init must be one number or one for each"),
@@ -228,3 +245,12 @@ def test_what_is_said_twice_in_one_voice_is_no_contradiction():
         optimization_hyperparams=entries,
     )
     assert spec.optimization_hyperparams["clip_theta"] == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize("objective", [in_torch, of_a_native_model])
+def test_an_objective_without_a_gradient_is_one_for_optimizers_that_ask_for_none(objective):
+    barrier = {**BARRIER, "maxiter": 1, "optimizer": "Nelder-Mead"}
+    spec = supervised_spec(data(), model(), [PR], [0.1], primary_objective=objective, **barrier)
+    algorithm = SeldonianAlgorithm(spec)
+    algorithm.set_initial_solution()
+    assert np.isfinite(algorithm.run_candidate_selection()).all()

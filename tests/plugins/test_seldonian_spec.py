@@ -16,13 +16,16 @@ from seldonian.models.models import (  # noqa: E402
     BinaryLogisticRegressionModel,
     MultiClassLogisticRegressionModel,
 )
+from seldonian.parse_tree.parse_tree import make_parse_trees_from_constraints  # noqa: E402
+from seldonian.seldonian_algorithm import SeldonianAlgorithm  # noqa: E402
 from seldonian.spec import SupervisedSpec  # noqa: E402
 from torch import nn  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
-from gradbridge.errors import GradbridgeWarning, OptionError, ParamsShapeError  # noqa: E402
+from gradbridge.errors import GradbridgeWarning, OptionError  # noqa: E402
 from gradbridge_seldonian import SeldonianModel, supervised_spec  # noqa: E402
 from gradbridge_seldonian.evaluation import objectives  # noqa: E402
+from gradbridge_seldonian.runs import EngineError  # noqa: E402
 from gradbridge_seldonian.specification.supervised import SpecError  # noqa: E402
 
 RNG = onp.random.default_rng(0)
@@ -72,7 +75,7 @@ def test_a_specification_needs_a_constraint():
 
 
 def test_an_initial_solution_of_the_wrong_length_is_met_before_the_engine_starts():
-    with pytest.raises(ParamsShapeError, match=r"params of shape \(3,\), got \(2,\)"):
+    with pytest.raises(SpecError, match=r"params of shape \(3,\), got \(2,\).*initial_solution"):
         supervised_spec(
             data(BINARY, "classification"),
             probabilities(),
@@ -86,7 +89,7 @@ def test_an_initial_solution_function_that_fails_is_not_swallowed():
     def fail(model, X, Y):
         raise RuntimeError("no solution from here")
 
-    with pytest.raises(RuntimeError, match="no solution from here"):
+    with pytest.raises(SpecError, match="initial_solution failed: RuntimeError: no solution from here"):
         supervised_spec(
             data(BINARY, "classification"), probabilities(), ["ACC >= 0.5"], [0.1], initial_solution=fail
         )
@@ -141,3 +144,117 @@ def test_an_objective_means_over_rows_also_where_the_features_are_a_list():
     theta, Y = model.initial_solution(), RNG.normal(size=20)
     mean = objectives.Mean_Error(model, theta, [X, X], Y)
     assert onp.isclose(mean, np.mean(model.predict(theta, [X, X]) - Y), rtol=1e-12)
+
+
+WIDE = RNG.normal(size=(120, 2))
+SCORE = WIDE @ [1.0, 0.7]
+
+
+def course(spec):
+    algorithm = SeldonianAlgorithm(spec)
+    algorithm.run()
+    return algorithm.cs_result
+
+
+def wide(labels, sub_regime="classification"):
+    return data(labels, sub_regime, WIDE, onp.stack([WIDE[:, 0] > 0, WIDE[:, 0] <= 0], 1).astype(int))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint64", "bool", "int8"])
+@pytest.mark.parametrize("objective", [None, engine_objectives.binary_logistic_loss])
+@pytest.mark.parametrize("plain", [False, True])
+def test_labels_without_a_minus_are_the_numbers_that_they_are(dtype, objective, plain):
+    def run(labels):
+        given = wide(labels)
+        spec = supervised_spec(
+            given, probabilities(), ["ACC >= 0.4"], [0.1], num_iters=6, primary_objective=objective
+        )
+        if plain:  # the engine's own
+            trees = make_parse_trees_from_constraints(["ACC >= 0.4"], [0.1], sub_regime="classification")
+            spec = SupervisedSpec(
+                given, probabilities(), trees, "classification", primary_objective=objective,
+                initial_solution_fn=SeldonianModel.initial_solution,
+                optimization_hyperparams=spec.optimization_hyperparams,
+            )  # fmt: skip
+        assert spec.dataset is given and given.labels.dtype == labels.dtype  # noqa: PT018
+        return course(spec)
+
+    found, truth = run((SCORE > 0).astype(dtype)), run((SCORE > 0).astype(float))
+    assert (truth["f_vals"] > 0).all()
+    for key in ("f_vals", "g_vals", "candidate_solution"):
+        onp.testing.assert_allclose(found[key], truth[key], rtol=1e-12)
+
+
+def test_unsigned_labels_of_a_regression_have_differences():
+    counts = (10 + SCORE * 2).astype("uint8")
+    away = lambda model, theta, X, Y, **ignored: np.mean((model.predict(theta, X) - Y + np.mean(-Y)) ** 2)
+
+    def run(labels):
+        made = SeldonianModel(nn.Linear(2, 1))
+        return course(
+            supervised_spec(
+                wide(labels, "regression"), made, ["Mean_Error <= 3.0"], [0.1], num_iters=4,
+                primary_objective=away, initial_solution=onp.array([0.3, 0.1, 9.0]),
+            )
+        )  # fmt: skip
+
+    onp.testing.assert_allclose(run(counts)["f_vals"], run(counts.astype(float))["f_vals"], rtol=1e-12)
+
+
+class Flat(MultiClassLogisticRegressionModel):
+    def predict(self, theta, X):
+        return super().predict(np.reshape(theta, (3, 3)), X)
+
+
+def test_rows_of_parameters_are_no_constraints():
+    given, theta = (
+        wide(onp.digitize(SCORE, [-0.7, 0.7]), "multiclass_classification"),
+        RNG.normal(size=(3, 3)),
+    )
+    three = ["PR_[0] <= 0.2", "PR_[1] <= 0.9", "ACC >= 0.1"]
+    for rows in (theta, lambda *ignored: theta, theta[0, 0]):
+        with pytest.raises(SpecError, match=r"must be of shape \(P,\), got .*reshape theta"):
+            supervised_spec(
+                given, MultiClassLogisticRegressionModel(), three, [0.1] * 3, initial_solution=rows
+            )
+    settings = {"num_iters": 3, "lambda_init": 5.0}
+    one = [
+        course(supervised_spec(given, model, three[:1], [0.1], initial_solution=start, **settings))["f_vals"]
+        for model, start in ((MultiClassLogisticRegressionModel(), theta), (Flat(), theta.ravel()))
+    ]
+    onp.testing.assert_allclose(*one, rtol=1e-12)
+    supervised_spec(given, Flat(), three, [0.1] * 3, initial_solution=theta.ravel())
+
+
+CLASSES = onp.digitize(SCORE, [-0.7, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("labels", "net", "constraint", "start"),
+    [
+        (SCORE > 0, nn.Linear(2, 1), "FNR <= 0.9", None),
+        (SCORE > 0, nn.Linear(2, 1), "PR <= 0.9", onp.zeros(3)),
+        (SCORE > 0, nn.Sequential(nn.Linear(2, 1), nn.Tanh()), "ACC >= 0.4", None),
+        (CLASSES, nn.Linear(2, 3), "PR_[1] <= 0.9", onp.zeros(9)),
+        (CLASSES, nn.Sequential(nn.Linear(2, 3), nn.Sigmoid()), "ACC >= 0.2", None),
+    ],
+)
+def test_what_a_rate_reads_are_probabilities(labels, net, constraint, start):
+    torch.manual_seed(3)
+    kind = "classification" if labels.dtype == bool else "multiclass_classification"
+    given = wide(labels * 1, kind)
+    said = "reads predictions as probabilities, and SeldonianModel predicts .*output='logits'"
+    with pytest.raises(SpecError, match=said):
+        supervised_spec(given, SeldonianModel(net), [constraint], [0.1], initial_solution=start)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradbridgeWarning)  # of equal predictions at zero
+        supervised_spec(
+            given, SeldonianModel(net, output="logits"), [constraint], [0.1], initial_solution=start
+        )
+
+
+def test_a_safety_test_does_not_pass_on_numbers_that_are_no_rates():
+    trees = make_parse_trees_from_constraints(["FNR <= 0.9"], [0.1], sub_regime="classification")
+    plain = SupervisedSpec(wide((SCORE > 0) * 1.0), SeldonianModel(nn.Linear(2, 1)), trees, "classification")
+    with pytest.raises(EngineError, match="FNR reads predictions as probabilities"):
+        SeldonianAlgorithm(plain).run_safety_test(onp.array([1.0, 1.0, 9.0]))

@@ -27,7 +27,7 @@ def Mean_Error(model: Any, theta: Any, X: Any, Y: Any, **kwargs: Any) -> Any:
 
 def binary_logistic_loss(model: Any, theta: Any, X: Any, Y: Any, **kwargs: Any) -> Any:
     """Mean logistic loss of probabilities (n,) against labels 0 and 1."""
-    return _logistic(model.predict(theta, X), Y)
+    return _logistic(model.predict(theta, X), onp.asarray(Y, dtype=float))  # which has a minus
 
 
 def multiclass_logistic_loss(model: Any, theta: Any, X: Any, Y: Any, **kwargs: Any) -> Any:

@@ -60,6 +60,8 @@ def independent(model: SeldonianModel, X: Any, start: Array, most: int | None = 
         such rows, or gave numbers that are not finite or the same for all of them.
     """
     inputs = X if type(X) is list else [X]
+    if not all(type(x) is np.ndarray for x in inputs):
+        return None  # as a table of pandas, whose rows are taken in other ways
     random = np.random.default_rng(0)
     seen = min(_SEEN, len(inputs[0]), max(most or _SEEN, 4)) // 2 * 2
     if not seen:

@@ -31,6 +31,11 @@ def statistic(name: str) -> Callable[..., Any] | None:
     return known.get(name, zhat_funcs.vector_confusion_matrix if name == "CM" else None)
 
 
+def is_engines(name: str) -> bool:
+    """Whether a statistic is one of the engine's, and not one that a user added to its table."""
+    return getattr(statistic(name), "__module__", None) == zhat_funcs.__name__
+
+
 def samples(node: Any, model: Any, theta: Any, data_dict: dict[str, Any], **kwargs: Any) -> Any:
     """The samples of a node's statistic, as `BaseNode.zhat` is to give them.
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gradbridge.errors import BackendError
+from gradbridge.layout import Array
 from gradbridge.notices import notice
 from gradbridge.option_values import FLAG
 from gradbridge.registry import default_registry
+from gradbridge.wording import in_short
 from gradbridge_seldonian.engine import CustomDataSet, EngineModel, SupervisedDataSet
 from gradbridge_seldonian.engine import objectives as engine_objectives
+from gradbridge_seldonian.evaluation.labels import signed
 from gradbridge_seldonian.evaluation.objectives import PRIMARY
+from gradbridge_seldonian.evaluation.probabilities import check_probabilities
 from gradbridge_seldonian.evaluation.rows import all_alike, can_share, independent
 from gradbridge_seldonian.evaluation.trees import base_nodes, check_columns
-from gradbridge_seldonian.outputs import SpecError, tried
+from gradbridge_seldonian.outputs import SpecError, checked_start, tried
 from gradbridge_seldonian.runs import BridgedModel, is_builtin
 from gradbridge_seldonian.specification.hyperparams import ENTRIES, check
 from gradbridge_seldonian.specification.parsing import by_node
+from gradbridge_seldonian.specification.trials import called
 
 
 def check_model(model: Any) -> None:
@@ -78,7 +83,7 @@ def checked_datasets(dataset: Any, candidate: Any, safety: Any) -> list[Any]:
             )
     elif first.meta.sub_regime not in PRIMARY:
         raise SpecError(f"sub_regime must be one of {', '.join(PRIMARY)}, got {first.meta.sub_regime!r}")
-    return list(read.values())
+    return list(map(signed, read.values()))
 
 
 def candidate_part(dataset: Any, safety: float) -> tuple[Any, ...]:
@@ -98,7 +103,9 @@ def candidate_part(dataset: Any, safety: float) -> tuple[Any, ...]:
     return ([x[:n] for x in X] if type(X) is list else X[:n]), dataset.labels[:n]
 
 
-def checked_start(model: Any, data: tuple[Any, ...], initial: Any) -> np.ndarray:
+def first_start(
+    model: Any, data: tuple[Any, ...], initial: Any, constraints: int, technique: str
+) -> np.ndarray:
     """(P,) float64 where training starts: `initial`, or the model's own parameters."""
     if initial is None:
         if not hasattr(model, "initial_solution"):
@@ -107,18 +114,11 @@ def checked_start(model: Any, data: tuple[Any, ...], initial: Any) -> np.ndarray
                 f"function of (model, X, Y)"
             )
         initial = model.initial_solution
-    start = initial(model, *data) if callable(initial) else initial
     try:
-        start = np.array(start, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise SpecError(
-            f"the initial solution must be an array of numbers, got {reprlib.repr(start)}"
-        ) from error
-    if not np.isfinite(start).all():
-        raise SpecError(
-            f"the initial solution has {int((~np.isfinite(start)).sum())} values that are not finite"
-        )
-    return start
+        start = initial(model, *data) if callable(initial) else initial
+    except Exception as error:  # the user's own code, of which the engine says nothing at all
+        raise SpecError(f"the function initial_solution failed: {in_short(error)}") from error
+    return checked_start(start, constraints, technique)
 
 
 def check_data(dataset: Any, sub_regime: str) -> None:
@@ -211,6 +211,7 @@ def checked_additional(
                     )
                 if data.regime != "supervised_learning":
                     continue
+                nodes[name][key] = signed(data)
                 check_data(data, data.meta.sub_regime)
                 if batch_size is not None and type(data.features) is list:
                     raise SpecError(
@@ -230,8 +231,8 @@ def check_clipping(entries: Mapping[str, Any], start: np.ndarray) -> None:
             )
 
 
-def check_gradient(settings: Mapping[str, Any], objective: Any, seen: tuple[Any, ...]) -> None:
-    """Refuse a gradient of the objective that is none, or a formula of the engine's where it would be wrong."""
+def check_gradient(settings: Mapping[str, Any], objective: Any, seen: tuple[Any, ...]) -> Any:
+    """The gradient that the engine will use, None for autograd's; refused where it is none, or the engine has none."""
     if objective is not None and not callable(objective):
         raise SpecError(f"primary_objective must be a function, got {reprlib.repr(objective)}")
     given, model = settings["custom_primary_gradient_fn"], settings["model"]
@@ -240,8 +241,8 @@ def check_gradient(settings: Mapping[str, Any], objective: Any, seen: tuple[Any,
     use = settings["use_builtin_primary_gradient_fn"]
     check("use_builtin_primary_gradient_fn", use, FLAG)
     if not use and not (is_builtin(given) and isinstance(model, BridgedModel)):
-        return
-    asked = "use_builtin_primary_gradient_fn=True" if use else f"custom_primary_gradient_fn={given.__name__}"
+        return given
+    asked = "use_builtin_primary_gradient_fn=True" if use else "custom_primary_gradient_fn= of the engine's"
     name = getattr(objective, "__name__", "")
     if isinstance(model, BridgedModel):
         why = f"the engine's formulas are those of its own linear models, and {type(model).__name__} is none of them"
@@ -252,7 +253,7 @@ def check_gradient(settings: Mapping[str, Any], objective: Any, seen: tuple[Any,
     elif type(seen[0]) is list:
         why = "the engine's formulas take no list of features"
     else:
-        return
+        return getattr(engine_objectives, f"gradient_{name}") if given is None else given
     raise SpecError(f"{asked} was asked for, and {why}; leave it out for autograd's gradient")
 
 
@@ -281,14 +282,36 @@ def check_custom(objective: Any, technique: str, trees: Any, dataset: Any) -> No
         )
 
 
-def try_model(model: Any, dataset: Any, start: np.ndarray, sub_regime: str) -> tuple[int, ...]:
-    """Predict a few rows, to see that the shapes fit; warn where all predictions are equal.
+def try_model(
+    model: Any, dataset: Any, start: np.ndarray, sub_regime: str, readers: Sequence[str]
+) -> tuple[int, ...]:
+    """Predict a few rows, to see that the shapes fit, and that probabilities are some; warn where all are equal.
+
+    Args:
+        model, dataset, start, sub_regime: of the specification.
+        readers: names of what reads predictions as probabilities.
 
     Returns:
         The shape of one row's prediction, () or (classes,).
     """
-    found = tried(model, dataset, start, sub_regime)
-    if sub_regime != "regression" and all_alike(found) and all_alike(model.predict(start, dataset.features)):
+
+    def looked() -> Array:
+        found = tried(model, dataset, start, sub_regime)
+        check_probabilities(model, found, sub_regime, readers)
+        step = 3.0 * np.random.default_rng(0).normal(size=start.shape)
+        for away in (start + step, start - step) if sub_regime != "regression" and readers else ():
+            try:  # equal logits of zero are in range where training starts, and nowhere else
+                with np.errstate(all="ignore"):
+                    there = tried(model, dataset, away, sub_regime)
+            except Exception:  # a model may not be defined there, and no run needs it to be
+                continue
+            check_probabilities(model, there, sub_regime, readers)
+        return found
+
+    name = f"predict of {type(model).__name__}"
+    found = called(name, looked)
+    alike = sub_regime != "regression" and all_alike(found)
+    if alike and all_alike(called(name, lambda: model.predict(start, dataset.features))):
         notice(
             f"{type(model).__name__} predicts the same for all {len(dataset.labels)} rows at the initial solution. A constraint "
             f"on rates then has a standard deviation of zero, which has no gradient, and the engine gives up with "

@@ -28,11 +28,13 @@ def _is_decay(value: Any) -> bool:
 
 
 def _is_range(value: Any) -> bool:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
+    if not isinstance(value, (tuple, list)) and np.ndim(value) == 0:
         return False
-    return all(_is_number(v) or isinstance(v, np.ndarray) for v in value) and bool(
-        np.all(np.less_equal(*value))
-    )
+    try:
+        least, most = map(np.asarray, value)
+        return least.dtype.kind in "fiu" and most.dtype.kind in "fiu" and bool(np.all(least <= most))
+    except ValueError:  # not two, ragged, or of shapes that do not go together
+        return False
 
 
 _DECAY = Takes("a number of at least 0 and below 1", _is_decay)

@@ -6,7 +6,9 @@ all classes, and a statistic of fewer than five rows is bounded by infinity, whi
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
 import keyword
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,14 +26,16 @@ from gradbridge_seldonian.engine import (
     custom_base_node_dict,
     op_mapper,
     subscriptable_measure_functions,
-    zhat_funcs,
 )
 from gradbridge_seldonian.evaluation.shared import has_own_zhat
-from gradbridge_seldonian.evaluation.statistics import classes, samples, statistic
+from gradbridge_seldonian.evaluation.statistics import classes, is_engines, samples, statistic
 from gradbridge_seldonian.outputs import SpecError
 
 # The engine's bound on a statistic of fewer samples is infinite.
 _LEAST = 5
+
+# Bounds of statistics, alike and apart, to see whether a constraint makes something of any.
+_TRIED = ((0.3, 0.3), (0.2, 0.7), (3.0, 4.0), (-1.0, 1.0), (-4.0, -3.0), (0.0, 0.0))
 
 _FUNCTIONS = set(bounds_required_dict) - set(op_mapper.values())
 _SYNTAX = (
@@ -81,7 +85,8 @@ def read_constraint(
         tree.assign_bounds_needed()
     except Exception as error:  # of any class: it meets what it does not know with whatever fails first
         names = [name for name in tree.available_measure_functions if name not in without]
-        why = _unknown(str(constraint), sub_regime, names, columns) or in_short(error).rstrip(".")
+        why = _unknown(str(constraint), sub_regime, names, columns) or _misspelt(str(constraint))
+        why = why or in_short(error).rstrip(".")
         syntax = _SYNTAX_OF_EPISODES if regime == "reinforcement_learning" else _SYNTAX
         raise SpecError(f"the constraint {constraint!r} cannot be read: {why}. {syntax}") from error
     if not tree.n_base_nodes:
@@ -91,6 +96,8 @@ def read_constraint(
     tree.assign_deltas(delta_weight_method, delta_vector=delta_vector)
     tree.assign_infl_factors(infl_factor_method, infl_factors)
     tree.written = constraint
+    if why := _never(tree):
+        raise SpecError(f"the constraint {constraint!r} has no value, whatever its statistics are: {why}")
     return tree
 
 
@@ -117,6 +124,41 @@ def _unknown(constraint: str, sub_regime: str | None, names: Sequence[str], colu
     return ""
 
 
+def _misspelt(constraint: str) -> str:
+    """What is wrong with its inequality, or with the classes that it names; empty if nothing is seen."""
+    if not constraint.strip():
+        return "it is empty"
+    if len(re.findall("[<>]=", constraint)) > 1:
+        return "it has two inequalities; make two constraints of them"
+    if re.search("[<>=]", re.sub("[<>]=", "", constraint)):
+        return "its inequality is written with <= or >=; for an equality, bound abs(… - …)"
+    for name, inside in re.findall(r"(?<![\w.])([A-Za-z]\w*?)_?\[([^\]]*)\]", constraint):
+        numbers, count = inside.split(","), 2 if name == "CM" else 1
+        for number in numbers:
+            if not number.strip().isdecimal():
+                return f"{name}_[{inside}] names class {number.strip()!r}, and classes are numbers from 0 on"
+        if len(numbers) != count:
+            return f"{name}_[{inside}] has {len(numbers)} between its brackets, and {name} takes {count}"
+    return ""
+
+
+def _never(tree: ParseTree) -> str:
+    """Why no bounds of its statistics give the constraint one, such as a division by 0; empty if some do."""
+    why = ""
+    for (lower, upper), apart in itertools.product(_TRIED, (0.0, 9.0, -9.0)):
+        copied = copy.deepcopy(tree)
+        for number, entry in enumerate(copied.base_node_dict.values()):
+            far = number * apart
+            entry.update(lower=lower + far, upper=upper + far, bound_computed=True)
+        try:
+            copied._propagator_helper(copied.root)
+        except ArithmeticError as error:
+            why = in_short(error)
+        else:
+            return ""
+    return why
+
+
 def _near(name: str, known: Sequence[str]) -> str:
     found = suggestion(name, known, cutoff=0.5).strip()
     return found and f", {found}"
@@ -134,7 +176,7 @@ def check_classes(trees: Sequence[Any], outputs: tuple[int, ...]) -> None:
     """
     for tree in trees:
         for node in tree.base_nodes():
-            known = _is_engines(node.measure_function_name)
+            known = is_engines(node.measure_function_name)
             for index in classes(node).values() if outputs and known else ():
                 if type(index) is int and index >= outputs[0]:
                     raise SpecError(
@@ -172,7 +214,7 @@ def _check_named(node: Any, sub_regime: str) -> None:
     name, named = node.measure_function_name, classes(node)
     if statistic(name) is None:
         raise SpecError(f"{name} chooses its rows by itself, and cannot be conditioned on columns")
-    if not _is_engines(name):
+    if not is_engines(name):
         return  # what its classes are is its own affair
     if sub_regime != "multiclass_classification":
         if named:
@@ -192,11 +234,6 @@ def _check_named(node: Any, sub_regime: str) -> None:
             raise SpecError(f"{node.name} names class {index!r}, and classes are numbers from 0 on")
 
 
-def _is_engines(name: str) -> bool:
-    """Whether a statistic is one of the engine's, and not one that a user added to its table."""
-    return getattr(statistic(name), "__module__", None) == zhat_funcs.__name__
-
-
 def _is_bounded_by_rows(spec: Any, tree: Any, node: Any) -> bool:
     """Whether the number of rows decides if a node has a bound, and the labels alone decide which they are."""
     own = type(node)
@@ -207,7 +244,7 @@ def _is_bounded_by_rows(spec: Any, tree: Any, node: Any) -> bool:
         return False
     method = spec.base_node_bound_method_dict.get(tree.constraint_str, {}).get(node.name)
     method = method or tree.base_node_dict[node.name]["bound_method"]
-    return _is_engines(node.measure_function_name) and method not in ("manual", "random")
+    return is_engines(node.measure_function_name) and method not in ("manual", "random")
 
 
 def check_rows(

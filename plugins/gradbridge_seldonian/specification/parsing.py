@@ -121,7 +121,10 @@ def _taken(trees: Any, setting: Setting) -> list[ParseTree]:
                 f"with these"
             )
         check_columns(tree, setting.columns, "the data")
-    return list(copy.deepcopy(tuple(trees)))
+    taken = list(copy.deepcopy(tuple(trees)))
+    for tree in taken:  # as the others are: the runs know our specifications by it
+        tree.__dict__.setdefault("written", f"{tree.constraint_str} <= 0")
+    return taken
 
 
 def _check_distinct(trees: Sequence[ParseTree]) -> None:

@@ -14,6 +14,7 @@ from gradbridge.wording import suggestion
 from gradbridge_seldonian.engine import Spec, SupervisedSpec
 from gradbridge_seldonian.evaluation import objectives
 from gradbridge_seldonian.evaluation.constraints import SweptTree
+from gradbridge_seldonian.evaluation.probabilities import rates
 from gradbridge_seldonian.evaluation.rows import ROWS
 from gradbridge_seldonian.evaluation.sweep import SweptObjective
 from gradbridge_seldonian.model import SeldonianModel
@@ -28,19 +29,14 @@ from gradbridge_seldonian.specification.checks import (
     check_model,
     checked_additional,
     checked_datasets,
-    checked_start,
+    first_start,
     rows_are_independent,
     try_model,
 )
 from gradbridge_seldonian.specification.hyperparams import check, hyperparams, optimizer_for, regularization
 from gradbridge_seldonian.specification.looks import FirstLook
 from gradbridge_seldonian.specification.measures import check_classes, check_measures
-from gradbridge_seldonian.specification.trials import (
-    try_gradient,
-    try_measures,
-    try_objective,
-    try_regularizer,
-)
+from gradbridge_seldonian.specification.trials import Minimized, try_measures, try_regularizer
 from gradbridge_seldonian.workers import over_workers
 
 __all__ = ["SpecError", "SweptSpec", "supervised_spec"]
@@ -240,7 +236,7 @@ def supervised_spec(
         for each in read:
             check_data(each, meta.sub_regime)
     seen = candidate_part(read[0], frac_data_in_safety if candidate_dataset is None else 0.0)
-    start = checked_start(model, seen, initial_solution)
+    start = first_start(model, seen, initial_solution, len(trees), optimization_technique)
     check_clipping(entries, start)
     in_batches = batch_size if batch_size is not None and batch_size < len(seen[-1]) else None
     settings = {
@@ -264,21 +260,28 @@ def supervised_spec(
         "verbose": verbose,
     }
     objective = primary_objective or objectives.PRIMARY.get(meta.sub_regime)
-    check_gradient(settings, objective, seen)
+    minimized = Minimized(
+        primary_objective,
+        objective,
+        check_gradient(settings, objective, seen),
+        regularizers.get("reg_coef", 0.0),
+        optimization_technique == "gradient_descent",
+    )
     if "reg_func" in regularizers:
         try_regularizer(regularizers["reg_func"], start)
-    own = (primary_objective, custom_primary_gradient_fn)
     if is_custom:
         check_custom(objective, optimization_technique, trees, read[0])
-        look = FirstLook(model, functools.partial(_looked_at_custom, model, trees, read[0], start, seen, own))
+        look = FirstLook(
+            model, functools.partial(_looked_at_custom, model, trees, read[0], start, seen, minimized)
+        )
         return Spec(parse_trees=trees, primary_objective=_Looked(objective, look), **settings)
     trees = list(map(SweptTree.of, trees))
     made = SweptSpec(parse_trees=trees, sub_regime=meta.sub_regime, primary_objective=objective, **settings)
     check_measures(made)
     grouped = any(node.conditional_columns for tree in trees for node in tree.base_nodes())
     at_once = (rows, grouped, batch_size)
-    look = FirstLook(model, functools.partial(_looked, model, trees, read, start, seen, own, at_once))
-    made.primary_objective = SweptObjective(objective, look)
+    look = FirstLook(model, functools.partial(_looked, model, trees, read, start, seen, minimized, at_once))
+    made.primary_objective = (SweptObjective if minimized.descends else _Looked)(objective, look)
     if isinstance(model, SeldonianModel):
         for tree in trees:
             tree.share_rows(model.bridge, look)
@@ -291,7 +294,7 @@ def _looked(
     read: Sequence[Any],
     start: np.ndarray,
     seen: tuple[Any, ...],
-    own: tuple[Any, Any],
+    minimized: Minimized,
     rows: tuple[str, bool, int | None],
 ) -> bool:
     """All that is computed with a model before the engine does: whether its rows are independent.
@@ -302,29 +305,23 @@ def _looked(
         read: the data sets.
         start: (P,)
         seen: features and labels of candidate selection.
-        own: the user's objective and its gradient, each None where there is none.
+        minimized: the objective and its gradient.
         rows: the argument of that name, whether constraints have groups, and how many rows come at once.
     """
     sub_regime = read[0].meta.sub_regime
+    readers = rates(trees) + ["the objective"] * (minimized.own is None)
     for each in read:
-        check_classes(trees, try_model(model, each, start, sub_regime))
-    objective, gradient = own
-    if objective is not None:
-        try_objective(objective, model, start, seen, {"sub_regime": sub_regime})
-    if gradient is not None:
-        try_gradient(gradient, model, start, seen)
+        check_classes(trees, try_model(model, each, start, sub_regime, readers))
+    minimized.try_at(model, start, seen, {"sub_regime": sub_regime})
     return rows_are_independent(model, read[0], start, *rows)
 
 
 def _looked_at_custom(
-    model: Any, trees: Sequence[Any], dataset: Any, start: np.ndarray, seen: tuple[Any], own: tuple[Any, Any]
+    model: Any, trees: Sequence[Any], dataset: Any, start: np.ndarray, seen: tuple[Any], minimized: Minimized
 ) -> bool:
     """The same for the custom regime, where nothing is shared."""
-    objective, gradient = own
-    try_objective(objective, model, start, seen, {})
+    minimized.try_at(model, start, seen, {})
     try_measures(trees, model, start, dataset, *seen)
-    if gradient is not None:
-        try_gradient(gradient, model, start, seen)
     return False
 
 
