@@ -10,6 +10,10 @@ free: a fork waits until it is over (`undivided`).
 
 from __future__ import annotations
 
+# The standard library's modules that lock something before a fork. Those that registered last lock first, so
+# ours has to come after them: a thread that we wait for may want their locks.
+import concurrent.futures.thread  # noqa: F401
+import logging  # noqa: F401
 import os
 import sys
 import threading
