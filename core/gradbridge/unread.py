@@ -11,7 +11,7 @@ import threading
 from typing import Any, NoReturn
 
 from gradbridge.errors import ForkError
-from gradbridge.forks import Runtime
+from gradbridge.forks import Runtime, undivided
 
 
 class UnreadBridge:
@@ -57,7 +57,8 @@ def send_unread(kind: type, runtime: Runtime | None) -> None:
         runtime: of the framework; None, or one that refuses nothing, leaves the class alone.
     """
     if runtime is not None and type(runtime).require is Runtime.require:
-        from multiprocessing.reduction import ForkingPickler  # late: it brings sockets
+        with undivided():  # a fork waits for the import
+            from multiprocessing.reduction import ForkingPickler  # late: it brings sockets
 
         ForkingPickler.register(kind, _sent)
 

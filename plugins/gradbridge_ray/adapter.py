@@ -12,6 +12,7 @@ import numpy as np
 from gradbridge.borders import Border
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeError
+from gradbridge.execution.looks import Looks
 from gradbridge.execution.piecewise import (
     Cut,
     PiecewisePullback,
@@ -44,6 +45,8 @@ class ShardedAdapter(SendingAdapter):
         local: the model in this process, where it was made here; else it is made when it is asked for.
     """
 
+    _weights: Sequence[Array] | None
+
     def __init__(self, pool: Pool, path: Path, facts: Facts, local: Callable[[], Adapter]) -> None:
         self._pool, self._path, self._facts, self._local = pool, path, facts, local
         self.label, self.layout = facts.label, facts.layout
@@ -52,7 +55,7 @@ class ShardedAdapter(SendingAdapter):
         self.results_are_typed = facts.results_are_typed
         self.border = Border(self.layout)
         self.stochastic = facts.stochastic
-        self._weights: Sequence[Array] | None = None
+        self._weights, self._looks = None, Looks()
 
     # -- what it tells of the model -----------------------------------------------------------
 
@@ -89,7 +92,10 @@ class ShardedAdapter(SendingAdapter):
         return None if facts is None else ShardedAdapter(self._pool, path, facts, self._local)
 
     def isolate_calls(self) -> bool:
-        self._checked = False  # what a model kept from call to call may have hidden what it does to rows
+        if (
+            self._looks is not None
+        ):  # what a model kept from call to call may have hidden what it does to rows
+            self._looks.forget()
         return self._pool.mend("isolate_calls", self._path)
 
     def renew_pulls(self) -> bool:
@@ -132,8 +138,7 @@ class ShardedAdapter(SendingAdapter):
         kept = Kept(self._pool, key, loaded, sent, spec.replayed(), wrt, cut) if wrt else None
         parts = self._pool.ask(self._forwards("forward", loaded, sent, cut, spec, wrt, key))
         outputs = self.joined_outputs(parts, cut)
-        if not self._checked:
-            self._checked = self._look(loaded, inputs, cut, spec)
+        self.look_in_turn(loaded, inputs, cut, spec)
         return outputs, kept
 
     def backward(self, residuals: Any, cotangents: Sequence[Any], wrt: tuple[int, ...]) -> list[Any]:
@@ -152,8 +157,7 @@ class ShardedAdapter(SendingAdapter):
     ) -> tuple[Any, list[Any]]:
         cut, each = self._pushed("pushforward", loaded, inputs, spec, wrt, tangents, 0)
         outputs = self.joined_outputs([values for values, _ in each], cut)
-        if not self._checked:
-            self._checked = self._look(loaded, inputs, cut, spec)
+        self.look_in_turn(loaded, inputs, cut, spec)
         return outputs, self.joined_tangents([moved for _, moved in each], cut)
 
     def pushforward_many(
@@ -259,11 +263,7 @@ class ShardedAdapter(SendingAdapter):
         return total.total()[0]
 
     def _look(self, loaded: Any, inputs: Sequence[Any], cut: Cut, spec: CallSpec) -> bool:
-        """Compute some rows of all shards together, each must be what it was; and in all workers, whose models must be one.
-
-        Returns:
-            False where nothing can be told, and the next call is to be looked at.
-        """
+        """Compute some rows of all shards together, each must be what it was; and in all workers, whose models must be one."""
         if not cut.rows or not any(cut.has_rows):
             return False
         several = len(cut.pieces) > 1

@@ -6,10 +6,10 @@ Nobody's cluster is shut down. Ours ends with the last of those who use it, and 
 from __future__ import annotations
 
 import os
-import threading
 
 import ray
 
+from gradbridge.forks import fork_safe_lock
 from gradbridge.notices import notice
 from gradbridge_ray.errors import ClusterError
 
@@ -19,7 +19,8 @@ NAMESPACE = "gradbridge"
 # The variable by which Ray's processes are told whether to report how they are used.
 _REPORTS = "RAY_USAGE_STATS_ENABLED"
 
-_lock = threading.Lock()
+_lock = fork_safe_lock()
+_lost = False  # whether this process came from one that had joined a cluster
 _users = 0
 _ours = ""  # the job that started it
 
@@ -37,6 +38,7 @@ def join(cpus: float) -> bool:
         ClusterError: it has not so many.
     """
     global _users, _ours
+    refuse_forked()
     with _lock:
         if not ray.is_initialized():
             _users = 0
@@ -59,6 +61,19 @@ def join(cpus: float) -> bool:
         return is_ours
 
 
+def refuse_forked() -> None:
+    """Refuse to go on in a process that was forked from one that had joined a cluster: Ray would wait for ever.
+
+    Raises:
+        ClusterError
+    """
+    if _lost:
+        raise ClusterError(
+            "this process was forked from one that had joined a Ray cluster, and Ray does not survive a fork; start processes "
+            "with multiprocessing.get_context('spawn'), or fork them before anything joins a cluster"
+        )
+
+
 def leave() -> None:
     """One user less; the cluster that was started for them is stopped after the last."""
     global _users, _ours
@@ -67,6 +82,11 @@ def leave() -> None:
         if not _users and _ours and ray.is_initialized() and session() == _ours:
             ray.shutdown()
             _ours = ""
+
+
+def _forked() -> None:
+    global _lost
+    _lost = _lost or ray.is_initialized()
 
 
 def _start() -> None:
@@ -92,3 +112,7 @@ def total_cpus() -> float:
 
 def _node() -> str:
     return str(ray.get_runtime_context().get_node_id())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

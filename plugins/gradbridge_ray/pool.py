@@ -114,11 +114,7 @@ class Pool(Waiting):
     def _refuse_gone(self) -> None:
         if self._is_closed:
             raise ClusterError("this bridge over Ray workers was closed; make another one with shard_rows(…)")
-        if self._workers and self._pid != os.getpid():
-            raise ClusterError(
-                "this process was forked from the one that Ray's workers belong to, and Ray does not survive a fork; start "
-                "processes with multiprocessing.get_context('spawn'), or make the bridge in the child"
-            )
+        cluster.refuse_forked()
         if self._workers and self._session != cluster.session():
             raise ClusterError(
                 "the Ray cluster that the workers were in is gone (ray.shutdown was called, or another one was joined); make "

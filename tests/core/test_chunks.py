@@ -50,15 +50,16 @@ def test_as_many_rows_as_params_are_no_matter():
     )
 
 
-def test_the_model_never_sees_more_than_a_chunk_after_the_first_check():
+def test_the_model_never_sees_more_than_a_chunk_but_where_its_rows_are_looked_at():
     seen = []
 
     def watched(p, x, y):
         seen.append(len(x))
         return waves(p, x, y)
 
-    _, chunked = bridges(watched)
-    chunked(P, X, Y)
+    chunked = gb.bridge(watched, params=P, backend="autograd", rows_per_chunk=5, audit="off")
+    for _ in range(4):  # the first, second, fourth, eighth … call is looked at
+        chunked(P, X, Y)
     seen.clear()
     grad(loss(chunked))(P, X, Y)
     assert max(seen) == 5
@@ -216,14 +217,21 @@ def test_zeros_in_single_precision_are_no_reason_to_look_less_closely():
 
 
 def test_a_first_look_that_tells_nothing_is_followed_by_another():
-    _, chunked = bridges(lambda p, x: anp.sqrt(anp.abs(anp.dot(x, p))))
+    seen = []
+
+    def watched(p, x):
+        seen.append(len(x))
+        return anp.sqrt(anp.abs(anp.dot(x, p)))
+
+    _, chunked = bridges(watched)
     still = X.copy()
     still[0] = 0.0
     with np.errstate(all="ignore"):  # gradients there are not finite
         np.testing.assert_allclose(chunked(P, still), np.sqrt(np.abs(still @ P)))
-    assert not chunked.adapter._checked
-    np.testing.assert_allclose(chunked(P, X), np.sqrt(np.abs(X @ P)))
-    assert chunked.adapter._checked
+    for looks in (True, True, False):  # the one that tells, at a second call, and none at the third
+        seen.clear()
+        np.testing.assert_allclose(chunked(P, X), np.sqrt(np.abs(X @ P)))
+        assert (max(seen) > 5) is looks
 
 
 def test_rows_that_depend_on_each_other_are_noticed_after_a_look_that_told_nothing():
@@ -286,3 +294,46 @@ def test_bridges_with_trees_of_dataclasses_are_pickled_for_processes_that_never_
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert done.stdout == "[7.] ('a', 'b')\n"
+
+
+def centred(p, x, center=False):
+    return (x - anp.mean(x, axis=0) if center else x) @ p["w"]
+
+
+def test_a_dependence_that_a_keyword_turns_on_is_seen_in_its_first_call():
+    f = gb.bridge(centred, params={"w": np.ones(2)}, backend="autograd", rows_per_chunk=4)
+    x = np.arange(20.0).reshape(10, 2)
+    assert np.allclose(f(f.params, x), x.sum(1))
+    with pytest.raises(OptionError, match="not independent"):
+        f(f.params, x, center=True)
+
+
+def test_what_all_rows_share_is_not_cut_when_it_becomes_as_long_as_the_rows():
+    def kernel(p, x, centres):
+        return p["a"] * anp.sum(anp.exp(-((x[:, None] - centres[None]) ** 2).sum(-1)), 1)
+
+    f = gb.bridge(kernel, params={"a": np.ones(())}, backend="autograd", rows_per_chunk=4)
+    x, centres = np.random.default_rng(0).normal(size=(12, 2)), np.linspace(-1, 1, 12).reshape(6, 2)
+    assert np.allclose(f(f.params, x, centres), kernel({"a": 1.0}, x, centres))
+    with pytest.raises(OptionError, match="not independent"):
+        f(f.params, x[:6], centres)
+
+
+def test_a_gate_that_hides_a_dependence_at_its_start_is_seen_when_it_has_moved():
+    def gated(p, x):
+        return x @ p["w"] + p["a"] ** 2 * anp.mean(x)
+
+    f = gb.bridge(gated, params={"a": np.zeros(()), "w": np.ones(2)}, backend="autograd", rows_per_chunk=4)
+    x = np.random.default_rng(0).normal(size=(10, 2))
+    assert np.allclose(f(f.params, x), x.sum(1))
+    with pytest.raises(OptionError, match="not independent"):
+        f(f.params + 1.0, x)
+
+
+def test_an_output_as_long_as_the_pieces_are_many_is_none_of_rows():
+    def means(p, x):
+        return anp.mean(x, axis=0) * p["w"]
+
+    f = gb.bridge(means, params={"w": np.ones(5)}, backend="autograd", rows_per_chunk=5)
+    with pytest.raises(OptionError, match="no row for each row"):
+        f(f.params, np.ones((10, 5)))  # 5 + 5 == 10

@@ -232,5 +232,5 @@ def test_a_forked_child_is_told_rather_than_left_waiting(f):
     with os.fdopen(read) as answer:
         said = answer.read()
     os.waitpid(child, 0)
-    assert "ClusterError: this process was forked from the one that Ray's workers belong to" in said
+    assert "ClusterError: this process was forked from one that had joined a Ray cluster" in said
     np.testing.assert_allclose(grad(squares(f, X))(P), expected(), rtol=1e-13)

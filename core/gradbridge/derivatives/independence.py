@@ -114,6 +114,8 @@ def _agree(
         return [view(y) for y in trees.flatten(returned)[0]], residuals
 
     outputs, residuals = run(inputs)
+    if any(not y.ndim or len(y) != len(half) for y in outputs):
+        return False
     precision = visible_precision(outputs)
     weights = [draw.normal(size=y.shape) * (y.dtype.kind in INEXACT) for y in outputs]
     pulls = bool(wrt) and any(np.any(w) for w in weights)
@@ -133,8 +135,6 @@ def _agree(
             return [view(g) for g in natives]
 
         alone, kept = run(some)
-        if not all(len(y) == len(half) for y in outputs):
-            return False
         of_all, of_part = gradients(residuals), gradients(kept, [w[part] for w in weights], some)
         if not all(np.isfinite(gradient).all() for gradient in (*of_all, *of_part)):
             return None

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradbridge.call_spec import CallSpec
+from gradbridge.execution.looks import Looks
 from gradbridge.execution.piecewise import (
     Cut,
     PiecewiseAdapter,
@@ -46,7 +47,7 @@ class ChunkedAdapter(PiecewiseAdapter):
         check_options(rows_per_chunk=rows)
         self.label, self.layout, self.traits = inner.label, inner.layout, replace(inner.traits, packs=False)
         self.argument_names, self.border = inner.argument_names, inner.border
-        self._inner, self._rows = inner, int(rows)
+        self._inner, self._rows, self._looks = inner, int(rows), Looks()
         option = "rows_per_chunk="
         self.words = Words(
             f"chunks of {self._rows} rows", "chunk", option, f"{option}{self._rows}", f"leave {option} out"
@@ -84,7 +85,10 @@ class ChunkedAdapter(PiecewiseAdapter):
         return self._inner.renew_pulls()
 
     def isolate_calls(self) -> bool:
-        self._checked = False  # what a model kept from call to call may have hidden what it does to rows
+        if (
+            self._looks is not None
+        ):  # what a model kept from call to call may have hidden what it does to rows
+            self._looks.forget()
         return self._inner.isolate_calls()
 
     def strangers(self, residuals: Any) -> Sequence[Stranger]:
@@ -137,8 +141,7 @@ class ChunkedAdapter(PiecewiseAdapter):
                 self.refuse_noise()
 
         joined = self.joined_outputs(parts(), cut)
-        if not self._checked:
-            self._checked = self._look(loaded, inputs, cut, spec)
+        self.look_in_turn(loaded, inputs, cut, spec)
         kept = None
         if wrt:
             copies = [x.copy() if isinstance(x, np.ndarray) else x for x in inputs]
@@ -214,11 +217,7 @@ class ChunkedAdapter(PiecewiseAdapter):
             yield slice(first, min(first + self._rows, count))
 
     def _look(self, loaded: Any, inputs: Sequence[Any], cut: Cut, spec: CallSpec) -> bool:
-        """Compute some rows of all chunks together: each must be what it was.
-
-        Returns:
-            False where nothing can be told, and the next long call is to be looked at.
-        """
+        """Compute some rows of all chunks together: each must be what it was."""
         first = next(x for x, yes in zip(inputs, cut.has_rows) if yes)
         is_number = isinstance(first, np.ndarray) and first.dtype.kind in "fiu"
         rows = rows_to_probe(cut.rows, sizes_of_rows(first) if is_number else None)

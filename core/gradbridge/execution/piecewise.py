@@ -20,6 +20,7 @@ from gradbridge.borders import Border
 from gradbridge.call_spec import CallSpec
 from gradbridge.derivatives.independence import seem_independent
 from gradbridge.errors import OptionError, OutputError
+from gradbridge.execution.looks import Looks, kind_of
 from gradbridge.execution.steps import check_results
 from gradbridge.layout import Array
 from gradbridge.protocol import Adapter
@@ -100,8 +101,8 @@ class PiecewiseAdapter(Adapter):
 
     words: Words
 
-    #: Whether it is known that the rows are independent of each other.
-    _checked = False
+    #: At which calls the rows are looked at; None where it is known that they are independent of each other.
+    _looks: Looks | None
 
     @abstractmethod
     def cut(self, inputs: Sequence[Any]) -> Cut:
@@ -130,8 +131,7 @@ class PiecewiseAdapter(Adapter):
             leaves, structure = trees.flatten(outputs)
             columns.append([self.border.view(leaf) if hasattr(leaf, "dtype") else leaf for leaf in leaves])
         assert structure is not None
-        if not self._checked:
-            self._refuse_beside(outputs)
+        self._refuse_beside(outputs)
         return trees.unflatten(structure, self._joined(columns, cut))
 
     def joined_gradients(
@@ -191,6 +191,16 @@ class PiecewiseAdapter(Adapter):
 
     # -- whether it may be cut at all ---------------------------------------------------------
 
+    def look_in_turn(self, loaded: Any, inputs: Sequence[Any], cut: Cut, spec: CallSpec) -> None:
+        """Look whether the rows of a call are independent of each other, if it is its turn; see `Looks`."""
+        if self._looks is not None:
+            kind = kind_of(inputs, cut.has_rows, spec)
+            self._looks.take(kind, lambda: self._look(loaded, inputs, cut, spec))
+
+    @abstractmethod
+    def _look(self, loaded: Any, inputs: Sequence[Any], cut: Cut, spec: CallSpec) -> bool:
+        """Compute some rows together: each must be what it was. Returns whether anything could be told."""
+
     def _refuse_beside(self, outputs: Any) -> None:
         for where, value in trees.beside(outputs)[:1]:
             raise OutputError(
@@ -214,7 +224,7 @@ class PiecewiseAdapter(Adapter):
         """Take what `seem_independent` said of some rows.
 
         Returns:
-            False where nothing could be told, and the next call in pieces is to be looked at.
+            False where nothing could be told.
 
         Raises:
             OptionError: the rows depend on each other.
@@ -222,7 +232,8 @@ class PiecewiseAdapter(Adapter):
         if same is False:
             raise OptionError(
                 f"{self.words.asked} was asked for, and the rows of {self.label} are not independent of "
-                f"each other: together they give something else than apart; {self.words.without}"
+                f"each other: together they give something else than apart, or an output has no row for each row; "
+                f"{self.words.without}"
             )
         return same is True
 
@@ -239,7 +250,7 @@ class PiecewisePullback(PiecewiseAdapter):
     def of(self, parent: PiecewiseAdapter, spec: CallSpec, wrt: tuple[int, ...]) -> None:
         """Say whose it is; if the parent's rows are independent, these are."""
         self._parent, self._count, self._wrt = parent, spec.count, wrt
-        self._checked = True
+        self._looks = None
 
     def cut(self, inputs: Sequence[Any]) -> Cut:
         """The parent's; its cotangents have rows where its outputs do."""
