@@ -37,6 +37,9 @@ def given(inputs: Sequence[Any], name: Callable[[Any], str] = dtype_name) -> str
 
 def suggestion(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
     """``did you mean 'torch'? `` for ``'troch'`` or ``'TROCH'``, with a space to go on; empty where nothing is near."""
-    folded = {one.casefold(): one for one in known}
+    # Of those that differ by case alone, the one in the case that was written counts: it is sorted last.
+    word = str(name)
+    alike = sorted(known, key=lambda one: difflib.SequenceMatcher(None, word, one).ratio())
+    folded = {one.casefold(): one for one in alike}
     near = difflib.get_close_matches(str(name).casefold(), list(folded), n=1, cutoff=cutoff)
     return f"did you mean {folded[near[0]]!r}? " if near else ""
