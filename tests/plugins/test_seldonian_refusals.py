@@ -1,5 +1,6 @@
 """`supervised_spec` answers a wrong name, value or combination with `SpecError`, before the engine sees it."""
 
+import autograd.numpy as anp
 import numpy as np
 import pytest
 
@@ -59,7 +60,7 @@ CUSTOM = {
     "dataset": custom(),
     "constraints": ["SIZE <= 2.0"],
     "custom_measure_functions": {"SIZE": lambda m, theta, data, **k: m.predict(theta, data)},
-    "primary_objective": lambda m, theta, data, **k: np.mean(m.predict(theta, data)),
+    "primary_objective": lambda m, theta, data, **k: anp.mean(m.predict(theta, data)),
 }
 
 
