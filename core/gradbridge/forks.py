@@ -27,9 +27,8 @@ from gradbridge.errors import ForkError
 
 _THREADS = "/proc/self/task"
 
-_FORKED = (
-    0x40  # of Linux's flags of a process: it was forked, and runs the program of its parent (PF_FORKNOEXEC)
-)
+#: Of Linux's flags of a process: it was forked, and runs the program of its parent (PF_FORKNOEXEC).
+_FORKED = 0x40
 
 #: How long a fork waits for what is `undivided`, in seconds; that may be waiting for what the fork is to do.
 _PATIENCE = 30.0
@@ -89,9 +88,8 @@ class Runtime(ABC):
         """
         self.require()
         with undivided():
-            self.is_settled = (
-                True  # within the block, and for other threads, which wait for the framework itself
-            )
+            # Within the block, and for other threads, which wait for the framework itself.
+            self.is_settled = True
             try:
                 yield
             finally:

@@ -123,15 +123,12 @@ class Registry(Plugins):
 
     def _also_called(self, folded: str) -> list[str]:
         """The backends that are known by a name in lower case: so called themselves, ours, others'."""
-        called = {name: name.casefold() == folded for name in self._backends}
-        known = [
+        known = [name for name in self._backends if name.casefold() == folded] or [
             name
             for name, (backend, _) in self._backends.items()
-            if called[name] or folded in map(str.casefold, backend.aliases)
+            if folded in map(str.casefold, backend.aliases)
         ]
-        for goes_first in (lambda name: called[name], lambda name: self._backends[name][1].is_own):
-            known = list(filter(goes_first, known)) or known
-        return sorted(known)
+        return sorted([name for name in known if self._backends[name][1].is_own] or known)
 
     def guest(self, name: str) -> GuestHalf:
         """The guest half of a backend, importing its framework.

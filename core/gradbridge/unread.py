@@ -56,19 +56,23 @@ def send_unread(kind: type, runtime: Runtime | None) -> None:
         kind: the class.
         runtime: of the framework; None, or one that refuses nothing, leaves the class alone.
     """
-    if runtime is not None and type(runtime).require is Runtime.require:
+    if _may_refuse(runtime):
         with undivided():  # a fork waits for the import
             from multiprocessing.reduction import ForkingPickler  # late: it brings sockets
 
         ForkingPickler.register(kind, _sent)
 
 
+def _may_refuse(runtime: Runtime | None) -> bool:
+    """Whether it keeps to what `Runtime` does in a child that it is lost in; PyTorch's goes on."""
+    return runtime is not None and type(runtime).require is Runtime.require
+
+
 def _sent(whole: Any) -> Any:
     from multiprocessing.reduction import ForkingPickler
 
-    runtime = whole.adapter.traits.runtime
     # One that comes again within its own bytes (a method of what holds it) is the same there.
-    if _nesting.is_on or runtime is None or type(runtime).require is not Runtime.require:
+    if _nesting.is_on or not _may_refuse(whole.adapter.traits.runtime):
         return whole.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
     _nesting.is_on = True
     try:

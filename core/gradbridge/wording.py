@@ -41,5 +41,5 @@ def suggestion(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
     word = str(name)
     alike = sorted(known, key=lambda one: difflib.SequenceMatcher(None, word, one).ratio())
     folded = {one.casefold(): one for one in alike}
-    near = difflib.get_close_matches(str(name).casefold(), list(folded), n=1, cutoff=cutoff)
+    near = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=cutoff)
     return f"did you mean {folded[near[0]]!r}? " if near else ""

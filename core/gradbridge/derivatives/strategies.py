@@ -116,10 +116,9 @@ class Solver:
         problem = self._problem
         call = problem.point.call
         audit, step = call.settings.audit, ("jacobian", strategy, call.spec.packed, problem.wrt)
+        # Rows are compared each time: they may be independent here and not there.
         if strategy in ("loop", "rows"):
-            return self.computed(
-                strategy
-            )  # rows are compared each time: they may be independent here and not there
+            return self.computed(strategy)
         if not audit.is_known_wrong(call.order, step):
             looks = audit.awaits(call.order, step)
             jacobians = self.computed(strategy)

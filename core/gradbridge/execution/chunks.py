@@ -85,10 +85,8 @@ class ChunkedAdapter(PiecewiseAdapter):
         return self._inner.renew_pulls()
 
     def isolate_calls(self) -> bool:
-        if (
-            self._looks is not None
-        ):  # what a model kept from call to call may have hidden what it does to rows
-            self._looks.forget()
+        if self._looks is not None:
+            self._looks.forget()  # what a model kept from call to call may have hidden what it does to rows
         return self._inner.isolate_calls()
 
     def strangers(self, residuals: Any) -> Sequence[Stranger]:
