@@ -72,6 +72,8 @@ class NNXModel(JaxModel):
             has_key=self._key is not None or bool(self._random),
             moves=is_train and len(state) > len(self._random),
         )
+        # In eval mode the first trace tells: most layers with random streams leave them alone there.
+        self.draws = (is_train and self.draws) or self._key is not None
         if not is_train:
             _notice_train_mode(module, label)
 
@@ -121,19 +123,23 @@ class NNXModel(JaxModel):
         if self._key is not None and key is not None:
             streams = jax.random.fold_in(key, len(self._state_paths))
             kwargs = {**kwargs, self._key: nnx.Rngs(streams)}
+        before = self._whole_state(state, key)
         module = nnx.merge(
             self._graph,
             jax.tree.unflatten(self._params_def, list(weights)),
-            jax.tree.unflatten(self._state_def, self._whole_state(state, key)),
+            jax.tree.unflatten(self._state_def, before),
         )
         output = module(*args, **kwargs)
-        if not self.moves:
+        if not self.moves and (self.draws or not self._random):
             return output, ()
         _, _, rest = nnx.split(module, _is_trained, ...)  # type: ignore[misc]
         # By path: a module may make variables as it runs (`sow`), which nobody asked for.
-        after = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(rest)[0]}
-        paths = [path for index, path in enumerate(self._state_paths) if index not in self._random]
-        return output, tuple(after.get(path, old) for path, old in zip(paths, state))
+        found = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(rest)[0]}
+        after = [found.get(path, old) for path, old in zip(self._state_paths, before)]
+        self.draws = self.draws or any(after[index] is not before[index] for index in self._random)
+        if not self.moves:
+            return output, ()
+        return output, tuple(leaf for index, leaf in enumerate(after) if index not in self._random)
 
     def _whole_state(self, state: Sequence[Any], key: jax.Array | None) -> list[Any]:
         """State that moves, and random streams made from the key of a call (without one: as they were)."""

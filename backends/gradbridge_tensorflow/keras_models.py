@@ -59,7 +59,8 @@ class KerasModel(functions.TensorFlowModel):
         state = snapshot.roles.of(snapshot.twin())[len(self._own) : len(dtypes) - self._seeds]
         self._rest = [tf.cast(value, v.dtype) for v, value in zip(state, snapshot.fixed)]
         self._moves = self._train and bool(self._rest)
-        self.draws = self._moves or bool(self._seeds)
+        # In eval mode the first trace tells: most layers with a generator leave it alone there.
+        self.draws = self._train and len(dtypes) > len(self._own)
 
     def weights(self) -> Sequence[Any]:
         # Read from the user's model as it is now.
@@ -112,7 +113,9 @@ class KerasModel(functions.TensorFlowModel):
         output, after = self._snapshot.call(
             self._snapshot.twin(), (*weights, *rest, *seeds), args, kwargs, self._train, call=functions.called
         )
-        return output, after[len(weights) : len(weights) + len(rest)] if self._moves else ()
+        first = len(weights) + len(rest)
+        self.draws = self.draws or any(new is not old for new, old in zip(after[first:], seeds))
+        return output, after[len(weights) : first] if self._moves else ()
 
 
 def _seeds(noise: int, count: int) -> np.ndarray[Any, Any]:

@@ -15,6 +15,7 @@ eqx = pytest.importorskip("equinox")
 import jax.numpy as jnp  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
+from gradbridge.errors import OptionError  # noqa: E402
 
 X = np.random.default_rng(0).normal(size=(8, 6)) + 3
 
@@ -168,3 +169,27 @@ def test_the_surrounding_random_flags_do_not_matter(make):
     expected = f(f.params, X)
     with jax.threefry_partitionable(not jax.config.jax_threefry_partitionable):
         assert np.array_equal(make()(f.params, X), expected)
+
+
+def test_in_eval_mode_a_module_is_random_that_draws_there_not_one_that_could():
+    class Net(nnx.Module):
+        def __init__(self, always):
+            rngs = nnx.Rngs(0)
+            self.dense, self.dropout = nnx.Linear(4, 8, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+            self.always = always
+            self.eval()
+
+        def __call__(self, x):
+            return self.dropout(self.dense(x), deterministic=False if self.always else None)
+
+    x = np.random.default_rng(0).normal(size=(9, 4))
+    for draws in (False, True):
+        f = gb.bridge(Net(draws), dtype="float64", reuse=2)
+        whole = f(f.params, x)
+        assert f.adapter.stochastic is draws
+        chunked = gb.bridge(Net(draws), dtype="float64", rows_per_chunk=4)
+        if draws:
+            with pytest.raises(OptionError, match="draws random numbers"):
+                chunked(f.params, x)
+        else:
+            np.testing.assert_allclose(chunked(f.params, x), whole, rtol=1e-14)

@@ -11,6 +11,7 @@ import pytest
 
 import gradbridge as gb
 from gradbridge import errors
+from gradbridge.errors import OptionError
 
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
@@ -135,3 +136,22 @@ def test_keras_on_another_backend_is_refused_with_the_reason(running):
     )
     assert f"on Keras' {running} backend" in done.stdout, done.stderr
     assert "KERAS_BACKEND=tensorflow" in done.stdout
+
+
+def test_in_eval_mode_a_model_is_random_that_draws_there_not_one_that_could():
+    class Always(layers.Dropout):
+        def call(self, inputs, training=None):
+            return super().call(inputs, training=True)
+
+    x = np.random.default_rng(0).normal(size=(9, 4))
+    for kind, draws in ((layers.Dropout, False), (Always, True)):
+        model = keras.Sequential([keras.Input([4]), layers.Dense(8), kind(0.5)])
+        f = gb.bridge(model, dtype="float64", reuse=2)
+        whole = f(f.params, x)
+        assert f.adapter.stochastic is draws
+        chunked = gb.bridge(model, dtype="float64", rows_per_chunk=4)
+        if draws:
+            with pytest.raises(OptionError, match="draws random numbers"):
+                chunked(f.params, x)
+        else:
+            np.testing.assert_allclose(chunked(f.params, x), whole, rtol=1e-14)

@@ -36,3 +36,33 @@ def cluster():
     yield nodes
     ray.shutdown()
     nodes.shutdown()
+
+
+@pytest.fixture(scope="module")
+def g(cluster):
+    """A network in three workers."""
+    from row_models import network
+
+    from gradbridge_ray import shard_rows
+
+    with shard_rows(network, workers=3, dtype="float64") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def R(g):
+    """Rows that are placed with them."""
+    from row_models import X
+
+    return g.place(X)
+
+
+@pytest.fixture(scope="module")
+def h(cluster):
+    """A function with several outputs in two workers."""
+    from row_models import TREE, curves
+
+    from gradbridge_ray import shard_rows
+
+    with shard_rows(curves, workers=2, params=TREE, backend="autograd", cpus_per_worker=0.5) as made:
+        yield made
