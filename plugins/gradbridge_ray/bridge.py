@@ -19,6 +19,7 @@ from gradbridge.errors import BackendError, OptionError
 from gradbridge.option_values import POSITIVE, check_options, whole
 from gradbridge.outside import is_installed
 from gradbridge.placed import PlacedArray
+from gradbridge.primitive import Primitive
 from gradbridge.protocol import Adapter
 from gradbridge.registry import default_registry
 from gradbridge_ray.adapter import ShardedAdapter
@@ -80,6 +81,11 @@ def shard_rows(
     POSITIVE.check("cpus_per_worker", cpus_per_worker)
     if timeout is not None:
         POSITIVE.check("timeout", timeout)
+    if isinstance(model, Primitive):
+        raise OptionError(
+            f"{model!r} is a function of arrays alone, and shard_rows takes models, whose params come first: write it as a function "
+            f"of (params, *inputs) and give params=, or bridge the model in it"
+        )
     ours = {name: value for name, value in bridge_options.items() if name in _OURS}
     theirs = {name: value for name, value in bridge_options.items() if name not in _OURS}
     check_options(**{k: v for k, v in ours.items() if k not in ("nondiff", "outputs")})

@@ -23,7 +23,7 @@ _WORDS = Words(
     "shard",
     "shard_rows",
     "shard_rows",
-    "use gradbridge.bridge, in one process",
+    "use gradbridge.bridge, in one process; what all rows share, and is as long as they are, goes by g.place(x, rows=False)",
 )
 
 
@@ -49,15 +49,17 @@ class Sent:
 
     Args:
         arrays, slices: one list for each piece.
+        note: what errors say of how they were cut.
     """
 
-    def __init__(self, arrays: list[list[Any]], slices: list[list[slice | None]]) -> None:
-        self.arrays, self.slices = arrays, slices
+    def __init__(self, arrays: list[list[Any]], slices: list[list[slice | None]], note: str = "") -> None:
+        self.arrays, self.slices, self.note = arrays, slices, note
 
     def __add__(self, other: Sent) -> Sent:
         return Sent(
             [a + b for a, b in zip(self.arrays, other.arrays)],
             [a + b for a, b in zip(self.slices, other.slices)],
+            self.note + other.note,
         )
 
 
@@ -113,7 +115,7 @@ class SendingAdapter(PiecewiseAdapter):
             for i, one in enumerate(every):
                 arrays[i].append(one)
                 slices[i].append(None)
-        return Sent(arrays, slices)
+        return Sent(arrays, slices, _cut_along(inputs, cut))
 
     def _plain(self, leaves: Sequence[Any], have_rows: Sequence[bool], cut: Cut, axis: int = 0) -> Sent:
         """Cotangents or tangents as they are sent."""
@@ -135,7 +137,8 @@ class SendingAdapter(PiecewiseAdapter):
             some, slices = ([], []) if arrays is None else (arrays.arrays[i], arrays.slices[i])
             cuts = tuple(slices) if any(s is not None for s in slices) else ()
             rows = piece.stop - piece.start
-            where = f"shard {i + 1} of {count} ({'no rows' if not rows else f'rows {piece.start} to {piece.stop - 1}'})"
+            which = f"rows {piece.start} to {piece.stop - 1}" if rows else "no rows"
+            where = f"shard {i + 1} of {count} ({which}{'' if arrays is None else arrays.note})"
             one = Order(what, self._path, key=key, piece=i, rows=rows, slices=cuts, **order)
             calls.append(Call(self._pool.worker_of(i, count), one, some, f"{self.label}, {where}"))
         return calls
@@ -159,3 +162,13 @@ class SendingAdapter(PiecewiseAdapter):
 
 def _cuts(array: PlacedArray) -> str:
     return " + ".join(str(piece.rows) for piece in array.pieces)
+
+
+def _cut_along(inputs: Sequence[Any], cut: Cut) -> str:
+    """Which inputs are cut because they are as long as those that decide it, in words; "" for none."""
+    arrays = [i for i, (x, yes) in enumerate(zip(inputs, cut.has_rows)) if yes and isinstance(x, np.ndarray)]
+    if not any(isinstance(x, PlacedArray) and x.has_rows for x in inputs):
+        arrays = arrays[1:]  # the first decided
+    if not arrays or len(cut.pieces) < 2:
+        return ""
+    return f"; input {', '.join(map(str, arrays))} was cut, too, having as many: g.place(x, rows=False) sends it whole"

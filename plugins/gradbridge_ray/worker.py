@@ -61,6 +61,7 @@ class Worker:
         """Make the model. Not in the constructor: what is raised there Ray takes for a dead worker."""
         return self._answered(self._model)
 
+    @ray.method(max_task_retries=0)  # what went with a worker is forgotten
     def forget(self, keys: tuple[int, ...]) -> None:
         """Drop evaluations."""
         if self._shard is not None:

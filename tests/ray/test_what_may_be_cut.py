@@ -13,6 +13,7 @@ from row_models import X, network  # noqa: E402
 import gradbridge as gb  # noqa: E402
 from gradbridge.errors import (  # noqa: E402
     AuditError,
+    GuestError,
     OptionError,
     OutputError,
     UnknownModelError,
@@ -120,3 +121,19 @@ def test_what_makes_the_model_may_fail_in_a_worker(cluster):
         shard_rows(network, workers=2, cpus_per_worker=0.5, no_such_option=1)
     with pytest.raises(UnknownModelError, match="no backend recognises"):
         shard_rows(lambda: object(), workers=1, cpus_per_worker=0.5)
+
+
+def test_what_is_cut_because_it_is_as_long_is_named_where_a_shard_fails_over_it(cluster):
+    def turned(p, x, matrix):
+        return anp.dot(anp.dot(x, matrix), p)
+
+    with shard_rows(turned, workers=2, params=np.ones(4), backend="autograd") as g:
+        x, matrix = np.arange(16.0).reshape(4, 4), np.eye(4)
+        with pytest.raises(GuestError, match=r"input 1 was cut, too, .*g\.place\(x, rows=False\)"):
+            g(g.params, g.place(x), matrix)
+        np.testing.assert_array_equal(g(g.params, g.place(x), g.place(matrix, rows=False)), x.sum(1))
+
+
+def test_a_primitive_is_told_that_models_have_their_params_first():
+    with pytest.raises(OptionError, match=r"function of arrays alone.*\(params, \*inputs\)"):
+        shard_rows(gb.primitive(lambda x: x**2, backend="autograd"), workers=2)
