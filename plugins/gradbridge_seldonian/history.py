@@ -1,8 +1,7 @@
 """What an optimizer did, evaluation by evaluation, where the engine keeps its end alone.
 
 The engine's gradient descent keeps its course. With CMA-ES and SciPy's optimizers each evaluation of the
-objective and the constraints is noted here, and goes into the result. Nobody hands a run over before it
-begins, so that the engine's `CandidateSelection.run` is surrounded when this module is imported.
+objective and the constraints is noted here, and goes into the result.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from gradbridge_seldonian.engine import CandidateSelection
 
 #: The name under which a result has it.
 ATTRIBUTE = "history"
@@ -89,7 +86,9 @@ def written(trees: Any) -> list[str]:
     return [getattr(tree, "written", None) or f"{tree.constraint_str} <= 0" for tree in trees]
 
 
-def _recording(run: Callable[..., Any]) -> Callable[..., Any]:
+def recorded(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`CandidateSelection.run`, whose result has the history of whatever optimizer."""
+
     @functools.wraps(run)
     def recording(self: Any, **options: Any) -> Any:
         if self.optimization_technique != "barrier_function":
@@ -111,6 +110,3 @@ def _recording(run: Callable[..., Any]) -> Callable[..., Any]:
 def _digest(theta: Any) -> bytes:
     """Tells parameters (P,) from others, without keeping them."""
     return hashlib.blake2b((np.asarray(theta, dtype=np.float64) + 0.0).tobytes(), digest_size=16).digest()
-
-
-CandidateSelection.run = _recording(CandidateSelection.run)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gradbridge.errors import OptionError
+from gradbridge_seldonian import runs  # noqa: F401  # which are recorded from here on
 from gradbridge_seldonian.history import ATTRIBUTE, History
 
 # Okabe & Ito (2008): told apart by every kind of colour vision.
