@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from gradbridge_seldonian.evaluation.trees import written
+
 #: The name under which a result has it.
 ATTRIBUTE = "history"
 
@@ -76,14 +78,9 @@ class _Recorder:
             np.array([value for _, value, _ in self._evaluations]),
             np.array([bounds for _, _, bounds in self._evaluations]).reshape(len(digests), len(trees)),
             digests.index(ours) if ours in digests else None,
-            written(trees),
+            list(map(written, trees)),
             self._selection.optimizer,
         )
-
-
-def written(trees: Any) -> list[str]:
-    """The constraints as the user wrote them; of trees that do not know it, what the engine's form means."""
-    return [getattr(tree, "written", None) or f"{tree.constraint_str} <= 0" for tree in trees]
 
 
 def recorded(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,7 +90,7 @@ def recorded(run: Callable[..., Any]) -> Callable[..., Any]:
     def recording(self: Any, **options: Any) -> Any:
         if self.optimization_technique != "barrier_function":
             solution = run(self, **options)
-            self.optimization_result["written"] = written(self.parse_trees)
+            self.optimization_result["written"] = list(map(written, self.parse_trees))
             return solution
         recorder = _Recorder(self)
         try:
