@@ -1,8 +1,7 @@
 """What an optimizer did, evaluation by evaluation, where the engine keeps its end alone.
 
 The engine's gradient descent keeps its course. With CMA-ES and SciPy's optimizers each evaluation of the
-objective and the constraints is noted here, and goes into the result. Nobody hands a run over before it
-begins, so that the engine's `CandidateSelection.run` is surrounded when this module is imported.
+objective and the constraints is noted here, and goes into the result.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gradbridge_seldonian.engine import CandidateSelection
+from gradbridge_seldonian.evaluation.trees import written
 
 #: The name under which a result has it.
 ATTRIBUTE = "history"
@@ -79,22 +78,19 @@ class _Recorder:
             np.array([value for _, value, _ in self._evaluations]),
             np.array([bounds for _, _, bounds in self._evaluations]).reshape(len(digests), len(trees)),
             digests.index(ours) if ours in digests else None,
-            written(trees),
+            list(map(written, trees)),
             self._selection.optimizer,
         )
 
 
-def written(trees: Any) -> list[str]:
-    """The constraints as the user wrote them; of trees that do not know it, what the engine's form means."""
-    return [getattr(tree, "written", None) or f"{tree.constraint_str} <= 0" for tree in trees]
+def recorded(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`CandidateSelection.run`, whose result has the history of whatever optimizer."""
 
-
-def _recording(run: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(run)
     def recording(self: Any, **options: Any) -> Any:
         if self.optimization_technique != "barrier_function":
             solution = run(self, **options)
-            self.optimization_result["written"] = written(self.parse_trees)
+            self.optimization_result["written"] = list(map(written, self.parse_trees))
             return solution
         recorder = _Recorder(self)
         try:
@@ -111,6 +107,3 @@ def _recording(run: Callable[..., Any]) -> Callable[..., Any]:
 def _digest(theta: Any) -> bytes:
     """Tells parameters (P,) from others, without keeping them."""
     return hashlib.blake2b((np.asarray(theta, dtype=np.float64) + 0.0).tobytes(), digest_size=16).digest()
-
-
-CandidateSelection.run = _recording(CandidateSelection.run)

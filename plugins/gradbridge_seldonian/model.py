@@ -10,7 +10,6 @@ import numpy as onp
 import gradbridge
 from gradbridge.errors import OptionError, OutputError
 from gradbridge.protocol import Array
-from gradbridge_seldonian import history  # noqa: F401  # every run is recorded, with whatever optimizer
 from gradbridge_seldonian.runs import BridgedModel
 
 OUTPUTS = ("as_is", "logits")

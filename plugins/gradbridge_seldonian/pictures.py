@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gradbridge.errors import OptionError
+from gradbridge_seldonian import runs  # noqa: F401  # which are recorded from here on
 from gradbridge_seldonian.history import ATTRIBUTE, History
 
 # Okabe & Ito (2008): told apart by every kind of colour vision.
@@ -118,7 +119,7 @@ def _draw_descent(
             _mark_chosen(
                 int(np.argmin(np.linalg.norm(bounds, axis=1))), len(steps), (top, middle, bottom), NONE
             )
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _draw_evaluations(
@@ -161,7 +162,7 @@ def _draw_evaluations(
         middle.set_xlabel(f"evaluation by {history.optimizer}")
         if history.chosen is not None:
             _mark_chosen(history.chosen, n, (top, middle), "" if satisfied[history.chosen] else NONE)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def plot_comparison(
@@ -191,7 +192,7 @@ def plot_comparison(
         if note:
             lines = [textwrap.fill(line, 38 * len(measures)) for line in note.splitlines()]
             figure.supxlabel("\n".join(lines), fontsize=12, color="#333333")
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _draw_measure(axes: Any, label: str, values: dict[str, Any], limit: float | None) -> None:
@@ -313,7 +314,8 @@ def _limits(values: np.ndarray, around_zero: bool = True) -> tuple[float, float]
     return float(low - margin), float(high + margin)
 
 
-def _save(figure: Figure, path: Any) -> pathlib.Path:
+def save(figure: Figure, path: Any) -> pathlib.Path:
+    """Write a picture, into a new folder if need be; the path written."""
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110)

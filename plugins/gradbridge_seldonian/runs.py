@@ -5,7 +5,7 @@ objective, which is that of a linear model with the intercept first, unless it i
 what leaves a run as a `ValueError` or `ZeroDivisionError` is counted as a trial without a solution by
 the experiments package; and where a start fails, the engine makes one up. Nothing of that can be seen from
 within a model, so the runs are surrounded here, when a model class of ours is imported. With models of the
-engine's in specifications of the engine's they are what they were.
+engine's in specifications of the engine's they are what they were, and recorded (`history`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from gradbridge_seldonian.engine import (
 from gradbridge_seldonian.evaluation.labels import signed
 from gradbridge_seldonian.evaluation.probabilities import check_probabilities, rates
 from gradbridge_seldonian.evaluation.trees import check_classes, check_columns, check_pieces
+from gradbridge_seldonian.history import recorded
 from gradbridge_seldonian.outputs import SpecError, checked_start, tried
 
 #: What the experiments package takes for a trial that found no solution.
@@ -305,5 +306,6 @@ def is_builtin(gradient: Any) -> bool:
 
 
 SeldonianAlgorithm.set_initial_solution = _starting(SeldonianAlgorithm.set_initial_solution)
-CandidateSelection.run = _selecting(CandidateSelection.run)
+# The record within: a function of the user's that it stands in for is to be known from its own code.
+CandidateSelection.run = _selecting(recorded(CandidateSelection.run))
 SafetyTest.run = _testing(SafetyTest.run)

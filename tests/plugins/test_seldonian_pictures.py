@@ -3,6 +3,8 @@
 import copy
 import functools
 import pickle
+import subprocess
+import sys
 
 import matplotlib
 import matplotlib.image
@@ -119,6 +121,45 @@ def test_a_run_with_the_engines_own_model_and_specification_is_recorded_too(tmp_
     algorithm.run()
     assert len(algorithm.cs_result.history.objective) == algorithm.cs_result.evaluations
     assert "PR-(0.75) <= 0" in words(lambda path: plot_candidate_selection(algorithm, path), tmp_path / "one")
+
+
+FIRST = """
+import sys, gradbridge_seldonian
+getattr(gradbridge_seldonian, sys.argv[1])
+import autograd.numpy as anp, numpy as np
+from seldonian.dataset import SupervisedDataSet, SupervisedMetaData
+from seldonian.models.models import LinearRegressionModel
+from seldonian.seldonian_algorithm import SeldonianAlgorithm
+X = np.linspace(-1.0, 1.0, 40)[:, None]
+data = SupervisedDataSet(X, X[:, 0], [], 40, SupervisedMetaData("regression", ["x", "y"], ["x"], ["y"], []))
+of = {"__name__": "company", "np": anp}
+exec(compile('''
+def loss(model, theta, X, Y, **ignored):
+    if abs(theta).max() > 0.1:
+        raise ValueError("of the company's")
+    return np.mean((model.predict(theta, X) - Y) ** 2)
+''', "/venv/lib/python3/site-packages/company.py", "exec"), of)
+def run(**options):
+    spec = gradbridge_seldonian.supervised_spec(
+        data, LinearRegressionModel(), ["Mean_Squared_Error <= 2.0"], [0.1], initial_solution=np.zeros(2),
+        optimization_technique="barrier_function", optimizer="BFGS", maxiter=2, **options)
+    algorithm = SeldonianAlgorithm(spec)
+    algorithm.run()
+    return algorithm.cs_result
+assert len(run().history.objective)
+try:
+    run(primary_objective=of["loss"])
+except gradbridge_seldonian.EngineError as error:
+    assert "of the company's" in str(error)
+else:
+    sys.exit("the error was swallowed")
+"""
+
+
+@pytest.mark.parametrize("name", ["EngineError", "SupervisedStepsModel", "plot_candidate_selection"])
+def test_runs_are_the_same_whatever_is_imported_first(name):
+    done = subprocess.run([sys.executable, "-c", FIRST, name], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_gradient_descent_is_drawn_from_the_algorithm_as_from_its_result(tmp_path):

@@ -24,6 +24,7 @@ from gradbridge_seldonian.engine import (  # noqa: E402
 from gradbridge_seldonian.evaluation import objectives  # noqa: E402
 from gradbridge_seldonian.evaluation.constraints import SweptTree  # noqa: E402
 from gradbridge_seldonian.evaluation.sweep import Sweep, SweptObjective  # noqa: E402
+from gradbridge_seldonian.evaluation.trees import nodes  # noqa: E402
 
 RNG = np.random.default_rng(0)
 N = 120
@@ -171,7 +172,7 @@ def test_no_graph_stays_in_the_tree():
     m = model()
     tree = SweptTree.of(trees(CONSTRAINTS[:1])[0])
     upper_bounds(tree, m)(m.initial_solution())
-    for node in tree._nodes(tree.root):
+    for node in nodes(tree.root):
         assert not isinstance(node.lower, Box)
         assert not isinstance(node.upper, Box)
 

@@ -23,10 +23,9 @@ from seldonian.RL.Agents.Parameterized_non_learning_softmax_agent import (
 from seldonian.RL.environments.gridworld import Gridworld
 from seldonian.RL.RL_runner import run_trial_given_agent_and_env
 
-import gradbridge
-from gradbridge_seldonian.demo.story import FREE, Outcome, Setting, Story, Tick, forwards
+from gradbridge_seldonian.demo.story import FREE, Outcome, Setting, Story, forwards, select, weighed
 from gradbridge_seldonian.engine import SeldonianAlgorithm
-from gradbridge_seldonian.pictures import BLUE, GREY, ORANGE, STYLE, plot_candidate_selection
+from gradbridge_seldonian.pictures import BLUE, GREY, ORANGE, STYLE, plot_candidate_selection, save
 from gradbridge_seldonian.reinforcement.episodes import Episodes
 from gradbridge_seldonian.reinforcement.policy import OneHot, SeldonianPolicy, Softmax
 from gradbridge_seldonian.reinforcement.specification import rl_spec
@@ -168,19 +167,6 @@ def _clone(policy: SeldonianPolicy, episodes: list[Any]) -> np.ndarray:
     )
 
 
-class _Counted:
-    """A primary objective over episodes that ticks when the optimizer asks for its value: once an iteration."""
-
-    def __init__(self, objective: Callable[..., Any], tick: Tick) -> None:
-        self._objective, self._tick = objective, tick
-
-    def __call__(self, model: Any, theta: Any, episodes: Any, **kwargs: Any) -> Any:
-        """The objective itself."""
-        if isinstance(theta, np.ndarray):  # traced when its gradient is asked for
-            self._tick()
-        return self._objective(model, theta, episodes, **kwargs)
-
-
 def _run(name: str, setting: Setting, data: Any, start: np.ndarray, iterations: int, free: bool) -> Played:
     policy = _policy(setting.build)
 
@@ -194,31 +180,20 @@ def _run(name: str, setting: Setting, data: Any, start: np.ndarray, iterations: 
             primary_objective="WIS",
             initial_solution=start,
             num_iters=iterations,
-            lambda_init=0.0 if free else 0.5,
-            alpha_lamb=0.0 if free else 0.2,
-            beta_velocity=0.5,
-            beta_rmsprop=0.5,
+            **weighed(free, 0.5, 0.2),
         )
 
     relaxed = tuple(f"{constraint.split(' ')[0]} >= -{FREE}" for constraint in CONSTRAINTS)
     chosen = spec(relaxed if free else CONSTRAINTS, free)
-    chosen.primary_objective = _Counted(chosen.primary_objective, setting.tick)
-    algorithm = SeldonianAlgorithm(chosen)
-    algorithm.set_initial_solution()
-    with gradbridge.trace() as t:
-        theta = algorithm.run_candidate_selection()
-    if isinstance(theta, str):
-        raise RuntimeError(f"candidate selection of {name!r} diverged; the engine says {theta!r}")
+    theta, record, guest_forwards = select(name, chosen, setting.tick)
     judge = SeldonianAlgorithm(spec(CONSTRAINTS, free=False))
     passed, _ = judge.run_safety_test(theta)
     policy.set_new_params(theta)
     played = _outcome(name, policy, _play(policy, 1000))
-    played.theta, played.passed, played.selection = theta, bool(passed), algorithm.cs_result
+    played.theta, played.passed, played.selection = theta, bool(passed), record
     played.bounds = [float(tree.root.upper) for tree in judge.st_result.values()]
-    played.loss, played.forwards = (
-        float(judge.evaluate_primary_objective("safety_test", theta)),
-        t.counts["forward"],
-    )
+    played.loss = float(judge.evaluate_primary_objective("safety_test", theta))
+    played.forwards = guest_forwards
     return played
 
 
@@ -269,10 +244,7 @@ def plot_policies(title: str, outcomes: tuple[Played, Played, Played], path: Any
             fontsize=12,
             color=GREY,
         )
-        target = pathlib.Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target, dpi=110)
-        return target
+        return save(figure, path)
 
 
 def _draw_policy(axes: Any, outcome: Any, color: str) -> None:

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 
 from gradbridge.errors import OptionError
-from gradbridge_seldonian.demo.story import FREE, LeftOut, Outcome, Setting, Story, both, forwards, run
+from gradbridge_seldonian.demo.story import (
+    FREE,
+    LeftOut,
+    Outcome,
+    Setting,
+    Story,
+    both,
+    forwards,
+    run,
+    weighed,
+)
 from gradbridge_seldonian.demo.workers import shared_out
 from gradbridge_seldonian.engine import SeldonianAlgorithm
 from gradbridge_seldonian.model import SeldonianModel
@@ -89,11 +99,7 @@ def digits_spec(model: Any, free: bool = False, quick: bool = False) -> Any:
         model,
         [f"(ACC | [eight]) >= {-FREE if free else LEAST}"],
         [0.05],
-        lambda_init=0.0 if free else 4.0,
-        alpha_lamb=0.0 if free else 0.02,
-        # The engine's momentum corrections multiply up; short memories keep them tame.
-        beta_velocity=0.5,
-        beta_rmsprop=0.5,
+        **weighed(free, 4.0, 0.02),
         batch_size=300,
         n_epochs=5 if quick else 50,
         frac_data_in_safety=0.5,
@@ -195,10 +201,7 @@ def fairness_spec(model: Any, free: bool = False, quick: bool = False) -> Any:
         model,
         [f"{GAP} <= {FREE if free else MOST}"],
         [0.1],
-        lambda_init=0.0 if free else 0.5,
-        alpha_lamb=0.0 if free else 0.2,
-        beta_velocity=0.5,
-        beta_rmsprop=0.5,
+        **weighed(free, 0.5, 0.2),
         num_iters=30 if quick else 300,
         frac_data_in_safety=0.5,
     )

@@ -97,13 +97,41 @@ class Counted:
 
     def __init__(self, objective: Callable[..., Any], tick: Tick) -> None:
         self._objective, self._tick = objective, tick
-        self.__name__ = objective.__name__
+        self.__name__ = getattr(objective, "__name__", "")
 
-    def __call__(self, model: Any, theta: Any, X: Any, Y: Any, **kwargs: Any) -> Any:
+    def __call__(self, model: Any, theta: Any, *data: Any, **kwargs: Any) -> Any:
         """The objective itself."""
         if isinstance(theta, np.ndarray):  # traced when its gradient is asked for
             self._tick()
-        return self._objective(model, theta, X, Y, **kwargs)
+        return self._objective(model, theta, *data, **kwargs)
+
+
+def weighed(free: bool, first: float, step: float) -> dict[str, Any]:
+    """Hyperparameters that weigh constraints: by a first multiplier and its step size, or not at all."""
+    # The engine's momentum corrections multiply up; short memories keep them tame.
+    weights = {"lambda_init": 0.0, "alpha_lamb": 0.0} if free else {"lambda_init": first, "alpha_lamb": step}
+    return {**weights, "beta_velocity": 0.5, "beta_rmsprop": 0.5}
+
+
+def select(name: str, spec: Any, tick: Tick) -> tuple[np.ndarray, dict[str, Any], int]:
+    """Candidate selection.
+
+    Args:
+        name: of the outcome, for the error.
+        spec: the engine's; its objective will tick.
+        tick: called once an iteration.
+
+    Returns:
+        The candidate solution (P,), the engine's record, and how many guest forwards there were.
+    """
+    spec.primary_objective = Counted(spec.primary_objective, tick)
+    algorithm = SeldonianAlgorithm(spec)
+    algorithm.set_initial_solution()
+    with gradbridge.trace() as t:
+        theta = algorithm.run_candidate_selection()
+    if isinstance(theta, str):
+        raise RuntimeError(f"candidate selection of {name!r} diverged; the engine says {theta!r}")
+    return theta, algorithm.cs_result, t.counts["forward"]
 
 
 def run(name: str, model: Any, make_spec: Callable[..., Any], tick: Tick, free: bool = False) -> Outcome:
@@ -117,15 +145,8 @@ def run(name: str, model: Any, make_spec: Callable[..., Any], tick: Tick, free: 
         tick: called once an iteration.
         free: whether to train without the constraints. The safety test is that of the real ones.
     """
-    spec = make_spec(model, free=free)
-    spec.primary_objective = Counted(spec.primary_objective, tick)
-    algorithm = SeldonianAlgorithm(spec)
-    algorithm.set_initial_solution()
-    with gradbridge.trace() as t:
-        theta = algorithm.run_candidate_selection()
+    theta, record, guest_forwards = select(name, make_spec(model, free=free), tick)
     judge = SeldonianAlgorithm(make_spec(model, free=False))
-    if isinstance(theta, str):
-        raise RuntimeError(f"candidate selection of {name!r} diverged; the engine says {theta!r}")
     passed, _ = judge.run_safety_test(theta)
     safety = judge.safety_dataset
     objective = judge.spec.primary_objective
@@ -134,9 +155,9 @@ def run(name: str, model: Any, make_spec: Callable[..., Any], tick: Tick, free: 
         theta,
         bool(passed),
         [float(tree.root.upper) for tree in judge.st_result.values()],
-        algorithm.cs_result,
+        record,
         float(objective(model, theta, safety.features, safety.labels)),
-        t.counts["forward"],
+        guest_forwards,
         np.asarray(model.predict(theta, safety.features)),
     )
 

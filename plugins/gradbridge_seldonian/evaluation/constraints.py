@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import autograd.numpy as anp
@@ -19,6 +19,7 @@ from gradbridge_seldonian.engine import BaseNode, ParseTree, tinv
 from gradbridge_seldonian.evaluation.shared import Shared, has_own_zhat
 from gradbridge_seldonian.evaluation.statistics import classes, masked, samples, value
 from gradbridge_seldonian.evaluation.sweep import Sweep
+from gradbridge_seldonian.evaluation.trees import base_nodes, nodes, written
 
 
 class SweptTree(ParseTree):
@@ -37,7 +38,7 @@ class SweptTree(ParseTree):
         """The same tree; the nodes are shared, the given one is not used any more."""
         own = cls.__new__(cls)
         own.__dict__.update(tree.__dict__)
-        own.__dict__.setdefault("written", f"{tree.constraint_str} <= 0")
+        own.written = written(tree)
         own._sweep, own._shared, own._of = Sweep(), Shared(), {}
         own._sharing = [node for node in own.base_nodes() if has_own_zhat(node)]
         own._unite_appearances()
@@ -48,7 +49,7 @@ class SweptTree(ParseTree):
 
     def base_nodes(self) -> list[Any]:
         """The leaves that are statistics of the data; several may be of one name."""
-        return [node for node in self._nodes(self.root) if isinstance(node, BaseNode)]
+        return list(base_nodes(self))
 
     def share_rows(self, bridge: Any, is_independent: Callable[[], bool]) -> None:
         """Let nodes take their rows from predictions for all, where the rows of this bridge are independent."""
@@ -73,9 +74,8 @@ class SweptTree(ParseTree):
         The engine computes those that the first needs: in ``max(A, B) - min(A, B)`` the lower ones
         would stay at −∞. Both sides share the confidence of the one.
         """
-        nodes = self.base_nodes()
         for name, entry in self.base_node_dict.items():
-            same = [node for node in nodes if node.name == name]
+            same = [node for node in self.base_nodes() if node.name == name]
             for side, other in (("lower", "upper"), ("upper", "lower")):
                 entry[f"{side}_needed"] = any(getattr(node, f"will_{side}_bound") for node in same)
                 if entry[f"{side}_needed"] and entry[f"delta_{side}"] is None and entry[f"delta_{other}"]:
@@ -129,7 +129,7 @@ class SweptTree(ParseTree):
 
     def _unbox(self) -> None:
         """Make numbers of the bounds: a box would keep the graph of this evaluation alive in the tree."""
-        for node in self._nodes(self.root):
+        for node in nodes(self.root):
             node.lower, node.upper = _plain(node.lower), _plain(node.upper)
         for entry in self.base_node_dict.values():
             entry.update({key: _plain(entry[key]) for key in ("lower", "upper") if key in entry})
@@ -140,12 +140,6 @@ class SweptTree(ParseTree):
         self._unbox()
         entries = {name: {**entry, "data_dict": None} for name, entry in self.base_node_dict.items()}
         return {**self.__dict__, "base_node_dict": entries, "_of": {}}
-
-    def _nodes(self, node: Any) -> Iterator[Any]:
-        if node is not None:
-            yield node
-            yield from self._nodes(node.left)
-            yield from self._nodes(node.right)
 
 
 def _data(kwargs: dict[str, Any]) -> list[Any]:

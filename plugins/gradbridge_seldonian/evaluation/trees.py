@@ -54,12 +54,17 @@ def check_classes(trees: Sequence[ParseTree]) -> None:
 
 def base_nodes(tree: ParseTree) -> Iterator[Any]:
     """The leaves that are statistics of the data; several may be of one name."""
+    return (node for node in nodes(tree.root) if isinstance(node, BaseNode))
 
-    def below(node: Any) -> Iterator[Any]:
-        if node is not None:
-            if isinstance(node, BaseNode):
-                yield node
-            yield from below(node.left)
-            yield from below(node.right)
 
-    return below(tree.root)
+def nodes(node: Any) -> Iterator[Any]:
+    """A node and all below it, from the left to the right."""
+    if node is not None:
+        yield node
+        yield from nodes(node.left)
+        yield from nodes(node.right)
+
+
+def written(tree: ParseTree) -> str:
+    """The constraint as the user wrote it; of a tree that does not know it, what the engine's form means."""
+    return getattr(tree, "written", None) or f"{tree.constraint_str} <= 0"

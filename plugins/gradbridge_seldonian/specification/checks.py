@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from gradbridge.errors import BackendError
-from gradbridge.layout import Array
-from gradbridge.notices import notice
 from gradbridge.option_values import FLAG
 from gradbridge.registry import default_registry
 from gradbridge.wording import in_short
@@ -18,14 +16,11 @@ from gradbridge_seldonian.engine import CustomDataSet, EngineModel, SupervisedDa
 from gradbridge_seldonian.engine import objectives as engine_objectives
 from gradbridge_seldonian.evaluation.labels import signed
 from gradbridge_seldonian.evaluation.objectives import PRIMARY
-from gradbridge_seldonian.evaluation.probabilities import check_probabilities
-from gradbridge_seldonian.evaluation.rows import all_alike, can_share, independent
 from gradbridge_seldonian.evaluation.trees import base_nodes, check_columns
-from gradbridge_seldonian.outputs import SpecError, checked_start, tried
+from gradbridge_seldonian.outputs import SpecError, checked_start
 from gradbridge_seldonian.runs import BridgedModel, is_builtin
 from gradbridge_seldonian.specification.hyperparams import ENTRIES, check
 from gradbridge_seldonian.specification.parsing import by_node
-from gradbridge_seldonian.specification.trials import called
 
 
 def check_model(model: Any) -> None:
@@ -280,68 +275,6 @@ def check_custom(objective: Any, technique: str, trees: Any, dataset: Any) -> No
             f"{grouped[0]!r} conditions on groups, whose rows the engine takes from an array of data by sensitive_attrs; got "
             f"a {type(dataset.data).__name__} and {groups} rows of sensitive_attrs"
         )
-
-
-def try_model(
-    model: Any, dataset: Any, start: np.ndarray, sub_regime: str, readers: Sequence[str]
-) -> tuple[int, ...]:
-    """Predict a few rows, to see that the shapes fit, and that probabilities are some; warn where all are equal.
-
-    Args:
-        model, dataset, start, sub_regime: of the specification.
-        readers: names of what reads predictions as probabilities.
-
-    Returns:
-        The shape of one row's prediction, () or (classes,).
-    """
-
-    def looked() -> Array:
-        found = tried(model, dataset, start, sub_regime)
-        check_probabilities(model, found, sub_regime, readers)
-        step = 3.0 * np.random.default_rng(0).normal(size=start.shape)
-        for away in (start + step, start - step) if sub_regime != "regression" and readers else ():
-            try:  # equal logits of zero are in range where training starts, and nowhere else
-                with np.errstate(all="ignore"):
-                    there = tried(model, dataset, away, sub_regime)
-            except Exception:  # a model may not be defined there, and no run needs it to be
-                continue
-            check_probabilities(model, there, sub_regime, readers)
-        return found
-
-    name = f"predict of {type(model).__name__}"
-    found = called(name, looked)
-    alike = sub_regime != "regression" and all_alike(found)
-    if alike and all_alike(called(name, lambda: model.predict(start, dataset.features))):
-        notice(
-            f"{type(model).__name__} predicts the same for all {len(dataset.labels)} rows at the initial solution. A constraint "
-            f"on rates then has a standard deviation of zero, which has no gradient, and the engine gives up with "
-            f"'NSF' at its first step; start elsewhere, e.g. at the model's own parameters",
-        )
-    return tuple(found.shape[1:])
-
-
-def rows_are_independent(
-    model: Any, dataset: Any, start: np.ndarray, rows: str, grouped: bool, batch_size: int | None
-) -> bool:
-    """Whether groups may take their predictions from those for all rows; see `supervised_spec`."""
-    # Of a list of features groups are not shared: each is asked for by itself.
-    useful = grouped and type(dataset.features) is not list and can_share(model)
-    if rows == "together" or (rows == "auto" and not useful):
-        return False
-    if not can_share(model):
-        raise SpecError(
-            f"rows='independent' was asked for, so that groups take their predictions from those for all rows. "
-            f"That needs a SeldonianModel with its own predict, in eval mode, that draws no random numbers and "
-            f"remembers evaluations (reuse=1 or more), and {type(model).__name__} is none; leave rows= out"
-        )
-    found = independent(model, dataset.features, start, batch_size)
-    if found is False and rows == "independent":
-        raise SpecError(
-            f"rows='independent' was asked for, and the rows of {type(model).__name__} over "
-            f"{model.bridge.adapter.label} are not independent of each other: some of them are predicted "
-            f"differently alone and among others, or have a gradient in others; leave rows= out"
-        )
-    return rows == "independent" or found is True
 
 
 def _named(value: Any) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gradbridge.wording import suggestion
 from gradbridge_seldonian.engine import ParseTree
-from gradbridge_seldonian.evaluation.trees import check_columns
+from gradbridge_seldonian.evaluation.trees import check_columns, written
 from gradbridge_seldonian.outputs import SpecError
 from gradbridge_seldonian.specification.measures import read_constraint
 
@@ -123,7 +123,7 @@ def _taken(trees: Any, setting: Setting) -> list[ParseTree]:
         check_columns(tree, setting.columns, "the data")
     taken = list(copy.deepcopy(tuple(trees)))
     for tree in taken:  # as the others are: the runs know our specifications by it
-        tree.__dict__.setdefault("written", f"{tree.constraint_str} <= 0")
+        tree.written = written(tree)
     return taken
 
 

@@ -14,7 +14,6 @@ from gradbridge.wording import suggestion
 from gradbridge_seldonian.engine import Spec, SupervisedSpec
 from gradbridge_seldonian.evaluation import objectives
 from gradbridge_seldonian.evaluation.constraints import SweptTree
-from gradbridge_seldonian.evaluation.probabilities import rates
 from gradbridge_seldonian.evaluation.rows import ROWS
 from gradbridge_seldonian.evaluation.sweep import SweptObjective
 from gradbridge_seldonian.model import SeldonianModel
@@ -30,13 +29,11 @@ from gradbridge_seldonian.specification.checks import (
     checked_additional,
     checked_datasets,
     first_start,
-    rows_are_independent,
-    try_model,
 )
 from gradbridge_seldonian.specification.hyperparams import check, hyperparams, optimizer_for, regularization
-from gradbridge_seldonian.specification.looks import FirstLook
-from gradbridge_seldonian.specification.measures import check_classes, check_measures
-from gradbridge_seldonian.specification.trials import Minimized, try_measures, try_regularizer
+from gradbridge_seldonian.specification.looks import FirstLook, Looked, look_at, look_at_custom
+from gradbridge_seldonian.specification.measures import check_measures
+from gradbridge_seldonian.specification.trials import Minimized, try_regularizer
 from gradbridge_seldonian.workers import over_workers
 
 __all__ = ["SpecError", "SweptSpec", "supervised_spec"]
@@ -272,69 +269,20 @@ def supervised_spec(
     if is_custom:
         check_custom(objective, optimization_technique, trees, read[0])
         look = FirstLook(
-            model, functools.partial(_looked_at_custom, model, trees, read[0], start, seen, minimized)
+            model, functools.partial(look_at_custom, model, trees, read[0], start, seen, minimized)
         )
-        return Spec(parse_trees=trees, primary_objective=_Looked(objective, look), **settings)
+        return Spec(parse_trees=trees, primary_objective=Looked(objective, look), **settings)
     trees = list(map(SweptTree.of, trees))
     made = SweptSpec(parse_trees=trees, sub_regime=meta.sub_regime, primary_objective=objective, **settings)
     check_measures(made)
     grouped = any(node.conditional_columns for tree in trees for node in tree.base_nodes())
     at_once = (rows, grouped, batch_size)
-    look = FirstLook(model, functools.partial(_looked, model, trees, read, start, seen, minimized, at_once))
-    made.primary_objective = (SweptObjective if minimized.descends else _Looked)(objective, look)
+    look = FirstLook(model, functools.partial(look_at, model, trees, read, start, seen, minimized, at_once))
+    made.primary_objective = (SweptObjective if minimized.descends else Looked)(objective, look)
     if isinstance(model, SeldonianModel):
         for tree in trees:
             tree.share_rows(model.bridge, look)
     return made
-
-
-def _looked(
-    model: Any,
-    trees: Sequence[Any],
-    read: Sequence[Any],
-    start: np.ndarray,
-    seen: tuple[Any, ...],
-    minimized: Minimized,
-    rows: tuple[str, bool, int | None],
-) -> bool:
-    """All that is computed with a model before the engine does: whether its rows are independent.
-
-    Args:
-        model: of the specification.
-        trees: its constraints.
-        read: the data sets.
-        start: (P,)
-        seen: features and labels of candidate selection.
-        minimized: the objective and its gradient.
-        rows: the argument of that name, whether constraints have groups, and how many rows come at once.
-    """
-    sub_regime = read[0].meta.sub_regime
-    readers = rates(trees) + ["the objective"] * (minimized.own is None)
-    for each in read:
-        check_classes(trees, try_model(model, each, start, sub_regime, readers))
-    minimized.try_at(model, start, seen, {"sub_regime": sub_regime})
-    return rows_are_independent(model, read[0], start, *rows)
-
-
-def _looked_at_custom(
-    model: Any, trees: Sequence[Any], dataset: Any, start: np.ndarray, seen: tuple[Any], minimized: Minimized
-) -> bool:
-    """The same for the custom regime, where nothing is shared."""
-    minimized.try_at(model, start, seen, {})
-    try_measures(trees, model, start, dataset, *seen)
-    return False
-
-
-class _Looked:
-    """An objective of the user's, before which something is looked at."""
-
-    def __init__(self, objective: Callable[..., Any], look: Callable[[], Any]) -> None:
-        functools.update_wrapper(self, objective)
-        self._objective, self._look = objective, look
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._look()
-        return self._objective(*args, **kwargs)
 
 
 class _Start:
