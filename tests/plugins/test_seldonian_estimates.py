@@ -7,48 +7,19 @@ from autograd import grad, hessian, jacobian
 
 pytest.importorskip("seldonian")
 torch = pytest.importorskip("torch")
+from gridworld_episodes import COLUMNS, dataset, episodes, table_and_policy  # noqa: E402
 from seldonian.dataset import Episode, RLDataSet, RLMetaData  # noqa: E402
 from seldonian.models import objectives as engine_objectives  # noqa: E402
 from seldonian.parse_tree import zhat_funcs  # noqa: E402
-from seldonian.RL.Agents.Policies.Softmax import Softmax as EngineSoftmax  # noqa: E402
-from seldonian.RL.environments.gridworld import Gridworld  # noqa: E402
 from seldonian.RL.RL_model import RL_model  # noqa: E402
 from torch import nn  # noqa: E402
 
-from gradbridge_seldonian import OneHot, SeldonianPolicy, Softmax, rl_spec  # noqa: E402
+from gradbridge_seldonian import OneHot, SeldonianPolicy, rl_spec  # noqa: E402
 from gradbridge_seldonian.reinforcement.episodes import Episodes, segment_cumsum  # noqa: E402
 from gradbridge_seldonian.reinforcement.estimates import ESTIMATES, Estimate, ratios  # noqa: E402
 
 RNG = np.random.default_rng(4)
 KINDS = list(ESTIMATES)
-COLUMNS = ["episode_index", "O", "A", "R", "pi_b", "R_alt_1", "R_alt_2"]
-
-
-def episodes(count=30, longest=12, actions=4):
-    """Episodes of different lengths over the gridworld's cells and some actions, with two alternate rewards."""
-    r = np.random.default_rng(0)
-    made = []
-    for length in r.integers(1, longest, count):
-        p, alternates = r.uniform(0.2, 0.9, length), r.normal(size=(length, 2))
-        rewards = r.normal(0.5, 1, length)
-        made.append(Episode(r.integers(0, 9, length), r.integers(0, actions, length), rewards, p, alternates))
-    return made
-
-
-def dataset(made):
-    return RLDataSet(made, RLMetaData(COLUMNS))
-
-
-def table_and_policy():
-    description = Gridworld().get_env_description()
-    preferences = RNG.normal(size=(9, 4)) * 0.5
-    table = EngineSoftmax({}, description)
-    table.set_new_params(preferences.copy())
-    policy = SeldonianPolicy(
-        nn.Linear(9, 4, bias=False), encode=OneHot(9), distribution=Softmax.of(description)
-    )
-    policy.set_new_params(preferences.T.ravel())
-    return table, policy, preferences
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,13 +10,10 @@ pytest.importorskip("seldonian")
 pytest.importorskip("torch")
 from torch import nn
 
+from differences import differences
 from gradbridge_seldonian import Gaussian, SeldonianPolicy
 
 RNG = np.random.default_rng(3)
-
-
-def differences(f, theta, h=1e-6):
-    return np.array([(f(theta + h * d) - f(theta - h * d)) / (2 * h) for d in np.eye(theta.size)])
 
 
 def linear(mean_of=nn.Linear, **kwargs):

@@ -13,11 +13,8 @@ pytest.importorskip("seldonian")
 pytest.importorskip("torch")
 from torch import nn
 
+from differences import differences
 from gradbridge_seldonian import OneHot, SeldonianPolicy
-
-
-def differences(f, theta, h=1e-6):
-    return np.array([(f(theta + h * d) - f(theta - h * d)) / (2 * h) for d in np.eye(theta.size)])
 
 
 def test_it_copies_and_pickles_after_a_gradient_and_holds_numbers_then():

@@ -18,14 +18,11 @@ from seldonian.RL.RL_runner import run_episode  # noqa: E402
 from torch import nn  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
+from differences import differences  # noqa: E402
 from gradbridge.errors import GradbridgeError, OptionError  # noqa: E402
 from gradbridge_seldonian import Gaussian, OneHot, SeldonianPolicy, Softmax  # noqa: E402
 
 RNG = np.random.default_rng(3)
-
-
-def differences(f, theta, h=1e-6):
-    return np.array([(f(theta + h * d) - f(theta - h * d)) / (2 * h) for d in np.eye(theta.size)])
 
 
 def table_and_network(states, actions, first_state=0, first_action=0):

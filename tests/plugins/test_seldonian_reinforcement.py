@@ -10,6 +10,7 @@ from autograd import grad
 
 pytest.importorskip("seldonian")
 torch = pytest.importorskip("torch")
+from gridworld_episodes import COLUMNS, dataset, episodes, table_and_policy  # noqa: E402
 from seldonian.dataset import Episode, RLDataSet, RLMetaData  # noqa: E402
 from seldonian.models import objectives as engine_objectives  # noqa: E402
 from seldonian.parse_tree.parse_tree import make_parse_trees_from_constraints  # noqa: E402
@@ -24,31 +25,11 @@ from seldonian.spec import RLSpec  # noqa: E402
 from torch import nn  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
-from gradbridge_seldonian import Gaussian, OneHot, SeldonianPolicy, Softmax, rl_spec  # noqa: E402
+from gradbridge_seldonian import Gaussian, SeldonianPolicy, Softmax, rl_spec  # noqa: E402
 from gradbridge_seldonian.reinforcement.estimates import ESTIMATES, Estimate  # noqa: E402
 
 RNG = np.random.default_rng(4)
 KINDS = list(ESTIMATES)
-COLUMNS = ["episode_index", "O", "A", "R", "pi_b", "R_alt_1", "R_alt_2"]
-
-
-def episodes(count=30, longest=12, seed=0):
-    """Episodes of different lengths over the gridworld's cells and actions, with two alternate rewards."""
-    r = np.random.default_rng(seed)
-    made = []
-    for length in r.integers(1, longest, count):
-        p, alternates = r.uniform(0.2, 0.9, length), r.normal(size=(length, 2))
-        made.append(
-            Episode(
-                r.integers(0, 9, length), r.integers(0, 4, length), r.normal(0.5, 1, length), p, alternates
-            )
-        )
-    return made
-
-
-def dataset(made=None, groups=None):
-    meta = RLMetaData(COLUMNS, [] if groups is None else ["M", "F"])
-    return RLDataSet(episodes() if made is None else made, meta, [] if groups is None else groups)
 
 
 class FlatTable(EngineSoftmax):
@@ -59,18 +40,6 @@ class FlatTable(EngineSoftmax):
 
     def get_params(self):
         return super().get_params().ravel()
-
-
-def table_and_policy():
-    description = Gridworld().get_env_description()
-    preferences = RNG.normal(size=(9, 4)) * 0.5
-    table = EngineSoftmax({}, description)
-    table.set_new_params(preferences.copy())
-    policy = SeldonianPolicy(
-        nn.Linear(9, 4, bias=False), encode=OneHot(9), distribution=Softmax.of(description)
-    )
-    policy.set_new_params(preferences.T.ravel())
-    return table, policy, preferences
 
 
 def plain_spec(data, policy, constraints, deltas, objective, **hyperparams):

@@ -8,51 +8,16 @@ import pytest
 
 pytest.importorskip("seldonian")
 pytest.importorskip("torch")
-from seldonian.dataset import Episode, RLDataSet, RLMetaData
-from seldonian.RL.Agents.Policies.Softmax import Softmax as EngineSoftmax
-from seldonian.RL.environments.gridworld import Gridworld
+from gridworld_episodes import dataset, episodes, table_and_policy
+from seldonian.dataset import Episode
 from seldonian.RL.RL_model import RL_model
 from seldonian.seldonian_algorithm import SeldonianAlgorithm
 from torch import nn
 
 from gradbridge.errors import GradbridgeError
-from gradbridge_seldonian import OneHot, SeldonianPolicy, Softmax, rl_spec
+from gradbridge_seldonian import rl_spec
 from gradbridge_seldonian.reinforcement.distributions import PolicyError
 from gradbridge_seldonian.specification.checks import SpecError
-
-RNG = np.random.default_rng(4)
-COLUMNS = ["episode_index", "O", "A", "R", "pi_b", "R_alt_1", "R_alt_2"]
-
-
-def episodes(count=30, longest=12, seed=0):
-    """Episodes of different lengths over the gridworld's cells and actions, with two alternate rewards."""
-    r = np.random.default_rng(seed)
-    made = []
-    for length in r.integers(1, longest, count):
-        p, alternates = r.uniform(0.2, 0.9, length), r.normal(size=(length, 2))
-        made.append(
-            Episode(
-                r.integers(0, 9, length), r.integers(0, 4, length), r.normal(0.5, 1, length), p, alternates
-            )
-        )
-    return made
-
-
-def dataset(made=None, groups=None, names=("M", "F")):
-    meta = RLMetaData(COLUMNS, [] if groups is None else list(names))
-    return RLDataSet(episodes() if made is None else made, meta, [] if groups is None else groups)
-
-
-def table_and_policy():
-    description = Gridworld().get_env_description()
-    preferences = RNG.normal(size=(9, 4)) * 0.5
-    table = EngineSoftmax({}, description)
-    table.set_new_params(preferences.copy())
-    policy = SeldonianPolicy(
-        nn.Linear(9, 4, bias=False), encode=OneHot(9), distribution=Softmax.of(description)
-    )
-    policy.set_new_params(preferences.T.ravel())
-    return table, policy, preferences
 
 
 def test_a_specification_leaves_the_policy_as_it_was():
@@ -270,7 +235,9 @@ def test_what_goes_wrong_within_the_engine_is_no_trial_that_failed():
 
 def test_groups_that_are_large_enough_are_taken():
     _, policy, _ = table_and_policy()
-    spec = rl_spec(in_group(*range(5, 20)), policy, OF_M["constraints"], [0.1], gamma=0.9, num_iters=2)
+    spec = rl_spec(
+        in_group(*range(5, 20)), policy, ["(J_pi_new_IS | [M]) >= -9"], [0.1], gamma=0.9, num_iters=2
+    )
     _, theta = SeldonianAlgorithm(spec).run()
     assert len(theta) == 36
 

@@ -99,6 +99,10 @@ class SupervisedStepsModel(BridgedModel):
         """How its framework is treated around the methods."""
         return StepsFramework(self)
 
+    def _trainable_parameters(self) -> list[Any]:
+        """The native model's trainable parameters, in its order, where its framework tells."""
+        return []
+
     def get_num_params(self) -> int | None:
         """Length of theta, or None where any length will do."""
         return None
@@ -179,10 +183,6 @@ class SupervisedParametersModel(SupervisedStepsModel):
 
     param_sizes: list[int]
 
-    def _trainable_parameters(self) -> list[Any]:
-        """The native model's trainable parameters, in its order."""
-        raise NotImplementedError
-
     def _read_parameter(self, parameter: Any) -> Array:
         """A parameter's value as a new array."""
         raise NotImplementedError
@@ -193,24 +193,23 @@ class SupervisedParametersModel(SupervisedStepsModel):
 
     def get_param_sizes(self) -> list[int]:
         """Sizes of the trainable parameters, in their order."""
-        return [math.prod(p.shape) for p in self._trainable_parameters()]
+        return self._steps_framework().sizes()
 
     def get_num_params(self) -> int | None:
         """Number of trainable parameters; None where `update_model_params` loads another number of them."""
-        total = sum(SupervisedParametersModel.get_param_sizes(self))
+        total = sum(self._steps_framework().sizes())
         try:
             return total if self._theta_order() else None
         except GuestError:  # theta of this length does not suit it
             return None
 
     def _check_size(self, size: int) -> None:
-        if size != sum(SupervisedParametersModel.get_param_sizes(self)):
+        if size != sum(self._steps_framework().sizes()):
             super()._check_size(size)
 
     def get_model_params(self, *ignored: Any) -> Array:
         """The trainable parameters as they are, (P,) float64, in the model's order."""
-        pieces = [self._read_parameter(p).ravel() for p in self._trainable_parameters()]
-        return np.concatenate([np.empty(0), *pieces]).astype(np.float64)
+        return self._steps_framework().parameters()
 
     def get_initial_weights(self, *ignored: Any) -> Array:
         """What early editions of the engine call `get_model_params`."""
@@ -250,7 +249,7 @@ class SupervisedParametersModel(SupervisedStepsModel):
         if is_inherited(self, UPDATE):
             return "native"
         parameters = self._trainable_parameters()
-        size = sum(SupervisedParametersModel.get_param_sizes(self))
+        size = sum(self._steps_framework().sizes())
         known = self.__dict__.get("_order")
         if known is None or known[0] != size:
             known = self._order = (size, self._tried_order(parameters, size))
@@ -263,9 +262,7 @@ class SupervisedParametersModel(SupervisedStepsModel):
             lock.count += 1
             before = [self._read_parameter(p) for p in parameters]
             try:
-                places = placement(
-                    self.update_model_params, lambda: SupervisedParametersModel.get_model_params(self), size
-                )
+                places = placement(self.update_model_params, self._steps_framework().parameters, size)
             except GradbridgeError:
                 raise
             except Exception as error:

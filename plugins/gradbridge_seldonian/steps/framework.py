@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -135,7 +136,7 @@ class StepsFramework:
 
     def sizes(self) -> list[int]:
         """Of the native model's trainable parameters, in its order."""
-        return []
+        return [math.prod(p.shape) for p in self.owner._trainable_parameters()]
 
     def clear(self) -> None:
         """Forget the gradients that the native model has gathered, whatever zero_gradients does."""
@@ -154,10 +155,6 @@ class StepsFramework:
     def is_as(self, snapshot: Any) -> bool:
         """Whether it still is, however it was changed."""
         return True
-
-    def versions(self) -> tuple[Any, ...]:
-        """Changes when somebody else changes what a backward_pass of the present run would read."""
-        return ()
 
     def takes_predictions(self) -> bool:
         """Whether it is ``backward_pass(predictions, external_grad)``, or one argument, the cotangent.

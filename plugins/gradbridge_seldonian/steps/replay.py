@@ -110,7 +110,7 @@ class StepsAdapter(Adapter):
         self._check.refuse_known()
         with self._model_lock.lock, self._its_native(record):
             try:
-                if record.stamp != self._stamp() or not self.framework.is_as(self._left):
+                if record.stamp != self._model_lock.count or not self.framework.is_as(self._left):
                     present = self._replay(record)
                 self.framework.check_recorded(record.predictions, is_inherited(self.owner, BACKWARD))
                 try:
@@ -138,7 +138,7 @@ class StepsAdapter(Adapter):
         if present is record.left:
             yield
             return
-        self.owner.native_model, record.stamp = record.native, ()
+        self.owner.native_model, record.stamp = record.native, 0
         try:
             yield
         finally:
@@ -196,7 +196,7 @@ class StepsAdapter(Adapter):
             owner.predictions = record.predictions = predictions
         finally:
             owner._note_run(before)
-        record.stamp, record.left = self._stamp(), owner.native_model
+        record.stamp, record.left = self._model_lock.count, owner.native_model
 
     def _load(self, theta: Array, kwargs: dict[str, Any]) -> None:
         try:
@@ -257,7 +257,3 @@ class StepsAdapter(Adapter):
             raise
         except Exception as error:
             raise GuestError(f"{method} of {self.label} failed: {type(error).__name__}: {error}") from error
-
-    def _stamp(self) -> tuple[Any, ...]:
-        """What tells whether the owner's state is still that of an evaluation."""
-        return (self._model_lock.count, *self.framework.versions())

@@ -52,7 +52,7 @@ class Run:
         self.theta, self.inputs, self.spec = theta, inputs, spec
         self.predictions: Any = None
         self.state: Any = None
-        self.stamp: tuple[Any, ...] = ()
+        self.stamp = 0  # which run of the model it was; none of them yet
         self.native: Any = None
         self.left: Any = None
 

@@ -111,10 +111,6 @@ class TensorFlowSteps(StepsFramework):
             return None
         return _joined(variables, gradients).astype(np.float64)
 
-    def sizes(self) -> list[int]:
-        """See the base class."""
-        return [math.prod(p.shape) for p in self.owner._trainable_parameters()]
-
     def snapshot(self) -> Any:
         """Tensors of all variables, not copied."""
         import tensorflow as tf

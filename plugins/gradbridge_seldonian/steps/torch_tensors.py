@@ -151,10 +151,6 @@ class TorchSteps(StepsFramework):
         pieces = [np.zeros(p.numel()) if g is None else to_numpy(g) for p, g in zip(parameters, gradients)]
         return np.concatenate([x.ravel() for x in pieces]).astype(np.float64)
 
-    def sizes(self) -> list[int]:
-        """See the base class."""
-        return [p.numel() for p in self.owner._trainable_parameters()]
-
     def clear(self) -> None:
         """See the base class."""
         for parameter in self.owner._trainable_parameters():
@@ -201,11 +197,6 @@ class TorchSteps(StepsFramework):
             and all(a is b or _same(a, b) for a, b in zip(present, kept))
         )
 
-    def versions(self) -> tuple[Any, ...]:
-        """Those of the parameters, which a graph refers to."""
-        parameters = getattr(self.owner.native_model, "parameters", None)
-        return tuple(map(_version, parameters())) if callable(parameters) else ()
-
 
 def to_numpy(value: Any) -> Array:
     """A tensor or array as a NumPy array, off its device and graph; bfloat16, which NumPy lacks, widens."""
@@ -220,7 +211,3 @@ def _same(a: Any, b: Any) -> bool:
     import torch
 
     return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-
-
-def _version(tensor: Any) -> int:
-    return -1 if tensor.is_inference() else tensor._version

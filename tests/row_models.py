@@ -1,4 +1,4 @@
-"""What is computed over workers in several modules of this folder, and what it must be: native PyTorch in float64."""
+"""What is computed over workers in several modules of tests/ray, and what it must be: native PyTorch in float64."""
 
 import autograd.numpy as anp
 import numpy as np
