@@ -13,4 +13,5 @@ def gradbridge_backend() -> Backend:
         install='pip install "autograd>=1.8"',
         guest="gradbridge_autograd.guest:adapt",
         host="gradbridge_autograd.host:AutogradHost",
+        arrays=("numpy.ndarray", "numpy.generic", "autograd.tracer.Box"),
     )

@@ -17,7 +17,8 @@ from autograd.extend import Box, defjvp_argnums, defvjp_argnums, primitive
 from gradbridge.borders import INEXACT
 from gradbridge.errors import HigherOrderError, Unsupported
 from gradbridge.execution import batched
-from gradbridge.execution.evaluation import Evaluation
+from gradbridge.execution.batched import evaluate_and_push
+from gradbridge.execution.evaluation import Call, Evaluation
 from gradbridge.host import Host, Reading
 from gradbridge_autograd import merged
 from gradbridge_autograd import placed as placed  # what it registers
@@ -43,19 +44,45 @@ class AutogradHost(Host):
             return Reading(values, wrt, _tangents(arguments, wrt))
         return Reading(values, wrt)
 
-    def lift(self, evaluation: Evaluation, arguments: Sequence[Any]) -> Any:
-        for index in evaluation.wrt:
-            box = arguments[index]
-            if type(box) in _boxes and type(box._value) in _boxes and merged.pays(evaluation, arguments):
-                return evaluation.assemble(merged.lifted(evaluation, arguments, differentiated))
-        leaves = lifted(evaluation, arguments)
-        return leaves[0] if evaluation.structure is None else evaluation.assemble(leaves)
+    def follows(self, value: Any) -> bool:
+        return type(value) in _boxes
+
+    def constant(self, value: Any) -> Any:
+        return plain(value)
+
+    def array(self, array: Any, is_own: bool = True) -> Any:
+        return array
+
+    def numpy(self, value: Any) -> Any:
+        return value  # a box is refused by who looks at what it is
+
+    def apply(self, call: Call, arguments: Sequence[Any], reading: Reading) -> Any:
+        values, wrt, tangents = reading
+        if not wrt:
+            evaluation = call.evaluate(values, ())
+            return evaluation.assemble(evaluation.outputs)
+        if tangents is not None:
+            try:
+                return _assembled(evaluate_and_push(call, values, wrt, tangents), arguments)
+            except Unsupported:
+                pass  # evaluated plainly, and pushed through the derivative of the gradient
+        return _assembled(call.evaluate(values, wrt), arguments)
 
     def is_container(self, value: Any) -> bool:
         return type(value) is SequenceBox or type(value) is DictBox
 
     def open(self, tree: Any) -> Any:
         return opened(tree)
+
+
+def _assembled(evaluation: Evaluation, arguments: Sequence[Any]) -> Any:
+    """An evaluation as a node of autograd's graph: its outputs as the model returned them."""
+    for index in evaluation.wrt:
+        box = arguments[index]
+        if type(box) in _boxes and type(box._value) in _boxes and merged.pays(evaluation, arguments):
+            return evaluation.assemble(merged.lifted(evaluation, arguments, differentiated))
+    leaves = lifted(evaluation, arguments)
+    return leaves[0] if evaluation.structure is None else evaluation.assemble(leaves)
 
 
 def _tangents(arguments: Sequence[Any], wrt: tuple[int, ...]) -> list[Any] | None:

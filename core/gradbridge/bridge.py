@@ -24,6 +24,7 @@ from gradbridge.execution.settings import BridgeSettings
 from gradbridge.execution.shapes import output_spec, refuse_no_shapes
 from gradbridge.execution.steps import check_results
 from gradbridge.layout import Array, ParameterLayout
+from gradbridge.lifting.choosing import AUTO, AUTOGRAD
 from gradbridge.option_values import check_options
 from gradbridge.protocol import Adapter, ArraySpec, GuestOptions
 from gradbridge.registry import Registry, default_registry
@@ -36,25 +37,23 @@ class Bridge(Calling):
 
     Args:
         adapter: the guest model.
-        host: name of the backend whose host half lifts it.
+        host: name of the backend whose host half lifts it, or ``"auto"``.
         mode: ``"eval"`` or ``"train"``, as the adapter was made for.
-        seed: where the bridge's own noise starts.
-        noise: ``"frozen"``, ``"per_params"`` or ``"per_call"``.
+        seed, noise: where the bridge's own noise starts; ``"frozen"``, ``"per_params"`` or ``"per_call"``.
         check_finite: refuse params with NaN or infinity, naming the first.
         reuse: how many evaluations to remember; see `gradbridge.reuse`.
         nondiff: positions and names of inputs that are held constant.
         first_input: the position of the first one; 0 where there are no params before it.
         outputs: shapes and dtypes of the outputs, where the guest does not know them before it runs.
         audit: ``"first"`` looks at the model at its first differentiated call, ``"off"`` does not.
-        follows: whether the model is to compute in the dtype of the params that it is called with, rather than
-            in that of the adapter.
+        follows: whether the model computes in the dtype of the params that it is called with, not in the adapter's.
         registry: where host halves come from.
     """
 
     def __init__(
         self,
         adapter: Adapter,
-        host: str = "autograd",
+        host: str = AUTO,
         *,
         mode: str = "eval",
         seed: int = 0,
@@ -90,7 +89,8 @@ class Bridge(Calling):
     def _join(self, registry: Registry) -> None:
         """Take what belongs to the process: the host half, and who observes."""
         self._registry = registry
-        self._host_name = registry.backend(self._host_name).name
+        usual = registry.backend(AUTOGRAD if self._host_name == AUTO else self._host_name).name
+        self._host_name = AUTO if self._host_name == AUTO else usual
         settings = BridgeSettings(
             registry,
             self._source.draw,
@@ -102,8 +102,9 @@ class Bridge(Calling):
             self._mode,
             self._noise_kind,
             str(self._constants or ""),
+            self._outputs,
         )
-        self._serve(registry.host(self._host_name), settings)
+        self._serve(registry, registry.host(usual), settings)
         send_unread(type(self), self._adapter.traits.runtime)
 
     @property
@@ -121,8 +122,8 @@ class Bridge(Calling):
         return self._adapter.layout
 
     @property
-    def params(self) -> Array:
-        """The model's present parameters, (P,) float64, a new array.
+    def params(self) -> Any:
+        """The model's present parameters, (P,) float64, a new array: NumPy's, or with ``host=`` named that host's.
 
         Raises:
             GradientMismatchError: its backend returns other weights than its layout says.
@@ -132,7 +133,7 @@ class Bridge(Calling):
         check_results(adapter, weights, range(len(layout)), (), "weight", "parameter")
         weights = [borders.Border.view(adapter.border, w) if hasattr(w, "shape") else w for w in weights]
         check_results(adapter, weights, range(len(layout)), layout.shapes, "weight", "parameter")
-        return layout.join(weights)
+        return self._host.array(layout.join(weights))
 
     @property
     def memory(self) -> Memory | None:
@@ -157,7 +158,7 @@ class Bridge(Calling):
     @property
     def capabilities(self) -> Capabilities:
         """What works through this bridge, what does not and why, and what it costs; prints as a table."""
-        title = f"{self._adapter.label}, differentiated by {self._host_name}"
+        title = f"{self._adapter.label}, host {self._host_name}"
         return capabilities_of(self._adapter, title, self._settings, self._latest, self._outputs is not None)
 
     def audit(
@@ -237,7 +238,7 @@ class Bridge(Calling):
 
     def __getstate__(self) -> dict[str, Any]:
         # The host half belongs to the process; another one has its own.
-        theirs = ("_host", "_settings", "_is_container_type")
+        theirs = ("_hosts", "_host", "_settings", "_is_special")
         return {k: v for k, v in self.__dict__.items() if k not in theirs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -249,7 +250,7 @@ def bridge(
     model: Any,
     *,
     backend: str | None = None,
-    host: str = "autograd",
+    host: str = AUTO,
     params: Any = None,
     dtype: Any = None,
     device: Any = None,
@@ -277,26 +278,25 @@ def bridge(
             or an `Adapter`. It is not touched, now or later (law 5).
         backend: name of the guest's backend. None finds it from the model's class; for a
             function, from the environment variable ``GRADBRIDGE_BACKEND``.
-        host: the autodiff system that will differentiate.
+        host: the autodiff system that differentiates. ``"auto"``: whose the arrays of each call are (NumPy's are
+            autograd's); a name pins one, whose arrays NumPy's then become.
         params: a function's parameters, a pytree of arrays.
         dtype: the dtype to compute in. None follows the params of each call: float64 ones get values and
             gradients of that precision, whatever dtype the model was made in. ``"model"`` keeps the model's
             own, and a name such as ``"float32"`` fixes one.
         device: the device to compute on. None keeps the model's own.
         mode: ``"eval"``, or ``"train"`` for dropout masks and batch statistics.
-        seed: seed of the bridge's own noise; the framework's random state is not used.
+        seed: of the bridge's own noise; the framework's random state is not used.
         noise: with ``mode="train"``: ``"frozen"`` (the same mask always), ``"per_params"`` (a new
             one whenever the params change) or ``"per_call"``.
         check_finite: refuse params with NaN or infinity, naming the first.
         reuse: how many evaluations to remember, so that the same params and inputs, compared byte
-            for byte, cost one forward however often they are asked for. 0 remembers none. For
-            models that draw no random numbers. Memory: inputs and residuals of so many calls.
-        rows_per_chunk: compute long inputs in chunks of so many rows (their first axis), in bounded
-            memory, for one more forward per gradient. For models whose rows are independent of each
-            other, in eval mode; the first long call makes sure.
-        nondiff: inputs that are held constant, by position (1 is the first after the params) or by
-            the model's name for them, e.g. ``(2, "mask")``. What the host differentiates does not
-            reach the model through them, so a gradient has exact zeros there.
+            for byte, cost one forward however often they are asked for. For models that draw no random numbers.
+            Memory: inputs and residuals of so many calls.
+        rows_per_chunk: compute long inputs in chunks of so many rows (their first axis), in bounded memory, for one
+            more forward per gradient. For models of independent rows, in eval mode; the first long call makes sure.
+        nondiff: inputs that are held constant, by position (1 is the first after the params) or by the model's name
+            for them, e.g. ``(2, "mask")``: the gradient by what reaches the model through them is exactly zero.
         audit: ``"first"`` looks at the model once, at its first differentiated call and at its first derivative
             of each kind, at the cost of a few evaluations: whether it computes with its params and inputs
             alone, and whether its derivatives are such. What fails is mended, or refused with the reason.

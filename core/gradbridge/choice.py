@@ -6,7 +6,8 @@ import os
 from typing import Any
 
 from gradbridge.errors import BackendError, UnknownBackendError
-from gradbridge.registry import Registry, has_module
+from gradbridge.installed import has_module
+from gradbridge.registry import Registry
 
 #: Which frameworks `build` takes first when none is named.
 PREFERRED = ("torch", "tensorflow", "jax", "numpy")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,6 +26,9 @@ class Backend:
         builder: ``"module:function"`` that builds a portable architecture as a native model from
             ``(Architecture, {name: array})``; None if it builds none.
         models: qualified names of classes; a model with one of them in its MRO is this backend's.
+        wrappers: {``"as_module"``: ``"module:function"``} of what makes a layer of its kind of any bridge.
+        arrays: qualified names of classes of arrays, traced or not; a call with one of them in its MRO may be this
+            host's.
         protocol: version of the adapter protocol that it was written for.
         aliases: other names that users know it by, e.g. ``("pytorch",)``; in any case. A backend that is
             called so goes first.
@@ -40,6 +43,8 @@ class Backend:
     models: tuple[str, ...] = ()
     protocol: int = PROTOCOL_VERSION
     aliases: tuple[str, ...] = ()
+    arrays: tuple[str, ...] = ()
+    wrappers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -64,17 +69,20 @@ def fault_of(backend: Backend) -> str:
         return f"framework is not the names of a module and of its distribution, but {framework!r}"
     if not isinstance(backend.install, str):
         return f"install is no text, but {backend.install!r}"
-    for role in ("guest", "host", "builder"):
-        target = getattr(backend, role)
+    if not isinstance(backend.wrappers, Mapping):
+        return f"wrappers is no mapping of names to 'module:name', but {backend.wrappers!r}"
+    targets = {role: getattr(backend, role) for role in ("guest", "host", "builder")}
+    for role, target in [*targets.items(), *backend.wrappers.items()]:
         if target is not None and not (isinstance(target, str) and _TARGET.fullmatch(target)):
             return f"{role} is not written 'module:name', but {target!r}"
-    if not isinstance(models, (tuple, list)) or not all(map(is_text, models)):
-        return f"models is no tuple of qualified names of classes, but {models!r}"
     if not isinstance(backend.aliases, (tuple, list)) or not all(map(is_text, backend.aliases)):
         return f"aliases is no tuple of names, but {backend.aliases!r}"
-    for model in models:  # everything is a builtins.object, and typing.Generic is a base of many
-        if model.partition(".")[0] in sys.stdlib_module_names:
-            return f"models has {model}, which is Python's own and no class of a framework"
+    for what, classes in (("models", models), ("arrays", backend.arrays)):
+        if not isinstance(classes, (tuple, list)) or not all(map(is_text, classes)):
+            return f"{what} is no tuple of qualified names of classes, but {classes!r}"
+        for name in classes:  # everything is a builtins.object, and typing.Generic is a base of many
+            if name.partition(".")[0] in sys.stdlib_module_names:
+                return f"{what} has {name}, which is Python's own and no class of a framework"
     return ""
 
 

@@ -19,6 +19,8 @@
     ├── GuestError                       (RuntimeError)  the model itself failed
     ├── AuditError                       (RuntimeError)  the model is no function of its arguments
     ├── ForkError                        (RuntimeError)  a framework that was started before this process was forked
+    ├── HostError                        (TypeError)     who differentiates is not to be told, or cannot do that there
+    │   └── ReentryError                 (RuntimeError)  a framework would wait for itself
     ├── OptionError                      (TypeError, ValueError) an option that the backend has not
     └── DerivativeError                  a derivative that cannot be had
         ├── NotDifferentiableError       (TypeError)
@@ -107,6 +109,14 @@ class AuditError(GradbridgeError, RuntimeError):
 
 class ForkError(GradbridgeError, RuntimeError):
     """A framework was started before this process was forked, and would wait for its threads for ever."""
+
+
+class HostError(GradbridgeError, TypeError):
+    """Which system differentiates a call is not to be told, or it cannot do there what was asked of it."""
+
+
+class ReentryError(HostError, RuntimeError):
+    """A framework would be called back while it waits for that very call, and would wait for ever."""
 
 
 class OptionError(GradbridgeError, TypeError, ValueError):

@@ -21,10 +21,12 @@ from gradbridge.errors import (
     GradbridgeError,
     GuestError,
     HigherOrderError,
+    HostError,
     InputError,
     NotDifferentiableError,
     OptionError,
     OutputError,
+    ReentryError,
     UnknownModelError,
     Unsupported,
 )
@@ -45,6 +47,7 @@ from gradbridge.functions import FunctionModel
 from gradbridge.hookspecs import hookimpl
 from gradbridge.host import Host, Reading
 from gradbridge.layout import Array, ParameterLayout
+from gradbridge.lifting import LiftingHost, Node, Run, Store
 from gradbridge.options import GuestOptions, floating_name, refuse_params, refuse_unknown_options
 from gradbridge.placed import Piece, PlacedArray
 from gradbridge.protocol import Adapter, ArraySpec, Traits
@@ -70,8 +73,11 @@ __all__ = [
     "GuestOptions",
     "HigherOrderError",
     "Host",
+    "HostError",
     "InputError",
+    "LiftingHost",
     "Model",
+    "Node",
     "NotDifferentiableError",
     "OptionError",
     "OutputError",
@@ -80,9 +86,12 @@ __all__ = [
     "PlacedArray",
     "Program",
     "Reading",
+    "ReentryError",
+    "Run",
     "RunAgain",
     "Runtime",
     "Step",
+    "Store",
     "TapeProgram",
     "Traits",
     "UnknownModelError",

@@ -70,6 +70,9 @@ class Framework(ABC):
     #: trace of it answers later calls with the objects of an earlier one.
     passes_others: bool = False
 
+    #: The backend in whose programs its computations can stand as a part: hosts of that name inline its models.
+    host: str = ""
+
     # -- arrays at the border -----------------------------------------------------------------
 
     @abstractmethod
@@ -97,6 +100,10 @@ class Framework(ABC):
     def lend(self, array: Any, dtype: Any) -> Any:
         """`asarray` for the time of one computation that writes to nothing: no copy where none is needed."""
         return self.asarray(array, dtype)
+
+    def native(self, array: Any, dtype: Any) -> Any:
+        """One of its own arrays, traced or not, in a dtype (as for `asarray`): part of the program that calls."""
+        raise NotImplementedError
 
     def border(self, layout: ParameterLayout, dtypes: Sequence[Any]) -> FrameworkBorder:
         """How a flat vector becomes weights, and gradients one; for frameworks with a quicker way."""

@@ -19,7 +19,7 @@ def checked_half(role: str, half: Any, said: str) -> Any:
     """What users of a half are given: a host, made; a guest half or a builder whose results are looked at.
 
     Args:
-        role: ``guest``, ``host`` or ``builder``.
+        role: ``guest``, ``host`` or ``builder``, or the name of a wrapper.
         half: as its module has it.
         said: how errors begin that are about it.
 
@@ -34,7 +34,9 @@ def checked_half(role: str, half: Any, said: str) -> Any:
         if not isinstance(host, Host):
             raise PluginError(f"{said} is no gradbridge.host.Host: calling it gives {_kind(host)}")
         return host
-    return functools.partial(_adapted if role == "guest" else _built, half, said)
+    if role == "guest":
+        return functools.partial(_adapted, half, said)
+    return functools.partial(_built if role == "builder" else _called, half, said)
 
 
 def _adapted(half: GuestHalf, said: str, model: Any, options: GuestOptions) -> Adapter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 
@@ -59,6 +59,23 @@ class Inspectable:
             False where that makes no difference, as here, or where it is so already.
         """
         return False
+
+    def inlined(
+        self, host: str, spec: Any, constants: Mapping[int, Any]
+    ) -> Callable[[Sequence[Any]], Any] | None:
+        """This guest as a part of a program of its own framework; None where it is called as any other, as here.
+
+        Args:
+            host: the backend of the program.
+            spec: of the call (`CallSpec`).
+            constants: {index of an input leaf: what is no array}.
+
+        Returns:
+            Natives, the weights (one leaf where `spec` has them packed) and the inputs that are arrays → the
+            output tree of natives: nothing but operations of the framework, which differentiates, maps and
+            compiles them as its own.
+        """
+        return None
 
     def strangers(self, residuals: Any) -> Sequence[Stranger]:
         """Arrays with a gradient that took part in a call and are none of its arguments.

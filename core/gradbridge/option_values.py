@@ -92,7 +92,7 @@ _DTYPE = "a floating dtype or the name of one, such as 'float64'"
 
 OPTIONS: dict[str, Takes] = {
     "backend": Takes("the name of a backend, or None", lambda value: value is None or _is_text(value)),
-    "host": Takes("the name of a backend", _is_text),
+    "host": Takes("the name of a backend, or 'auto'", _is_text),
     "name": TEXT,
     "registry": Takes(
         "a gradbridge.registry.Registry, or None", lambda value: value is None or hasattr(value, "observing")

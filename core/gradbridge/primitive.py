@@ -17,6 +17,7 @@ from gradbridge.derivatives import jacobians
 from gradbridge.derivatives.jacobians import MAX_CHUNK
 from gradbridge.derivatives.points import EvaluationPoint
 from gradbridge.errors import OptionError
+from gradbridge.lifting.choosing import AUTO
 from gradbridge.option_values import check_options
 from gradbridge.protocol import GuestOptions
 from gradbridge.registry import Registry, default_registry
@@ -174,7 +175,7 @@ def primitive(
     /,
     *,
     backend: str | None = None,
-    host: str = "autograd",
+    host: str = AUTO,
     gradient: str | None = None,
     dtype: Any = None,
     device: Any = None,
@@ -189,7 +190,7 @@ def primitive(
     /,
     *,
     backend: str | None = None,
-    host: str = "autograd",
+    host: str = AUTO,
     gradient: str | None = None,
     dtype: Any = None,
     device: Any = None,
@@ -221,7 +222,7 @@ def primitive(
     Args:
         function: the function; left out when used with options.
         backend: the framework that the body is written in; None for plain Python.
-        host: the autodiff system that will differentiate.
+        host: the autodiff system that will differentiate; see `bridge`.
         gradient: ``"numeric"`` for finite differences of a plain function. Approximate.
         dtype: the dtype to compute in; None follows the first floating input.
         device: the device to compute on.

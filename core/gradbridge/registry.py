@@ -10,8 +10,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
-import importlib.util
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -26,6 +24,7 @@ from gradbridge.foreign import foreign_code
 from gradbridge.forks import undivided
 from gradbridge.halves import GuestHalf, checked_half
 from gradbridge.host import Host
+from gradbridge.installed import has_module, version_of
 from gradbridge.notices import notice
 from gradbridge.plugins import Plugin, Plugins
 from gradbridge.wording import suggestion
@@ -157,6 +156,37 @@ class Registry(Plugins):
         half: Callable[[Any, dict[str, Any]], Any] = self._half(name, "builder")
         return half
 
+    def host_of(self, kind: type) -> str | None:
+        """The backend whose arrays a class is one of, by the classes in its MRO; imports no framework.
+
+        Ours keep the arrays of their frameworks; None where it is nobody's.
+        """
+        self._load_plugins()
+        for cls in kind.__mro__:
+            names = [
+                name for name, (b, _) in self._backends.items() if b.host and _qualified(cls) in b.arrays
+            ]
+            if names:
+                return min(names, key=lambda name: (not self._backends[name][1].is_own, name))
+        return None
+
+    def wrapper(self, name: str) -> Callable[..., Any]:
+        """What makes a layer of a bridge, ours first.
+
+        Args:
+            name: as its backend declares it, ``"as_module"``.
+
+        Raises:
+            UnknownBackendError: no backend has it.
+            BackendUnavailableError
+        """
+        self._load_plugins()
+        found = [backend for backend in self._backends if name in self._backends[backend][0].wrappers]
+        if not found:
+            raise UnknownBackendError(f"no backend that is installed makes layers by {name}")
+        half: Callable[..., Any] = self._half(min(found, key=lambda b: not self._backends[b][1].is_own), name)
+        return half
+
     def match(self, model: Any) -> str:
         """Find a model's backend from the classes in its MRO, without importing any framework.
 
@@ -226,7 +256,7 @@ class Registry(Plugins):
         if backend.framework is not None:
             module, distribution = backend.framework
             installed = has_module(module)
-            version = _version(module, distribution) if installed else None
+            version = version_of(module, distribution) if installed else None
 
         def load() -> str | None:
             try:
@@ -246,7 +276,7 @@ class Registry(Plugins):
         known = self._halves.get((name, role))
         if known is not None:
             return known
-        target = getattr(backend, role)
+        target = backend.wrappers[role] if role in backend.wrappers else getattr(backend, role)
         if target is None:
             others = ", ".join(n for n, (b, _) in sorted(self._backends.items()) if getattr(b, role))
             raise UnknownBackendError(f"backend {name!r} is no {role}; these are: {others or 'none'}")
@@ -263,8 +293,8 @@ class Registry(Plugins):
             return self._halves.setdefault((name, role), made)
 
     def _forget_backend(self, name: str) -> None:
-        for role in ("guest", "host", "builder"):
-            self._halves.pop((name, role), None)
+        for key in [key for key in self._halves if key[0] == name]:
+            self._halves.pop(key)
 
     def _import_framework(self, backend: Backend) -> None:
         if backend.framework is None:
@@ -294,28 +324,6 @@ def _stays(plugin: Plugin, name: str, model: str, owner: Plugin, other: str) -> 
         f"{plugin.said} claims {model} for its backend {name!r}, and such models belong to backend {other!r} of "
         f"package {owner.package!r}; they stay there: say backend={name!r} where {name!r} is meant"
     )
-
-
-def _version(module: str, distribution: str) -> str:
-    """Of a framework that is installed, whichever distribution brings it (``tensorflow-cpu``, a nightly build)."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        pass
-    for name in importlib.metadata.packages_distributions().get(module.partition(".")[0], ()):
-        return importlib.metadata.version(name)
-    return "unknown"
-
-
-def has_module(name: str) -> bool:
-    """Whether a module can be found, without importing it: of a submodule its parents are."""
-    if name in sys.modules:
-        return sys.modules[name] is not None
-    try:
-        with foreign_code(BackendUnavailableError, name):
-            return importlib.util.find_spec(name) is not None
-    except BackendUnavailableError:
-        return False
 
 
 _default: Registry | None = None

@@ -8,7 +8,7 @@ met, in a namespace of our own, so that nobody else's trees change.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optree
@@ -93,6 +93,14 @@ def beside(tree: Any) -> list[tuple[str, Any]]:
 def unflatten(structure: optree.PyTreeSpec, leaves: Any) -> Any:
     """(structure, leaves) → tree."""
     return optree.tree_unflatten(structure, leaves)
+
+
+def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """A tree with a function of each leaf in its place."""
+    if not is_container(tree):
+        return function(tree)
+    leaves, structure = flatten(tree)
+    return unflatten(structure, list(map(function, leaves)))
 
 
 def numbered(structure: optree.PyTreeSpec) -> Any:

@@ -84,7 +84,7 @@ class Derivatives(ABC):
         strategy: str = "auto",
         max_chunk: int = MAX_CHUNK,
         **kwargs: Any,
-    ) -> Array:
+    ) -> Any:
         """The gradient of each row's output with respect to the params, (n, P).
 
         Args:
@@ -178,10 +178,10 @@ def jacobian(point: EvaluationPoint, wrt: Any, strategy: str = "auto", max_chunk
     problem = JacobianProblem(point, moving, int(max_chunk), checks_rows=strategy == "auto")
     flat = dict(zip(moving, Solver(problem).solve(strategy)))
     jacobians = tuple(problem.assemble(flat[i] if i in flat else problem.empty(i)) for i in arguments)
-    return jacobians if isinstance(wrt, tuple) else jacobians[0]
+    return point.in_host(jacobians if isinstance(wrt, tuple) else jacobians[0])
 
 
-def row_gradients(point: EvaluationPoint, strategy: str, max_chunk: int) -> Array:
+def row_gradients(point: EvaluationPoint, strategy: str, max_chunk: int) -> Any:
     """Gradients with respect to the params of a model with one number per row, (n, P).
 
     Raises:
@@ -199,7 +199,7 @@ def row_gradients(point: EvaluationPoint, strategy: str, max_chunk: int) -> Arra
             f"{shapes}; use f.jacobian, whose axes say which output is which"
         )
     gradients: Array = problem.assemble(Solver(problem).solve(strategy)[0])
-    return gradients.reshape(shape[0], point.call.adapter.layout.size)
+    return point.in_host(gradients.reshape(shape[0], point.call.adapter.layout.size))
 
 
 def vjp(point: EvaluationPoint, cotangent: Any, wrt: Any) -> Any:
@@ -210,8 +210,8 @@ def vjp(point: EvaluationPoint, cotangent: Any, wrt: Any) -> Any:
     """
     arguments = point.arguments(wrt)
     evaluation = point.evaluate(arguments)
-    gradients = evaluation.pull(_cotangents(evaluation, cotangent), arguments)
-    return tuple(gradients) if isinstance(wrt, tuple) else gradients[0]
+    gradients = evaluation.pull(_cotangents(evaluation, point.given(cotangent)), arguments)
+    return point.in_host(tuple(gradients) if isinstance(wrt, tuple) else gradients[0])
 
 
 def jvp(point: EvaluationPoint, tangent: Any, wrt: Any) -> Any:
@@ -222,14 +222,15 @@ def jvp(point: EvaluationPoint, tangent: Any, wrt: Any) -> Any:
         HigherOrderError: the guest has no forward mode, and cannot differentiate its gradient.
     """
     arguments = point.arguments(wrt)
-    tangents = _tangents(point, tangent, wrt, arguments)
+    tangents = _tangents(point, point.given(tangent), wrt, arguments)
     try:
         pushed = batched.evaluate_and_push(point.call, point.values, arguments, tangents)
         pushed.require_inexact_output()
-        return pushed.assemble_derivatives(pushed.tangents or ())
+        return point.in_host(pushed.assemble_derivatives(pushed.tangents or ()))
     except Unsupported:
         evaluation = point.evaluate(arguments)
-    return evaluation.assemble_derivatives(Linearization(evaluation, arguments).push(tangents, own=False))
+    moved = Linearization(evaluation, arguments).push(tangents, own=False)
+    return point.in_host(evaluation.assemble_derivatives(moved))
 
 
 def ggn(point: EvaluationPoint, vector: Any, wrt: Any, hessian: Any) -> Any:
@@ -246,7 +247,7 @@ def ggn(point: EvaluationPoint, vector: Any, wrt: Any, hessian: Any) -> Any:
         N. Schraudolph (2002), Fast curvature matrix-vector products for second-order gradient descent.
     """
     arguments = point.arguments(wrt)
-    tangents = _tangents(point, vector, wrt, arguments)
+    tangents = _tangents(point, point.given(vector), wrt, arguments)
     evaluation = point.evaluate(arguments)
     linear = Linearization(evaluation, arguments)
     try:  # from what the forward recorded, which is pulled back in the end, too: one forward in all
@@ -254,9 +255,9 @@ def ggn(point: EvaluationPoint, vector: Any, wrt: Any, hessian: Any) -> Any:
     except HigherOrderError:
         pushed = evaluation.assemble_derivatives(linear.push(tangents))
     if callable(hessian):
-        pushed = hessian(pushed)
+        pushed = point.given(hessian(point.in_host(pushed)))
     elif hessian is not None:
-        matrix = as_array(hessian, "hessian=")
+        matrix = as_array(point.given(hessian), "hessian=")
         if not isinstance(pushed, np.ndarray):
             raise OptionError(
                 f"hessian is an array for a model that returns one array, and {point.label} returns a tree of "
@@ -269,7 +270,7 @@ def ggn(point: EvaluationPoint, vector: Any, wrt: Any, hessian: Any) -> Any:
             )
         pushed = np.tensordot(matrix, pushed, pushed.ndim)
     gradients = evaluation.pull(_cotangents(evaluation, pushed), arguments)
-    return tuple(gradients) if isinstance(wrt, tuple) else gradients[0]
+    return point.in_host(tuple(gradients) if isinstance(wrt, tuple) else gradients[0])
 
 
 def _cotangents(evaluation: Evaluation, cotangent: Any) -> list[Any]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradbridge import trees
 from gradbridge.borders import INEXACT
 from gradbridge.errors import HigherOrderError, NotDifferentiableError, OptionError, Unsupported
 from gradbridge.execution import batched
 from gradbridge.execution.evaluation import Call, Evaluation
 from gradbridge.layout import Array
+
+if TYPE_CHECKING:
+    from gradbridge.host import Host
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class EvaluationPoint:
         constants: the arguments that are declared non-differentiable.
         strategies_used: by which Jacobians were computed here, in words.
         receiver: how many of the arguments are the object whose method is called; `wrt` counts after them.
+        host: that asks; None for arrays of NumPy.
     """
 
     call: Call
@@ -34,6 +39,22 @@ class EvaluationPoint:
     constants: frozenset[int] = frozenset()
     strategies_used: list[str] = field(default_factory=list)
     receiver: int = 0
+    host: Host | None = None
+
+    def in_host(self, tree: Any) -> Any:
+        """Arrays of NumPy as those of who asks; None, and what is no array, as it is."""
+        host = self.host
+        if host is None:
+            return tree
+        return trees.mapped(lambda leaf: host.array(leaf) if hasattr(leaf, "dtype") else leaf, tree)
+
+    def given(self, tree: Any) -> Any:
+        """Arrays of who asks as NumPy's.
+
+        Raises:
+            NotDifferentiableError: the host is differentiating one of them.
+        """
+        return tree if self.host is None else trees.mapped(self.host.numpy, tree)
 
     @property
     def label(self) -> str:

@@ -13,18 +13,20 @@ from gradbridge import borders, trees
 from gradbridge.call_spec import CallSpec
 from gradbridge.derivatives.jacobians import Derivatives
 from gradbridge.derivatives.points import EvaluationPoint
-from gradbridge.errors import NotDifferentiableError, Unsupported
+from gradbridge.errors import NotDifferentiableError
 from gradbridge.execution.arguments import Arguments
-from gradbridge.execution.batched import evaluate_and_push
 from gradbridge.execution.constant_arguments import ConstantArguments
 from gradbridge.execution.evaluation import Call
 from gradbridge.execution.precision import Precisions
 from gradbridge.execution.settings import BridgeSettings
-from gradbridge.host import Host, Reading
-from gradbridge.protocol import Adapter
+from gradbridge.host import Host, Hosts, Reading
+from gradbridge.lifting.choosing import AUTO, AUTOGRAD, host_of_arrays
+from gradbridge.lifting.host import LiftingHost
+from gradbridge.lifting.wrapping import Wrappable
+from gradbridge.protocol import Adapter, ArraySpec
 
 
-class Calling(Derivatives):
+class Calling(Derivatives, Wrappable):
     """The half of `Bridge` that is called."""
 
     _precisions: Precisions
@@ -34,13 +36,14 @@ class Calling(Derivatives):
     _seed: int
     _constants: ConstantArguments | None
     _settings: BridgeSettings
+    _hosts: Hosts
 
-    def _serve(self, host: Host, settings: BridgeSettings) -> None:
-        """From now on calls come from this host."""
-        self._host, self._settings = host, settings
+    def _serve(self, hosts: Hosts, host: Host, settings: BridgeSettings) -> None:
+        """From now on calls come from this host, or with ``host="auto"`` from that of their arrays, and this if none."""
+        self._hosts, self._host, self._settings = hosts, host, settings
         self._size = (self._adapter.layout.size,)
-        #: {class: whether its objects are trees of others}, of those that were met.
-        self._is_container_type: dict[type, bool] = {np.ndarray: False}
+        #: {class: whether its objects are trees of others, or some other host's arrays}, of those that were met.
+        self._is_special: dict[type, Any] = {} if isinstance(host, LiftingHost) else {np.ndarray: False}
 
     @property
     def _adapter(self) -> Adapter:
@@ -58,19 +61,25 @@ class Calling(Derivatives):
             **kwargs: keyword arguments of the model, likewise.
 
         Returns:
-            The model's output, an array or the pytree of arrays that it returns, in the dtype
-            of `params`.
+            The model's output, an array or the pytree of arrays that it returns, arrays of the host in
+            the dtype of `params`.
 
         Raises:
             ParamsShapeError, ParamsDtypeError, NonFiniteParamsError, LayoutError, InputError,
-            OutputError, GuestError
+            OutputError, GuestError, HostError
         """
-        if self._is_container_type.get(type(params), True):
-            return self._apply(*self._weights(params), inputs, kwargs)
+        if self._is_special.get(type(params), True):
+            host = self._host_of(params, inputs, kwargs)
+            return self._apply(*self._weights(host, params), inputs, kwargs, host)
         return self._apply((params,), True, inputs, kwargs)
 
     def _apply(
-        self, weights: Sequence[Any], is_flat: bool, inputs: Sequence[Any], kwargs: dict[str, Any]
+        self,
+        weights: Sequence[Any],
+        is_flat: bool,
+        inputs: Sequence[Any],
+        kwargs: dict[str, Any],
+        host: Host | None = None,
     ) -> Any:
         """Evaluate, and lift into the host what it differentiates.
 
@@ -78,72 +87,80 @@ class Calling(Derivatives):
             weights: the flat vector alone, or one array per entry of the layout; traced or not.
             is_flat: whether it is the vector.
             inputs, kwargs: the model's.
+            host: who calls; None where the weights do not tell.
         """
-        call, arguments, reading = self._bind(weights, is_flat, inputs, kwargs)
-        if not reading.wrt:
-            evaluation = call.evaluate(reading.values, ())
-            return evaluation.assemble(evaluation.outputs)
-        if reading.tangents is not None:
-            try:
-                return self._host.lift(
-                    evaluate_and_push(call, reading.values, reading.wrt, reading.tangents), arguments
-                )
-            except Unsupported:
-                pass  # evaluated plainly, and pushed through the derivative of the gradient
-        return self._host.lift(call.evaluate(reading.values, reading.wrt), arguments)
+        call, arguments, reading, host = self._bind(weights, is_flat, inputs, kwargs, host)
+        return host.apply(call, arguments, reading)
 
     def _point(self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> EvaluationPoint:
+        host = self._host_of(params, inputs, kwargs)
+        if host is not self._host or isinstance(host, LiftingHost):
+            params, (inputs, kwargs) = (
+                trees.mapped(host.numpy, params),
+                trees.mapped(host.numpy, (inputs, kwargs)),
+            )
         weights: Sequence[Any]
-        weights, is_flat = self._weights(params) if params is not None else ((), False)
-        call, _, reading = self._bind(weights, is_flat, inputs, kwargs)
+        weights, is_flat = self._weights(self._concrete, params) if params is not None else ((), False)
+        call, _, reading, _ = self._bind(weights, is_flat, inputs, kwargs, self._concrete)
         if reading.wrt:
             raise NotDifferentiableError(
                 f"a Jacobian, or a product with it, of {self._adapter.label} was asked for at values that "
-                f"{self._host_name} is differentiating; it is computed outside of the host's graph: call the "
-                f"bridge itself there, and let {self._host_name} differentiate that"
+                f"{host.name} is differentiating; it is computed outside of the host's graph: call the "
+                f"bridge itself there, and let {host.name} differentiate that"
             )
         if weights and call.arguments.vectors[:1] != (True,):
             vector = self._adapter.layout.join(reading.values[: len(weights)])
-            return self._point(vector, inputs, kwargs)
+            return replace(self._point(vector, inputs, kwargs), host=host)
         constants: frozenset[int] = frozenset()
         if self._constants is not None:
             first = call.first_input
             constants = frozenset(first + i for i in self._constants.indices(call.spec.structure))
-        return EvaluationPoint(call, reading.values, self._mode == "eval", constants)
+        return EvaluationPoint(call, reading.values, self._mode == "eval", constants, host=host)
 
     def _bind(
-        self, weights: Sequence[Any], is_flat: bool, inputs: Sequence[Any], kwargs: dict[str, Any]
-    ) -> tuple[Call, Sequence[Any], Reading]:
+        self,
+        weights: Sequence[Any],
+        is_flat: bool,
+        inputs: Sequence[Any],
+        kwargs: dict[str, Any],
+        host: Host | None,
+    ) -> tuple[Call, Sequence[Any], Reading, Host]:
         """The arguments of one call.
 
         Args:
             weights: the flat vector alone, or one array per entry of the layout; traced or not.
             is_flat: whether it is the vector.
             inputs, kwargs: the model's.
+            host: who calls; None where the weights do not tell.
 
         Returns:
-            (what is to be evaluated, its arguments as the host has them, what the host knows of them).
+            (what is to be evaluated, its arguments as the host has them, what the host knows of them, the host).
 
         Raises:
-            ParamsShapeError, ParamsDtypeError, LayoutError, InputError
+            ParamsShapeError, ParamsDtypeError, LayoutError, InputError, HostError
         """
         adapter, packs, width = precision = self._precisions.double
         packed, first = is_flat and packs, len(weights)
-        if kwargs or not _NO_CONTAINERS.issuperset(map(self._is_container_type.get, map(type, inputs))):
-            leaves, spec = self._leaves(inputs, kwargs, packed)
+        if kwargs or not _NOTHING_SPECIAL.issuperset(map(self._is_special.get, map(type, inputs))):
+            host = host or self._host_of(weights, inputs, kwargs)
+            leaves, spec = self._leaves(host, inputs, kwargs, packed)
         else:
             leaves, spec = inputs, _spec_of_arrays(len(inputs), self._seed, packed)
-        arguments = [*weights, *leaves]
-        reading = self._host.read(arguments)
+            host = host or self._host
+        arguments = host.adopt([*weights, *leaves])
+        reading = host.read(arguments)
         if self._constants is not None and reading.wrt:
             constants = {first + i for i in self._constants.indices(spec.structure)}
             if constants.intersection(reading.wrt):
-                arguments = [reading.values[i] if i in constants else x for i, x in enumerate(arguments)]
-                reading = self._host.read(arguments)
+                arguments = [
+                    host.constant(x) if i in constants and i in reading.wrt else x
+                    for i, x in enumerate(arguments)
+                ]
+                reading = host.read(arguments)
         if is_flat and not self._size[0] and reading.wrt[:1] == (0,):
             # By the params of a model without any nothing moves: they are a constant.
-            arguments = [reading.values[0], *arguments[1:]]
-            reading = self._host.read(arguments)
+            arguments = [host.constant(arguments[0]), *arguments[1:]]
+            reading = host.read(arguments)
         values = reading.values
         for index, value in enumerate(values):
             if type(value) is not np.ndarray or value.dtype.kind not in "fiub":
@@ -155,7 +172,7 @@ class Calling(Derivatives):
             dtype = _FLOAT64
         else:
             if adapter.layout.is_tree(vector):  # one array that is no vector: params= was a matrix, say
-                return self._bind(weights, False, inputs, kwargs)
+                return self._bind(weights, False, inputs, kwargs, host)
             dtype = borders.check_params(vector, adapter.layout, adapter.label)
         if dtype is not _FLOAT64 and dtype != _FLOAT64:
             other = self._precisions.of(dtype)
@@ -163,14 +180,31 @@ class Calling(Derivatives):
                 adapter, packs, width = other
                 spec = replace(spec, packed=is_flat and packs)
         of = _arguments(len(values), is_flat, width)
-        return Call(adapter, spec, of, dtype, self._settings), arguments, reading
+        return Call(adapter, spec, of, dtype, self._settings), arguments, reading, host
+
+    def _host_of(self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Host:
+        """Who calls: the host that the bridge was made for; else that of the arrays of the call.
+
+        Raises:
+            HostError: two of them differentiate.
+        """
+        if self._host_name != AUTO:
+            return self._host
+        return host_of_arrays(self._hosts, self._host, params, (inputs, kwargs), self._adapter.label)
+
+    @property
+    def _concrete(self) -> Host:
+        """The host of arrays of NumPy."""
+        return self._host if not isinstance(self._host, LiftingHost) else self._hosts.host(AUTOGRAD)
 
     def _admitted(self, value: Any, index: int, first: int, is_traced: bool) -> Any:
         """One of the arguments, in the form that guests take."""
         adapter = self._adapter
+        if isinstance(value, ArraySpec) and index < first:
+            return value
         if index < first:
             return borders.as_array(value, f"params of {adapter.label}")
-        if is_traced:
+        if is_traced and not isinstance(value, ArraySpec):
             return value  # looked at when it is known that it is differentiated
         traits = adapter.traits
         return borders.admit(value, index - first, adapter.label, traits.takes_complex, traits.takes_placed)
@@ -185,25 +219,28 @@ class Calling(Derivatives):
         return inexact[0] if inexact else np.dtype(np.float64)
 
     def _leaves(
-        self, inputs: Sequence[Any], kwargs: dict[str, Any], packed: bool
+        self, host: Host, inputs: Sequence[Any], kwargs: dict[str, Any], packed: bool
     ) -> tuple[Sequence[Any], CallSpec]:
         """The inputs as leaves, and how they fit together."""
-        if not kwargs and not any(list(map(self._is_container, inputs))):
+        if not kwargs and not any(self._is_container(host, x) for x in inputs):
             return inputs, _spec_of_arrays(len(inputs), self._seed, packed)
-        leaves, structure = trees.flatten(self._host.open((tuple(map(numbers, inputs)), kwargs)))
+        leaves, structure = trees.flatten(host.open((tuple(map(numbers, inputs)), kwargs)))
         return leaves, CallSpec(structure, self._seed, packed=packed)
 
-    def _is_container(self, value: Any) -> bool:
+    def _is_container(self, host: Host, value: Any) -> bool:
         kind = type(value)
-        if kind not in self._is_container_type:
-            self._is_container_type[kind] = self._host.is_container(value) or trees.is_container(value)
-        return self._is_container_type[kind]
+        if kind not in self._is_special:
+            usual = self._host
+            theirs = self._hosts.host_of(kind) not in (None, usual.name) or isinstance(usual, LiftingHost)
+            is_container = host.is_container(value) or trees.is_container(value)
+            self._is_special[kind] = is_container or (_OTHERS if theirs else False)
+        return self._is_special[kind] is True
 
-    def _weights(self, params: Any) -> tuple[Sequence[Any], bool]:
+    def _weights(self, host: Host, params: Any) -> tuple[Sequence[Any], bool]:
         """Params as the user gave them → (the vector alone, True), or (an array per layout entry, False)."""
-        if not self._is_container(params):
+        if not self._is_container(host, params):
             return (params,), True
-        params = self._host.open(params)
+        params = host.open(params)
         if self._adapter.layout.is_tree(params):
             return tuple(self._adapter.layout.arrays(params)), False
         return (borders.as_array(params, f"params of {self._adapter.label}"),), True
@@ -211,8 +248,11 @@ class Calling(Derivatives):
 
 _FLOAT64 = np.dtype(np.float64)
 
-#: What is known of classes whose objects are leaves.
-_NO_CONTAINERS = frozenset([False])
+#: What is known of classes whose objects are leaves, and nobody's arrays but the usual host's.
+_NOTHING_SPECIAL = frozenset([False])
+
+#: What is known of classes of arrays of other hosts.
+_OTHERS = "another host's arrays"
 
 
 @functools.lru_cache(maxsize=256)

@@ -18,10 +18,24 @@ def derivative(evaluation: Any, wrt: tuple[int, ...]) -> Any:
         evaluation: of a call.
         wrt: the arguments whose gradients it returns.
     """
-    call = evaluation.call
+    return derivative_of(evaluation.call, wrt, len(evaluation.outputs), evaluation.residuals)
+
+
+def derivative_of(call: Any, wrt: tuple[int, ...], outputs: int, residuals: Any = None) -> Any:
+    """The pullback of a call, a `Call`, which may be evaluated anywhere, or where residuals are given at their point.
+
+    Args:
+        call: a model's, or a derivative of one.
+        wrt: the arguments whose gradients it returns.
+        outputs: how many output leaves the call has.
+        residuals: of an evaluation of it.
+
+    Raises:
+        HigherOrderError: the guest cannot differentiate it.
+    """
     spec, arguments = call.spec.replayed(), call.arguments
-    adapter = call.adapter.pullback(spec, arguments.leaves(wrt), evaluation.residuals)
-    of_outputs = call.results.vectors if call.results is not None else (False,) * len(evaluation.outputs)
+    adapter = call.adapter.pullback(spec, arguments.leaves(wrt), residuals)
+    of_outputs = call.results.vectors if call.results is not None else (False,) * outputs
     inner = Arguments.of((*arguments.vectors, *of_outputs), arguments.width)
     count = inner.count - (arguments.width if spec.packed else len(call.adapter.layout))
     return replace(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self, TypeVar
 
+from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GuestError, NotDifferentiableError, Unsupported
-from gradbridge.framework import Framework, Model
+from gradbridge.framework import Computation, Framework, Model
 from gradbridge.inspection import Stranger
 from gradbridge.protocol import Adapter
 
@@ -41,6 +42,10 @@ class ModelAdapter(Adapter):
         """
         if self.traits.runtime is not None:
             self.traits.runtime.require()
+
+    @abstractmethod
+    def _computation(self, constants: dict[int, Any], spec: CallSpec) -> Computation:
+        """leaves ↦ (floats, others, form, after): pure, and without an array of its own."""
 
     @abstractmethod
     def _loaded(self, weights: Any, flat: bool, packed: bool) -> list[Any]:
@@ -108,6 +113,23 @@ class ModelAdapter(Adapter):
 
     def isolate_calls(self) -> bool:
         return self.source.isolate_calls()
+
+    def inlined(
+        self, host: str, spec: CallSpec, constants: Mapping[int, Any]
+    ) -> Callable[[Sequence[Any]], Any] | None:
+        framework, model = self.framework, self.source
+        if framework.host != host or model.draws:
+            return None
+        first = 1 if spec.packed else len(self.layout)
+        compute = self._computation(dict(constants), spec)
+
+        def run(leaves: Sequence[Any]) -> Any:
+            weights = [framework.native(w, d) for w, d in zip(leaves[:first], model.dtypes)]
+            inputs = [framework.native(x, model.dtype) for x in leaves[first:]]
+            floats, others, form, _ = compute([*weights, *inputs, *model.extras(spec.noise)])
+            return form.assemble(form.merge(floats, others))
+
+        return run
 
     def strangers(self, residuals: Any) -> Sequence[Stranger]:
         if residuals is None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import Any
 
 from gradbridge.audit.findings import Audit
 from gradbridge.declarations import Observers, Step
 from gradbridge.execution.precision import Precisions
+from gradbridge.execution.programs import LRUCache
 from gradbridge.execution.reuse import Memory
 from gradbridge.layout import Array
 
@@ -36,6 +38,8 @@ class BridgeSettings:
         follows: whether it is to compute in the dtype of the params.
         mode, noise: as the bridge was made with.
         constants: the arguments that are declared non-differentiable, in words.
+        outputs: what the user said of the outputs' shapes.
+        nodes: calls as hosts lift them, by what is static about them (`gradbridge.lifting.node_of`).
         is_plain: whether there is neither memory, nor noise to draw, nor a check, nor anything to look at.
         gives_plain_values: the same of calls that are not differentiated, at which there is less to look at.
     """
@@ -50,6 +54,8 @@ class BridgeSettings:
     mode: str = "eval"
     noise: str = "frozen"
     constants: str = ""
+    outputs: Any = None
+    nodes: LRUCache[Any] = field(default_factory=LRUCache, init=False)
     is_plain: bool = field(init=False)
     gives_plain_values: bool = field(init=False)
 

@@ -44,10 +44,6 @@ class TransformingAdapter(ModelAdapter):
     refusals_met: dict[str, str]
 
     @abstractmethod
-    def _computation(self, constants: dict[int, Any], spec: CallSpec) -> Computation:
-        """leaves ↦ (floats, others, form, after): pure, and without an array of its own."""
-
-    @abstractmethod
     def _leaves(
         self, loaded: Sequence[Any], inputs: Sequence[Any], noise: int
     ) -> tuple[list[Any], dict[int, Any]]:

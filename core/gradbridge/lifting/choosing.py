@@ -1,0 +1,58 @@
+"""``host="auto"``: the arrays of a call say whose it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradbridge import trees
+from gradbridge.errors import HostError
+from gradbridge.host import Host, Hosts
+
+#: ``host=`` where nobody says who calls.
+AUTO = "auto"
+
+#: The host of NumPy's arrays.
+AUTOGRAD = "autograd"
+
+
+def host_of_arrays(hosts: Hosts, usual: Host, params: Any, inputs: Any, label: str) -> Host:
+    """Who calls: what is traced, or has a gradient asked for, decides; where nothing has, the params do.
+
+    Args:
+        hosts: where they are found.
+        usual: who is meant where no array is anybody's.
+        params: of the call; without any the first array of the inputs decides.
+        inputs: a tree. Arrays of other hosts that these do not follow are data.
+        label: of the model.
+
+    Raises:
+        HostError: two hosts follow arrays of the call.
+        BackendUnavailableError: its host half cannot be had.
+    """
+    leaves = [leaf for tree in (params, inputs) for leaf in trees.flatten(tree)[0]]
+    names = [hosts.host_of(type(leaf)) for leaf in leaves]
+    present = list(dict.fromkeys(name for name in names if name is not None))
+    if not present:
+        return usual
+    halves = {name: usual if name == usual.name else hosts.host(name) for name in present}
+    if len(present) == 1:
+        return halves[present[0]]
+    following = {
+        name: leaf for name, leaf in zip(names, leaves) if name is not None and halves[name].follows(leaf)
+    }
+    if len(following) > 1:
+        raise HostError(_two(following, label))
+    return halves[next(iter(following or present))]
+
+
+def _two(following: dict[str, Any], label: str) -> str:
+    (one, first), (other, second), *_ = following.items()
+    return (
+        f"{label} was called with arrays of two systems that both differentiate, {one} ({_kind(first)}) and {other} "
+        f"({_kind(second)}); one call has one of them: hand the other's over as a constant (NumPy's array of it, "
+        f"detached, say), or bridge the part of the program that computes it, so that its gradient goes through"
+    )
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__module__.partition('.')[0]}.{type(value).__qualname__}"

@@ -1,0 +1,75 @@
+"""`LiftingHost`: what hosts have in common that carry nothing but arrays of their own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradbridge.execution.evaluation import Call
+from gradbridge.host import Host, Reading
+from gradbridge.lifting.node import Node, node_of
+from gradbridge.protocol import ArraySpec
+
+
+class LiftingHost(Host):
+    """A host that lifts nodes: functions of its own arrays, which may be traced before they run."""
+
+    @abstractmethod
+    def owns(self, value: Any) -> bool:
+        """Whether a value is an array of this system, traced or not."""
+
+    @abstractmethod
+    def spec(self, array: Any) -> ArraySpec:
+        """Shape, and dtype as NumPy has it, of one of its arrays; a size that is not known yet is None."""
+
+    @abstractmethod
+    def lift(self, node: Node, operands: Sequence[Any]) -> Any:
+        """Make a call, differentiably.
+
+        Args:
+            node: to run.
+            operands: arrays of this system.
+
+        Returns:
+            The outputs assembled as the model returned them.
+        """
+
+    @abstractmethod
+    def inline(self, call: Call, native: Callable[[Sequence[Any]], Any], leaves: Sequence[Any]) -> Any:
+        """Make a call of a guest of this same system, as a part of the program that calls.
+
+        Args:
+            call: to make.
+            native: what `Adapter.inlined` gave for it.
+            leaves: what that takes, arrays of this system.
+
+        Returns:
+            The outputs as the model returned them, floating ones in the dtype of the call.
+        """
+
+    def adopt(self, arguments: Sequence[Any]) -> Sequence[Any]:
+        return [self.array(x, False) if isinstance(x, np.ndarray) else x for x in arguments]
+
+    def read(self, arguments: Sequence[Any]) -> Reading:
+        values = [self.spec(x) if self.owns(x) else x for x in arguments]
+        return Reading(values, tuple(i for i, x in enumerate(arguments) if self.owns(x)))
+
+    def apply(self, call: Call, arguments: Sequence[Any], reading: Reading) -> Any:
+        operands, constants = [], {}
+        for index, (own, value) in enumerate(zip(arguments, reading.values)):
+            if self.owns(own):
+                operands.append(own)
+            elif type(value) is np.ndarray:
+                operands.append(self.array(value, False))
+            else:
+                constants[index] = value
+        first = call.first_input
+        native = call.adapter.inlined(self.name, call.spec, {i - first: x for i, x in constants.items()})
+        if native is None:
+            return self.lift(node_of(call, constants), operands)
+        if call.arguments.vectors[:1] == (True,) and not call.spec.packed:
+            operands = [*call.adapter.layout.cut(operands[0]), *operands[1:]]
+        return self.inline(call, native, operands)
