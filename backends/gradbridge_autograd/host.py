@@ -32,7 +32,7 @@ class AutogradHost(Host):
 
     name: ClassVar[str] = "autograd"
 
-    def read(self, arguments: Sequence[Any]) -> Reading:
+    def read(self, arguments: list[Any]) -> Reading:
         values, wrt = list(arguments), ()
         for index, value in enumerate(values):
             if type(value) in _boxes:

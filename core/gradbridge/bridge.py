@@ -152,7 +152,7 @@ class Bridge(Calling):
         Raises:
             ParamsShapeError, ParamsDtypeError, LayoutError, InputError
         """
-        vector, dtype = borders.params_vector(params, self.layout, self._adapter.label)
+        vector, dtype = borders.params_vector(self._numbers(params), self.layout, self._adapter.label)
         return self._precisions.of(dtype).adapter.model(self.layout.cut(vector))
 
     @property
@@ -215,7 +215,7 @@ class Bridge(Calling):
             ParamsFileError: what is there is no regular file.
             OSError: it cannot be written there.
         """
-        save_params(path, params, self.layout)
+        save_params(path, self._numbers(params), self.layout)
 
     def load(self, path: str | os.PathLike[str], *, names: bool = True) -> Array:
         """Read parameters that `save` wrote, for this model.

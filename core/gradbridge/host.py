@@ -55,19 +55,19 @@ class Host(ABC):
 
     @abstractmethod
     def numpy(self, value: Any) -> Any:
-        """One of its arrays as NumPy's, which may share its memory; anything else as it is.
+        """One of its arrays as NumPy's, off its graph, which may share its memory; anything else as it is.
 
         Raises:
-            NotDifferentiableError: it has no numbers yet, or is being differentiated.
+            NotDifferentiableError: it has no numbers yet.
         """
 
-    def adopt(self, arguments: Sequence[Any]) -> Sequence[Any]:
-        """The arguments of a call, before anything is asked of them: arrays of NumPy as this system's, say."""
-        return arguments
-
     @abstractmethod
-    def read(self, arguments: Sequence[Any]) -> Reading:
-        """What the arguments of a call are."""
+    def read(self, arguments: list[Any]) -> Reading:
+        """What the arguments of a call are.
+
+        Args:
+            arguments: of a call; a host may put arrays of its own in the place of NumPy's.
+        """
 
     @abstractmethod
     def apply(self, call: Call, arguments: Sequence[Any], reading: Reading) -> Any:

@@ -94,20 +94,15 @@ class Calling(Derivatives, Wrappable):
 
     def _point(self, params: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> EvaluationPoint:
         host = self._host_of(params, inputs, kwargs)
-        if host is not self._host or isinstance(host, LiftingHost):
-            params, (inputs, kwargs) = (
-                trees.mapped(host.numpy, params),
-                trees.mapped(host.numpy, (inputs, kwargs)),
-            )
+        if isinstance(host, LiftingHost):
+            if any(map(host.follows, trees.flatten((params, inputs, kwargs))[0])):
+                raise self._in_a_graph(host)
+            params, inputs, kwargs = trees.mapped(host.numpy, (params, tuple(inputs), kwargs))
         weights: Sequence[Any]
         weights, is_flat = self._weights(self._concrete, params) if params is not None else ((), False)
         call, _, reading, _ = self._bind(weights, is_flat, inputs, kwargs, self._concrete)
         if reading.wrt:
-            raise NotDifferentiableError(
-                f"a Jacobian, or a product with it, of {self._adapter.label} was asked for at values that "
-                f"{host.name} is differentiating; it is computed outside of the host's graph: call the "
-                f"bridge itself there, and let {host.name} differentiate that"
-            )
+            raise self._in_a_graph(host)
         if weights and call.arguments.vectors[:1] != (True,):
             vector = self._adapter.layout.join(reading.values[: len(weights)])
             return replace(self._point(vector, inputs, kwargs), host=host)
@@ -116,6 +111,18 @@ class Calling(Derivatives, Wrappable):
             first = call.first_input
             constants = frozenset(first + i for i in self._constants.indices(call.spec.structure))
         return EvaluationPoint(call, reading.values, self._mode == "eval", constants, host=host)
+
+    def _in_a_graph(self, host: Host) -> NotDifferentiableError:
+        return NotDifferentiableError(
+            f"a Jacobian, or a product with it, of {self._adapter.label} was asked for at values that "
+            f"{host.name} is differentiating; it is computed outside of the host's graph: call the "
+            f"bridge itself there, and let {host.name} differentiate that"
+        )
+
+    def _numbers(self, params: Any) -> Any:
+        """Params of any host as arrays of NumPy, off its graph."""
+        host = self._host_of(params, (), {})
+        return trees.mapped(host.numpy, params) if isinstance(host, LiftingHost) else params
 
     def _bind(
         self,
@@ -147,7 +154,7 @@ class Calling(Derivatives, Wrappable):
         else:
             leaves, spec = inputs, _spec_of_arrays(len(inputs), self._seed, packed)
             host = host or self._host
-        arguments = host.adopt([*weights, *leaves])
+        arguments = [*weights, *leaves]
         reading = host.read(arguments)
         if self._constants is not None and reading.wrt:
             constants = {first + i for i in self._constants.indices(spec.structure)}

@@ -50,10 +50,11 @@ class LiftingHost(Host):
             The outputs as the model returned them, floating ones in the dtype of the call.
         """
 
-    def adopt(self, arguments: Sequence[Any]) -> Sequence[Any]:
-        return [self.array(x, False) if isinstance(x, np.ndarray) else x for x in arguments]
-
-    def read(self, arguments: Sequence[Any]) -> Reading:
+    def read(self, arguments: list[Any]) -> Reading:
+        arguments[:] = [
+            self.array(x, False) if isinstance(x, np.ndarray) and x.dtype.kind in "fiubc" else x
+            for x in arguments
+        ]
         values = [self.spec(x) if self.owns(x) else x for x in arguments]
         return Reading(values, tuple(i for i, x in enumerate(arguments) if self.owns(x)))
 

@@ -115,6 +115,9 @@ class Node:
             return [operands[i] for i in self.wrt], None
         call = self.call
         values = [self.constants.get(i) for i in range(len(call.arguments.vectors))]
+        values = [
+            ArraySpec.of(x) if hasattr(x, "shape") else x for x in values
+        ]  # an array that lives elsewhere
         for place, operand in zip(self.places, operands):
             values[place] = operand
         told = output_spec(call.adapter, call.settings.outputs, values[call.first_input :], call.spec)
