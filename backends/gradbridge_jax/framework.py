@@ -15,7 +15,7 @@ from gradbridge.errors import InputError, OutputError
 from gradbridge.framework import Computation, Form, Framework, FrameworkBorder, Function, Program
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Array, ArraySpec, Traits
-from gradbridge_jax.arrays import OnDevice, floating_dtype, is_key, to_native
+from gradbridge_jax.arrays import OnDevice, floating_dtype, is_key, native_dtype, to_native
 from gradbridge_jax.programs import Compiling, JaxProgram
 from gradbridge_jax.runtime import RUNTIME
 
@@ -36,6 +36,7 @@ class JaxFramework(OnDevice, Framework):
         has_vmap=True,
         has_higher_orders=True,
         compiles=True,
+        gives_gradients=True,
         runtime=RUNTIME,
     )
 
@@ -61,6 +62,13 @@ class JaxFramework(OnDevice, Framework):
         x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
         native = to_native(array, dtype, x64, place)
         return native if self.device is None else jax.device_put(native, self.device)
+
+    def take(self, array: Any, dtype: Any) -> Any:
+        if type(array) is np.ndarray and self.device is None and array.flags.c_contiguous:
+            x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+            if native_dtype(array, dtype, x64, "an array") == array.dtype:
+                return array  # a program reads it where it is
+        return self.asarray(array, dtype)
 
     lend = asarray  # JAX may still read what it was lent after the computation, and hand it on as a result
 

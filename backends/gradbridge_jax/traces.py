@@ -80,8 +80,28 @@ class CompiledPullback:
         """A function that belongs to this trace, made and compiled once; it may hold no arrays."""
         known = self._compiled.get(key)
         if known is None:
-            known = self._compiled[key] = jax.jit(make()) if self._jitted else make()
+            made = _apart(make())
+            known = self._compiled[key] = jax.jit(made) if self._jitted else made
         return known
+
+
+def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, each of whose results has memory of its own: not that of an argument, nor of another result."""
+
+    def apart(*arguments: Any) -> Any:
+        taken = {id(leaf) for leaf in jax.tree.leaves(arguments)}
+
+        def own(result: Any) -> Any:
+            if id(result) in taken or not isinstance(
+                result, jax.Array
+            ):  # a constant of a trace, of JAX's own kind
+                return jnp.array(result)
+            taken.add(id(result))
+            return result
+
+        return jax.tree.map(own, function(*arguments))
+
+    return apart
 
 
 class Forward:

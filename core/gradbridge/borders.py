@@ -66,6 +66,12 @@ class Border:
             array, dtype if dtype is None or array.dtype.kind == "f" else host_dtype(array.dtype, dtype)
         )
 
+    def cast(self, native: Any, dtype: np.dtype[Any]) -> Array:
+        """`view`, floating numbers in a dtype: a new array only where that is another one."""
+        array = self.view(native)
+        dtype = dtype if array.dtype.kind == "f" else host_dtype(array.dtype, dtype)
+        return array if array.dtype == dtype else array.astype(dtype)
+
     def join(self, gradients: Sequence[Any], lead: tuple[int, ...] = ()) -> Array:
         """One native per weight → (*lead, P) float64; a single one of that size, as packed weights have it.
 

@@ -25,12 +25,15 @@ class CallSpec:
             derivative). State that moves once per forward (BatchNorm statistics) stays put.
         packed: True where the weights come as one leaf, the flat vector of all of them, to be cut
             within the computation. Only adapters that ask for it (`Traits.packs`) meet that.
+        lent: True where the arrays of the call stay as they are for as long as what it records lives, so that a guest
+            need not copy them.
     """
 
     structure: optree.PyTreeSpec
     noise: int = 0
     replay: bool = False
     packed: bool = False
+    lent: bool = False
 
     @classmethod
     def of_arrays(cls, count: int, noise: int = 0) -> CallSpec:
@@ -50,15 +53,15 @@ class CallSpec:
 
     def __reduce__(self) -> Any:
         # As a tree: another process may not have met the classes in it, which optree has to be told of.
-        return _unpickled, (trees.numbered(self.structure), self.noise, self.replay, self.packed)
+        return _unpickled, (trees.numbered(self.structure), self.noise, self.replay, self.packed, self.lent)
 
     def replayed(self) -> CallSpec:
         """The same call again, leaving moving state alone."""
         return self if self.replay else replace(self, replay=True)
 
 
-def _unpickled(tree: Any, noise: int, replay: bool, packed: bool) -> CallSpec:
-    return CallSpec(trees.flatten(tree)[1], noise, replay, packed)
+def _unpickled(tree: Any, *rest: Any) -> CallSpec:
+    return CallSpec(trees.flatten(tree)[1], *rest)
 
 
 @lru_cache(maxsize=256)

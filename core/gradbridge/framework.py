@@ -101,6 +101,13 @@ class Framework(ABC):
         """`asarray` for the time of one computation that writes to nothing: no copy where none is needed."""
         return self.asarray(array, dtype)
 
+    def take(self, array: Any, dtype: Any) -> Any:
+        """`asarray` of an array that stays as it is for as long as what is recorded of it lives: it need not be copied.
+
+        Only for frameworks that never write to what they are given.
+        """
+        return self.asarray(array, dtype)
+
     def native(self, array: Any, dtype: Any) -> Any:
         """One of its own arrays, traced or not, in a dtype (as for `asarray`): part of the program that calls."""
         raise NotImplementedError

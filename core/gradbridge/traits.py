@@ -33,6 +33,8 @@ class Traits:
             the transpose of the other. Not where users write both.
         is_gradient_cheap: whether a gradient costs about one backward. False where it costs an
             evaluation for each number, so that nobody takes one to look at a model.
+        gives_gradients: whether the gradients that it returns are held by nobody else, so that a host may keep them
+            as they are. Else they are copied.
         takes_placed: whether inputs may be arrays that live elsewhere (`gradbridge.placed`). A guest that
             says False is handed the arrays that they stand for.
         runtime: what it starts in a process and a forked child does not have; None where it has no threads.
@@ -47,6 +49,7 @@ class Traits:
     packs: bool = False
     checks_jvp: bool = True
     is_gradient_cheap: bool = True
+    gives_gradients: bool = False
     takes_placed: bool = False
     runtime: Runtime | None = None
 

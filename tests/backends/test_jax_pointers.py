@@ -9,7 +9,9 @@ jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
 
+import gradbridge as gb  # noqa: E402
 from gradbridge.call_spec import CallSpec  # noqa: E402
+from gradbridge.lifting import node_of  # noqa: E402
 from gradbridge.protocol import GuestOptions  # noqa: E402
 from gradbridge_jax.framework import JaxFramework  # noqa: E402
 from gradbridge_jax.guest import adapt  # noqa: E402
@@ -75,3 +77,26 @@ def test_outputs_and_gradients_leave_as_jaxs_and_are_read_in_place():
         assert pointer(adapter.border.view(native)) == pointer(native)
         assert not adapter.border.view(native).flags.writeable
         assert pointer(adapter.border.copy(native)) != pointer(native)
+
+
+@pytest.mark.parametrize("jit", [True, False])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p, x: p + x,
+        lambda p, x: (p + x).reshape(2, 2).T.T.reshape(4),
+        lambda p, x: jax.jit(lambda q: q)(p) + x,
+        lambda p, x: jnp.where(True, p, x) * 1,
+        lambda p, x: jax.checkpoint(lambda q: q + x)(p),
+    ],
+)
+def test_a_gradient_that_a_host_may_keep_shares_no_memory_with_what_it_was_made_of(function, jit):
+    f = gb.bridge(function, params=np.arange(4.0), backend="jax", jit=jit)
+    p, x, c = np.arange(4.0), np.ones(4), np.full(4, 3.0)
+    call, *_ = f._bind((p,), False, (x,), {}, None)
+    run = node_of(call, {}, lent=True).evaluate([p, x], (0, 1))
+    found = run.pull([c], (0, 1))
+    again = run.pull([c], (0, 1))
+    kept = [p, x, c, *again, *run.outputs]
+    assert not any(np.shares_memory(g, k) for g in found for k in kept)
+    assert not np.shares_memory(*found)

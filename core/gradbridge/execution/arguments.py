@@ -85,13 +85,17 @@ class Arguments:
         border: Border,
         dtype: np.dtype[Any],
         lead: tuple[int, ...] = (),
+        views: bool = False,
     ) -> list[Array]:
-        """Natives of some arguments → one array each in the host's dtype, new ones; complex ones stay complex."""
+        """Natives of some arguments → one array each in the host's dtype; complex ones stay complex.
+
+        They are new ones; with `views` they may share the guest's memory.
+        """
         arrays = self.join(leaves, which, border, lead)
         return [
             # What was joined is a new array already.
             (array if array.dtype == dtype else array.astype(dtype))
             if self.vectors[i]
-            else border.copy(array, dtype)
+            else (border.cast if views else border.copy)(array, dtype)
             for i, array in zip(which, arrays)
         ]

@@ -41,7 +41,7 @@ def derivative_of(call: Any, wrt: tuple[int, ...], outputs: int, residuals: Any 
     return replace(
         call,
         adapter=adapter,
-        spec=replace(CallSpec.of_arrays(count, spec.noise), packed=spec.packed),
+        spec=replace(CallSpec.of_arrays(count, spec.noise), packed=spec.packed, lent=spec.lent),
         arguments=inner,
         results=Arguments.of(tuple(arguments.vectors[i] for i in wrt), arguments.width),
         wrt=wrt,

@@ -230,16 +230,23 @@ class Evaluation:
         least = getattr(self.residuals, "merges_from", None)
         return self.call.order == 0 and least is not None and self.adapter.layout.size >= least
 
-    def pull(self, cotangents: Sequence[Any], wrt: tuple[int, ...], left: Sequence[Any] = ()) -> list[Array]:
+    def pull(
+        self,
+        cotangents: Sequence[Any],
+        wrt: tuple[int, ...],
+        left: Sequence[Any] = (),
+        views: bool = False,
+    ) -> list[Array]:
         """Steps zero and backward: one guest backward for all arguments together.
 
         Args:
             cotangents: one per output leaf, of its shape.
             wrt: arguments to pull back to.
             left: what `pull_to_boundary` of derivatives of this evaluation left to do here.
+            views: whether gradients may share the guest's memory, as a caller may have it that copies them itself.
 
         Returns:
-            A gradient per argument in the host's dtype, new arrays.
+            A gradient per argument in the host's dtype, new arrays but for `views`.
         """
         call, outputs = self.call, self.outputs
         adapter, arguments = call.adapter, call.arguments
@@ -281,7 +288,7 @@ class Evaluation:
             # Linear in the cotangents, so the guest need not be asked: what autograd's jacobian
             # pulls back is mostly zeros, wherever a program calls its model more than once.
             return [np.zeros(self.shape(i), self.argument_dtype(i)) for i in wrt]
-        return self.to_arguments(steps.pulled(self, arrays, wrt), wrt)
+        return self.to_arguments(steps.pulled(self, arrays, wrt), wrt, (), views)
 
     def differentiated(self, wrt: tuple[int, ...], products: bool = True) -> Any:
         """The pullback of this evaluation, a `Call`: ``(*arguments, *cotangents) ↦ gradients``, for the host to lift.
@@ -318,7 +325,7 @@ class Evaluation:
             )
 
     def to_arguments(
-        self, natives: Sequence[Any], wrt: tuple[int, ...], lead: tuple[int, ...] = ()
+        self, natives: Sequence[Any], wrt: tuple[int, ...], lead: tuple[int, ...] = (), views: bool = False
     ) -> list[Array]:
         """Natives, one per leaf of the arguments → a gradient per argument in the host's dtype, checked."""
         call = self.call
@@ -330,7 +337,7 @@ class Evaluation:
             is_complex = self.values[i].dtype.kind == "c"  # admitted: an array
             kinds += ["fc" if is_complex else "f"] * len(arguments.leaves((i,)))
         steps.check_results(call.adapter, natives, arguments.leaves(wrt), expected, kinds=kinds)
-        return arguments.to_host(natives, wrt, call.adapter.border, call.dtype, lead)
+        return arguments.to_host(natives, wrt, call.adapter.border, call.dtype, lead, views)
 
     def with_own_outputs(self) -> Evaluation:
         """The same with outputs that the caller may write to."""

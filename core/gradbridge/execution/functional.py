@@ -151,25 +151,25 @@ class FunctionalAdapter(TransformingAdapter):
                 raise
             raise explained from error
 
-    def _loaded(self, weights: Any, flat: bool, packed: bool) -> list[Any]:
-        dtypes = self.source.dtypes
-        if not flat:
-            return [self.framework.asarray(w, d) for w, d in zip(weights, dtypes)]
-        return [self.framework.asarray(weights, dtypes[0])] if packed else list(self.border.cut(weights))
+    def _loaded(self, weights: Any, flat: bool, packed: bool, lent: bool = False) -> list[Any]:
+        if flat and not packed:
+            return list(self.border.cut(weights))
+        take = self.framework.take if lent else self.framework.asarray
+        return [take(w, d) for w, d in zip([weights] if flat else weights, self.source.dtypes)]
 
     def _leaves(
-        self, loaded: Sequence[Any], inputs: Sequence[Any], noise: int
+        self, loaded: Sequence[Any], inputs: Sequence[Any], noise: int, lent: bool = False
     ) -> tuple[list[Any], dict[int, Any]]:
         framework, model = self.framework, self.source
-        leaves: list[Any] = list(loaded)
-        constants: dict[int, Any] = {}
+        take = framework.take if lent else framework.asarray
+        leaves, constants = list[Any](loaded), dict[int, Any]()
         for index, leaf in enumerate(inputs):
             if type(leaf) is not np.ndarray and not framework.is_leaf(leaf):
                 constants[index] = leaf
             elif self._has_own_leaf:
                 leaves.append(model.leaf(framework, index, leaf, inputs))
             else:
-                leaves.append(framework.asarray(leaf, model.dtype))
+                leaves.append(take(leaf, model.dtype))
         if self._has_extras:
             leaves += model.extras(noise)
         return leaves, constants
@@ -189,8 +189,8 @@ class FunctionalAdapter(TransformingAdapter):
         elif flat and not spec.packed:
             loaded = self.border.cut(weights)
         else:
-            loaded = self._loaded(weights, flat, spec.packed)
-        leaves, constants = self._leaves(loaded, inputs, noise)
+            loaded = self._loaded(weights, flat, spec.packed, spec.lent)
+        leaves, constants = self._leaves(loaded, inputs, noise, spec.lent)
         program = None
         if not constants and not spec.replay:
             state = self._surroundings and self._surroundings()

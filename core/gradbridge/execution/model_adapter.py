@@ -48,7 +48,7 @@ class ModelAdapter(Adapter):
         """leaves ↦ (floats, others, form, after): pure, and without an array of its own."""
 
     @abstractmethod
-    def _loaded(self, weights: Any, flat: bool, packed: bool) -> list[Any]:
+    def _loaded(self, weights: Any, flat: bool, packed: bool, lent: bool = False) -> list[Any]:
         """The weights, or the vector of them, as natives."""
 
     @abstractmethod

@@ -45,7 +45,7 @@ class TransformingAdapter(ModelAdapter):
 
     @abstractmethod
     def _leaves(
-        self, loaded: Sequence[Any], inputs: Sequence[Any], noise: int
+        self, loaded: Sequence[Any], inputs: Sequence[Any], noise: int, lent: bool = False
     ) -> tuple[list[Any], dict[int, Any]]:
         """(all leaves of a computation, {index of an input: what is no array and so a constant of it})."""
 

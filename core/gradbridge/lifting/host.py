@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from gradbridge.protocol import ArraySpec
 
 class LiftingHost(Host):
     """A host that lifts nodes: functions of its own arrays, which may be traced before they run."""
+
+    #: Whether the arrays of a call stay as they are as long as what it recorded lives: they cannot be written to, they
+    #: are copies made for the call, or a write is noticed before the next pull. Then guests need not copy them.
+    lends: ClassVar[bool] = False
 
     @abstractmethod
     def owns(self, value: Any) -> bool:
@@ -70,7 +74,7 @@ class LiftingHost(Host):
         first = call.first_input
         native = call.adapter.inlined(self.name, call.spec, {i - first: x for i, x in constants.items()})
         if native is None:
-            return self.lift(node_of(call, constants), operands)
+            return self.lift(node_of(call, constants, self.lends), operands)
         if call.arguments.vectors[:1] == (True,) and not call.spec.packed:
             operands = [*call.adapter.layout.cut(operands[0]), *operands[1:]]
         return self.inline(call, native, operands)

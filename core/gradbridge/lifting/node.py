@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -125,25 +125,32 @@ class Node:
         return [ArraySpec(s.shape, host_dtype(s.dtype, call.dtype)) for s in leaves], structure
 
 
-def node_of(call: Call, constants: Mapping[int, Any]) -> Node:
+def node_of(call: Call, constants: Mapping[int, Any], lent: bool = False) -> Node:
     """The node of a model's call, the same one for the same call.
 
     Args:
         call: of a bridge.
         constants: {argument: what is no array of the host}. One that may change without being another (an object
             with attributes, an array that lives elsewhere) makes a node for each call.
+        lent: see `CallSpec.lent`.
     """
+
+    def make() -> Node:
+        return Node(replace(call, spec=replace(call.spec, lent=True)) if lent else call, dict(constants))
+
     keys = tuple((i, constant_key(value)) for i, value in constants.items())
     if any(key is None for _, key in keys):
-        return Node(call, dict(constants))
-    key = call.adapter, call.spec, call.arguments, call.dtype, keys
-    return call.settings.nodes.get(key, lambda: Node(call, dict(constants)))  # type: ignore[no-any-return]
+        return make()
+    key = call.adapter, call.spec, call.arguments, call.dtype, keys, lent
+    return call.settings.nodes.get(key, make)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a node recorded when it ran. All arrays that it gives are new ones, in the dtypes that the host expects:
-    outputs in the host's, gradients in those of their operands.
+    """What a node recorded when it ran.
+
+    The arrays that it gives are new ones, but perhaps not to be written to, in the dtypes that the host expects: outputs
+    in the host's, gradients in those of their operands.
 
     Attributes:
         node: that ran.
@@ -181,9 +188,17 @@ class Run:
         """Whether it was recorded for a pull to these operands."""
         return all(self.node.places[i] in self.evaluation.wrt for i in wrt)
 
-    def pull(self, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
-        """cᵀJ: one cotangent per floating output → one gradient per operand of `wrt`."""
-        return self._typed(self.evaluation.pull(self.every_cotangent(cotangents), self._arguments(wrt)), wrt)
+    def pull(self, cotangents: Sequence[Array], wrt: tuple[int, ...], views: bool = False) -> list[Array]:
+        """cᵀJ: one cotangent per floating output → one gradient per operand of `wrt`.
+
+        Args:
+            cotangents: of NumPy.
+            wrt: operands.
+            views: whether gradients may share the guest's memory, since the caller copies them at once.
+        """
+        views = views or self.evaluation.adapter.traits.gives_gradients
+        every = self.every_cotangent(cotangents)
+        return self._typed(self.evaluation.pull(every, self._arguments(wrt), (), views), wrt)
 
     def push(self, tangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
         """J t: one tangent per operand of `wrt` → one per floating output.
