@@ -54,6 +54,9 @@ _DECIDING: dict[str, Callable[[Any], Any]] = {
     "jax_threefry_partitionable": jax.threefry_partitionable,
 }
 
+#: Flags that decide, while a model is traced within a program of JAX's, whether its code may be written as it is.
+_STRICT = ("jax_numpy_rank_promotion", "jax_numpy_dtype_promotion")
+
 #: ``jax.config`` ↦ the present flags, those that watch and those that decide.
 present_flags = attrgetter(*_WATCHING, *_DECIDING)
 
@@ -78,6 +81,19 @@ def under_flags(wanted: tuple[Any, ...]) -> Iterator[None]:
     with ExitStack() as stack:
         for (context, usual, value), present in zip(ways, present_flags(jax.config)):
             if present != usual:
+                stack.enter_context(context(value))
+        yield
+
+
+@contextmanager
+def flags_within(wanted: tuple[Any, ...]) -> Iterator[None]:
+    """A block of a program of the caller's under those flags of `usual_flags` that decide what is computed in it."""
+    deciding = zip(_DECIDING.items(), wanted[len(_WATCHING) :])
+    ways = {flag: (context, value) for (flag, context), value in deciding}
+    ways.update({flag: (_WATCHING[flag][0], _WATCHING[flag][1]) for flag in _STRICT})
+    with ExitStack() as stack:
+        for flag, (context, value) in ways.items():
+            if getattr(jax.config, flag) != value:
                 stack.enter_context(context(value))
         yield
 

@@ -20,6 +20,7 @@ from gradbridge_jax.explain import explain_error
 from gradbridge_jax.isolation import (
     enable_x64,
     eval_context,
+    flags_within,
     isolated,
     key_bits,
     key_of,
@@ -137,6 +138,15 @@ class JaxModel(OnDevice, Model):
                 return thunk()
             with under_flags(self._flags):
                 return thunk()
+
+    def inlines(self) -> bool:
+        # A program without 64-bit numbers has no place for a model that computes in them.
+        has_place = not self._x64 or bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+        return has_place and not self.moves
+
+    def within(self, compute: Callable[[list[Any]], Any], weights: list[Any], others: list[Any]) -> Any:
+        with flags_within(self._flags):
+            return compute([*weights, *others])
 
     def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> GradbridgeError:
         return explain_error(error, f"{doing} {self.label}" if doing else self.label, inputs)

@@ -89,10 +89,11 @@ class JaxProgram(Program):
             compiling.jit = False  # from now on step by step
             forward, leaves = self._step_by_step(leaves)
             floats, others, after, trace, arrays = forward.run(leaves)
-        form, pullback = forward.traces[trace.number]
+        form, pullback, _ = forward.traces[trace.number]
         for array in floats or others:
             array.block_until_ready()  # errors come to light here, where they are explained
-        return floats, others, form, after, Run(forward, leaves, pullback, arrays) if pullback else None
+        run = Run(forward, leaves, pullback, forward.arrays(trace, arrays, leaves)) if pullback else None
+        return floats, others, form, after, run
 
     def _step_by_step(self, leaves: list[Any]) -> tuple[Forward, list[Any]]:
         arrays = [leaf if type(leaf) is int else jnp.asarray(leaf) for leaf in leaves]

@@ -115,22 +115,33 @@ class Forward:
 
     def __init__(self, fn: Computation, places: tuple[int, ...], jitted: bool) -> None:
         self.places, self.jitted = places, jitted
-        #: By the number of the trace: how the outputs are together, and the pullback if there is one.
-        self.traces: dict[int, tuple[Form, CompiledPullback | None]] = {}
+        #: By the number of the trace: how the outputs are together, the pullback if there is one, and which of its
+        #: arrays are leaves: these do not leave the forward, where they would be copied.
+        self.traces: dict[int, tuple[Form, CompiledPullback | None, dict[int, int]]] = {}
         forward = _recording(fn, places, jitted, self.traces) if places else _plain(fn, self.traces)
-        #: leaves ↦ (floats, others, state after it, number of the trace, arrays that the pullback needs)
+        #: leaves ↦ (floats, others, state after it, the trace, arrays that the pullback needs and that are no leaves)
         self.run: Callable[[list[Any]], Any] = jax.jit(forward) if jitted else forward
 
     def pull(self, leaves: list[Any], cotangents: list[Any], by_arrays: list[Any]) -> list[Any]:
         """Pull cotangents of the outputs, and of the pullback's floating arrays, back to the leaves."""
 
         def of(values: list[Any]) -> tuple[list[Any], list[Any]]:
-            floats, *_, arrays = self.run(filled(leaves, self.places, values))
+            given = filled(leaves, self.places, values)
+            floats, _, _, trace, own = self.run(given)
+            arrays = self.arrays(trace, own, given)
             return floats, [arrays[i] for i in inexact_places(arrays)]
 
         _, vjp = jax.vjp(of, [leaves[i] for i in self.places])
         gradients: list[Any] = vjp((cotangents, by_arrays))[0]
         return gradients
+
+    def arrays(self, trace: Trace, own: list[Any], leaves: list[Any]) -> list[Any]:
+        """What the pullback of a trace needs: what the forward made for it, and leaves."""
+        given = self.traces[trace.number][2]
+        if not given:
+            return own
+        rest = iter(own)
+        return [leaves[given[i]] if i in given else next(rest) for i in range(len(own) + len(given))]
 
     def constants(self, run: Run) -> list[Any]:
         """The arrays that a run was computed with and that are none of its leaves."""
@@ -180,7 +191,11 @@ class Run:
 
 def inexact_places(arrays: Sequence[Any]) -> list[int]:
     """Which of some arrays are floating or complex."""
-    return [i for i, array in enumerate(arrays) if jnp.issubdtype(array.dtype, jnp.inexact)]
+    return [i for i, array in enumerate(arrays) if _is_inexact(array)]
+
+
+def _is_inexact(array: Any) -> bool:
+    return bool(jnp.issubdtype(array.dtype, jnp.inexact))
 
 
 def _plain(fn: Computation, traces: dict[int, Any]) -> Callable[[list[Any]], Any]:
@@ -189,7 +204,7 @@ def _plain(fn: Computation, traces: dict[int, Any]) -> Callable[[list[Any]], Any
     def forward(leaves: list[Any]) -> Any:
         floats, others, form, after = fn(leaves)
         trace = Trace(next(numbers))
-        traces[trace.number] = (form, None)
+        traces[trace.number] = (form, None, {})
         return floats, others, after, trace, []
 
     return forward
@@ -211,8 +226,10 @@ def _recording(
         floats, vjp, (others, after) = jax.vjp(of, [leaves[i] for i in places], has_aux=True)
         pull, arrays = _staged(vjp, floats) if jitted else _flattened(vjp)
         trace = Trace(next(numbers))
-        traces[trace.number] = (form, CompiledPullback(pull, jitted))
-        return floats, others, after, trace, arrays
+        tracers = {id(leaf): i for i, leaf in enumerate(leaves) if jitted and _is_inexact(leaf)}
+        given = {i: tracers[id(array)] for i, array in enumerate(arrays) if id(array) in tracers}
+        traces[trace.number] = (form, CompiledPullback(pull, jitted), given)
+        return floats, others, after, trace, [a for i, a in enumerate(arrays) if i not in given]
 
     return forward
 

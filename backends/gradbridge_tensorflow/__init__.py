@@ -1,4 +1,4 @@
-"""TensorFlow as a backend: Keras 3 models, tf.Modules and functions of tensors as guests."""
+"""TensorFlow as a backend: Keras 3 models, tf.Modules and functions of tensors as guests; and a host."""
 
 from gradbridge.declarations import Backend
 from gradbridge.hookspecs import hookimpl
@@ -12,7 +12,14 @@ def gradbridge_backend() -> Backend:
         framework=("tensorflow", "tensorflow"),
         install='pip install "gradbridge[tensorflow]"',
         guest="gradbridge_tensorflow.guest:adapt",
+        host="gradbridge_tensorflow.host:TensorFlowHost",
+        arrays=(
+            "tensorflow.python.framework.tensor.Tensor",
+            "tensorflow.python.ops.variables.Variable",
+            "keras.src.backend.tensorflow.core.Variable",
+        ),
         builder="gradbridge_tensorflow.architectures:build",
         models=("tensorflow.python.module.module.Module", "keras.src.backend.tensorflow.layer.TFLayer"),
         aliases=("keras", "tf"),
+        wrappers={"as_layer": "gradbridge_keras.wrapping:as_layer"},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -12,7 +12,7 @@ from gradbridge.constants import Same
 from gradbridge.errors import HigherOrderError
 from gradbridge.framework import Framework, FrameworkBorder
 from gradbridge.layout import Array, ParameterLayout
-from gradbridge.program import Computation, Form, Function
+from gradbridge.program import Computation, Form, Function, Program
 from gradbridge.traits import ArraySpec, Traits
 from gradbridge.wording import first_line
 from gradbridge_tensorflow.derivatives import gradients, quiet
@@ -45,6 +45,7 @@ class TensorFlow(Framework):
     )
     # A Keras MLP of 4 by 8 by 1, value and gradient: 506 µs with a tensor per weight, 480 µs with one vector.
     packs_below = 16384
+    host = "tensorflow"
 
     def __init__(self, label: str) -> None:
         self.label, self._looks = label, Looks()
@@ -59,6 +60,13 @@ class TensorFlow(Framework):
 
     def asnumpy(self, native: tf.Tensor) -> Array:
         return to_array(native)
+
+    def native(self, array: tf.Tensor, dtype: tf.DType | None) -> tf.Tensor:
+        return to_tensor(array, dtype)
+
+    def part(self, computation: Computation, program: Callable[[], Program]) -> Computation:
+        # As it was traced for its other callers: apart from the program that calls, and repaired.
+        return lambda leaves: cast(TensorFlowProgram, program()).part(leaves)
 
     def border(self, layout: ParameterLayout, dtypes: Sequence[Any]) -> FrameworkBorder:
         return TensorFlowBorder(self, layout, dtypes)

@@ -16,6 +16,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from gradbridge_tensorflow.recording import is_pushed
+from gradbridge_tensorflow.replays import replayed
+
 #: Groups of tensors.
 Groups = Sequence[Sequence[tf.Tensor]]
 
@@ -162,6 +165,14 @@ class Part:
         if self._captures:
             tensors = (*tensors, *self.function.captured_inputs)
         results = self._call(*tensors) or ()  # None where nothing comes out
+        return [results[group] for group in self._groups]
+
+    def within(self, *tensors: tf.Tensor) -> list[list[tf.Tensor]]:
+        """The same as a part of the program that calls, whose tapes and graph are told of it."""
+        if not tf.executing_eagerly() and any(map(is_pushed, tensors)):
+            results = replayed(self.function, tensors)
+        else:
+            results = self.function(*tensors) or ()
         return [results[group] for group in self._groups]
 
     def specs(self, count: int) -> list[tf.TensorSpec]:

@@ -39,6 +39,12 @@ class TensorFlowProgram(Program):
         self._kinds: dict[Any, list[Kind]] = {}
         self._latest: Kind | None = None
 
+    def part(self, leaves: list[Any]) -> tuple[list[Any], list[Any], Form, Sequence[Any]]:
+        """The run as a part of the program that calls, an eager one or a graph, which differentiates it itself."""
+        stage = self._kind(leaves).stage
+        floats, others, after, _ = stage.forward.within(*leaves)
+        return floats, others, stage.form, after
+
     def run(self, leaves: list[Any]) -> tuple[list[Any], list[Any], Form, Sequence[Any], Any]:
         kind = self._latest
         if kind is None or not kind.fits(leaves):
@@ -162,7 +168,7 @@ class Kind:
     def fits(self, leaves: list[Any]) -> bool:
         """Whether leaves are of this kind."""
         for leaf, dtype, shape in zip(leaves, self._dtypes, self.shapes):
-            if leaf.dtype is not dtype or not ((s := leaf.shape) == shape or shape.is_compatible_with(s)):
+            if leaf.dtype is not dtype or not ((s := leaf.shape) == shape or s.is_subtype_of(shape)):
                 return False
         return True
 

@@ -11,6 +11,10 @@ class TensorFlowRuntime(Runtime):
     """The eager context. The first tensor starts it, and so does building a Keras model; importing does not."""
 
     name = "TensorFlow"
+    reentry_cure = (
+        "Call it outside of tf.function (a Keras model: compile(run_eagerly=True)), or bridge it in eval mode, without "
+        "rows_per_chunk= and check_finite=, so that it can be a part of the graph"
+    )
 
     def is_started(self) -> bool:
         context = getattr(sys.modules.get("tensorflow.python.eager.context"), "_context", None)

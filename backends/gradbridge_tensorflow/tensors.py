@@ -114,7 +114,7 @@ def cut(vector: Array, layout: ParameterLayout, dtypes: Sequence[tf.DType]) -> l
         return [to_tensor(weight, dtype) for weight, dtype in zip(layout.cut(vector), dtypes)]
     step = ALIGNMENT // one.size
     starts = [0, *itertools.accumulate(-(-size // step) * step for size in layout.sizes)]
-    own = _aligned(starts[-1], np.dtype(one.as_numpy_dtype))
+    own = aligned(starts[-1], np.dtype(one.as_numpy_dtype))
     tensors = []
     for start, where, shape in zip(starts, layout.slices, layout.shapes):
         weight = own[start : start + where.stop - where.start]
@@ -196,7 +196,8 @@ def _taken(array: Array, dtype: np.dtype[Any], lent: bool) -> tf.Tensor:
     return _Tensor(aligned_copy(array, dtype), _host(), None)
 
 
-def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
+def aligned(size: int, dtype: np.dtype[Any]) -> Array:
+    """A new array that TensorFlow takes as it is."""
     raw = np.empty(size * dtype.itemsize + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size * dtype.itemsize].view(dtype)

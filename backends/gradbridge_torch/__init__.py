@@ -15,4 +15,11 @@ def gradbridge_backend() -> Backend:
         builder="gradbridge_torch.architectures:build",
         models=("torch.nn.modules.module.Module",),
         aliases=("pytorch",),
+        host="gradbridge_torch.host:TorchHost",
+        arrays=("torch.Tensor",),
+        has_compiler=True,
+        wrappers={
+            "as_module": "gradbridge_torch.wrapping:as_module",
+            "as_layer": "gradbridge_keras.wrapping:as_layer",
+        },
     )

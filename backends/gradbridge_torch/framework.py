@@ -23,6 +23,7 @@ from gradbridge.layout import Array, ParameterLayout
 from gradbridge.notices import notice
 from gradbridge.protocol import ArraySpec, Traits
 from gradbridge_torch.beside import without_graph
+from gradbridge_torch.crossing import taken
 from gradbridge_torch.foreign import foreign_leaves
 from gradbridge_torch.forward_mode import pushed
 from gradbridge_torch.graphs import (
@@ -36,7 +37,7 @@ from gradbridge_torch.replicas import EmptiedError
 from gradbridge_torch.runtime import RUNTIME
 from gradbridge_torch.shapes import shapes_of
 from gradbridge_torch.surroundings import dispatch_modes, function_modes, recording, set_aside, transform
-from gradbridge_torch.tensors import NUMPY_DTYPES, floating_dtype, to_tensor, view_of
+from gradbridge_torch.tensors import NUMPY_DTYPES, floating_dtype, in_precision, to_tensor, view_of
 from gradbridge_torch.vjps import RecordedVJPs, nesting
 
 
@@ -65,6 +66,14 @@ class TorchFramework(RecordedVJPs):
         self.notices: set[str] = set()
         #: Whether the model takes gradients by its inputs itself, and expects them to be tracked.
         self.tracks_inputs = False
+        #: Whether a program of torch may have the model for a part: not if it writes to what it is given, or moves
+        #: state. None where that is not known before it has run.
+        self.inlines: bool | None = True if only_reads else None
+
+    @property
+    def host(self) -> str:  # type: ignore[override]
+        """Whose programs may have the model for a part."""
+        return "torch" if self.inlines and not self.tracks_inputs else ""
 
     # -- arrays -------------------------------------------------------------------------------
 
@@ -74,16 +83,25 @@ class TorchFramework(RecordedVJPs):
             return torch.from_numpy(np.array(array, through, order="C"))
         return to_tensor(array, dtype, self.device, self.only_reads)
 
-    def lend(self, array: Any, dtype: torch.dtype | None) -> torch.Tensor:
+    def take(self, array: Any, dtype: torch.dtype | None) -> torch.Tensor:
         if (
             self.only_reads
             and self.on_cpu
             and type(array) is np.ndarray
             and array.dtype is NUMPY_DTYPES.get(dtype)
-            and array.flags.carray
+            and array.flags.c_contiguous
+            and array.flags.aligned
         ):
-            return torch.from_numpy(array)
+            return taken(array)
         return self.asarray(array, dtype)
+
+    lend = take  # a model that only reads does so for good
+
+    def native(self, array: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+        wanted = in_precision(array.dtype, dtype)
+        if array.dtype is wanted and (self.device is None or array.device == self.device):
+            return array
+        return array.to(device=self.device, dtype=wanted)
 
     def asnumpy(self, native: torch.Tensor) -> Array:
         return view_of(native)
@@ -176,7 +194,10 @@ class TorchProgram(Program):
                 leaves[place] = leaf = leaves[place].detach().requires_grad_()
                 tracked.append(leaf)
             nesting.differentiated = False
+            versions = [x._version for x in leaves] if self.framework.inlines is None else None
             floats, others, form, after = self.fn(leaves)
+            if versions is not None:
+                self.framework.inlines = versions == [x._version for x in leaves]
         except RuntimeError as error:
             if self.framework.tracks_inputs or "does not require grad" not in str(error):
                 raise

@@ -39,7 +39,10 @@ def _adapted(model: Any, options: GuestOptions) -> FunctionalAdapter:
     if isinstance(model, nn.Module) and not is_keras:
         refuse_params(options, "a torch module")
         module = ModuleModel(model, options)
-        return FunctionalAdapter(TorchFramework(module.label, module.device, module.only_reads), module)
+        framework = TorchFramework(module.label, module.device, module.only_reads)
+        if module.moves:
+            framework.inlines = False
+        return FunctionalAdapter(framework, module)
     if not callable(model):
         raise UnknownModelError(
             f"backend 'torch' bridges modules and callables, got a {type(model).__name__}"
@@ -49,6 +52,7 @@ def _adapted(model: Any, options: GuestOptions) -> FunctionalAdapter:
         from gradbridge_torch.keras_models import KerasModel
 
         function: TensorFunction = KerasModel(model, options)
+        function.primitives.inlines = False  # Keras has state of its own around each call
     else:
         function = TensorFunction(model, options)
     function.primitives.label = function.label

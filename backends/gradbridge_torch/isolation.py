@@ -15,8 +15,8 @@ import torch
 
 from gradbridge import forks
 from gradbridge.forks import fork_safe_lock
-from gradbridge.framework import Model
 from gradbridge_torch.explain import explain_backward, explain_forward, steers
+from gradbridge_torch.inlining import KEPT, InlinedModel, top_hooks
 from gradbridge_torch.replicas import EmptiedError
 from gradbridge_torch.runtime import RUNTIME
 from gradbridge_torch.surroundings import (
@@ -28,9 +28,6 @@ from gradbridge_torch.surroundings import (
     set_aside,
     transform,
 )
-
-# The hooks that are called when a tensor is saved for a backward, if any are.
-_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 # One lock for the process: the state behind it is the process's.
 _globals = fork_safe_lock()
@@ -63,14 +60,7 @@ def seeded(noise: int, device: torch.device | None) -> Iterator[None]:
                 generator.set_state(state)
 
 
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
-_KEPT = (_as_it_is, _as_it_is)
-
-
-class TorchModel(Model):
+class TorchModel(InlinedModel):
     """A model of tensors, run in isolation.
 
     Args:
@@ -85,8 +75,6 @@ class TorchModel(Model):
         self._default_device = default_device()
         self._own_modes = int(self._default_device is not None)
         self._is_watched, self._is_probed = watched, False
-        #: Whether it takes gradients itself, by its weights or inputs, so that a plain forward records, too.
-        self.differentiates = False
         #: Another default dtype, to be tried where dtypes do not fit: what a forward makes is to follow its weights.
         self.other_default: torch.dtype | None = None
 
@@ -98,7 +86,7 @@ class TorchModel(Model):
             or torch.is_inference_mode_enabled()
             or torch.is_autocast_enabled("cpu")
             or torch.is_autocast_enabled("cuda")
-            or _top_hooks(True) not in (None, _KEPT)
+            or top_hooks(True) not in (None, KEPT)
             or transform() is not None
             or dispatch_modes()
             or recording() is not None
@@ -196,8 +184,8 @@ class TorchModel(Model):
         with ExitStack() as stack:
             stack.enter_context(set_aside(self._default_device))
             # Hooks on saved tensors (a lossy memory, a checkpoint around us): only the innermost ones are called.
-            if _top_hooks(True) not in (None, _KEPT):
-                stack.enter_context(torch.autograd.graph.saved_tensors_hooks(*_KEPT))
+            if top_hooks(True) not in (None, KEPT):
+                stack.enter_context(torch.autograd.graph.saved_tensors_hooks(*KEPT))
             # What is made in inference mode can never be differentiated.
             stack.enter_context(torch.inference_mode(False))
             for kind in ("cpu", "cuda"):

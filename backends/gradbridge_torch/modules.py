@@ -35,6 +35,8 @@ from gradbridge_torch.tensors import compute_device, floating_dtype, in_precisio
 
 _stack = torch._C._functorch.peek_interpreter_stack
 
+_PLAIN = (torch.Tensor, nn.Parameter)
+
 
 class ModuleModel(TorchModel):
     """An ``nn.Module``: its trainable parameters are the weights, all else is kept as it was when bridged.
@@ -72,7 +74,7 @@ class ModuleModel(TorchModel):
         #: Whether it is known to write to none of its arguments.
         self.only_reads = not has_code and not any(map(writes, module.modules()))
         # Code of the user's may ask a parameter whether it is one, and trainable.
-        self._is_asked = has_code or self.differentiates
+        self.asks = has_code or self.differentiates
         self._module, self._named, self._device, self._is_train = module, named, device, is_train
         # As it is now, in its own dtypes and mode; its trainable parameters are the user's, and never read.
         snapshot = Deep(module, {id(p): p for p in named.values()})
@@ -81,9 +83,10 @@ class ModuleModel(TorchModel):
         self._kept = snapshot.kept if has_code and named else []
         self._then = [p.detach().clone() for p in named.values()] if self._kept else []
         has_buffers = any(True for _ in self._snapshot.buffers())
-        self._moves = is_train and has_buffers
+        #: Whether a forward leaves other buffers behind.
+        self.moves = is_train and has_buffers
         # A forward of the user's may write to buffers in eval mode, too.
-        self._lends = self._moves or (has_buffers and has_code)
+        self._lends = self.moves or (has_buffers and has_code)
         # Whether each call has a replica of its own: it computes in its backward, too, or keeps something.
         self._isolates = False
         self._watches = has_code
@@ -118,7 +121,7 @@ class ModuleModel(TorchModel):
 
     def fresh(self) -> Self:
         twin = copy.copy(self)
-        if self._moves:  # of its own, so that it moves nobody else's
+        if self.moves:  # of its own, so that it moves nobody else's
             with self._lock:
                 kept = self._placeholders(self._template)
                 twin._template = Deep(self._template, {id(p): p for p in kept}).module
@@ -145,9 +148,10 @@ class ModuleModel(TorchModel):
     def call(
         self, weights: Sequence[Any], inputs: list[Any], spec: CallSpec, extras: Sequence[Any]
     ) -> tuple[Any, Sequence[Any]]:
-        if self._is_asked:
+        if self.asks:
             for weight in weights:
-                weight._is_param = True  # what isinstance(weight, nn.Parameter) looks at
+                if type(weight) is not nn.Parameter:
+                    weight._is_param = True  # what isinstance(weight, nn.Parameter) looks at
             # All are tracked, or none; a transform of torch.func lets nobody track another one.
             if weights and not weights[0].requires_grad and (self.differentiates or _stack() is None):
                 self.tracked(weights)
@@ -155,7 +159,7 @@ class ModuleModel(TorchModel):
                 self._forget(inputs, spec)
         args, kwargs = spec.bind(inputs)
         # A replica is nobody else's until it is given back; fake tensors are not to stay in one.
-        isolates = self._isolates or (bool(weights) and type(weights[0]) is not torch.Tensor)
+        isolates = self._isolates or (bool(weights) and type(weights[0]) not in _PLAIN)
         try:
             replica = self._new_replica() if isolates else self._idle.pop()
         except IndexError:
@@ -167,7 +171,7 @@ class ModuleModel(TorchModel):
                 with self._lock:  # not in the middle of a move
                     replica.lend_buffers()
             output = replica.module(*args, **kwargs)
-            return output, replica.buffers() if self._moves else ()
+            return output, replica.buffers() if self.moves else ()
         finally:
             if not isolates:
                 if self._watches:

@@ -29,7 +29,10 @@ class _Emptied(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise EmptiedError("parameters of a call that has ended were used again")
+        raise EmptiedError(
+            "parameters of a call that has ended were used again, as activation checkpointing within a bridged module does; "
+            "without audit='off' its first gradient finds that out, and each call keeps its own"
+        )
 
 
 #: In every slot between calls.

@@ -26,6 +26,15 @@ compiler = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", type(
 recording = torch._C._get_tracing_state
 
 
+_MODES = torch._C._TorchDispatchModeKey
+_TRACING = _MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL
+
+
+def is_tracing() -> bool:
+    """Whether a mode is on that traces a program, rather than one that looks at what is computed."""
+    return bool(dispatch_modes()) and any(torch._C._get_dispatch_mode(mode) is not None for mode in _TRACING)
+
+
 def default_device() -> torch.device | None:
     """Where tensors are made by default; None where nobody said."""
     for mode in reversed(_get_current_function_mode_stack()):

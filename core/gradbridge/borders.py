@@ -30,6 +30,7 @@ from gradbridge.errors import (
 )
 from gradbridge.layout import Array, Float64Vector, ParameterLayout
 from gradbridge.placed import PlacedArray
+from gradbridge.traits import ArraySpec
 
 #: Kinds of dtypes that have derivatives: floating and complex numbers.
 INEXACT = ("f", "c")
@@ -140,15 +141,15 @@ _FLOAT64 = type(np.dtype(np.float64))
 
 
 def _check_unusual(
-    dtype: np.dtype[Any], shape: tuple[int, ...], layout: ParameterLayout, label: str
+    dtype: np.dtype[Any], shape: tuple[Any, ...], layout: ParameterLayout, label: str
 ) -> np.dtype[Any]:
     if dtype.kind not in "fiu":
         raise ParamsDtypeError(
             f"the bridge over {label} expects real params, float64 for preference, got dtype {dtype}; "
             f"{_DTYPE_ADVICE.get(dtype.kind, 'cast them to float64')}"
         )
-    if shape != (layout.size,):
-        if len(shape) != 1 and layout.size in (int(np.prod(shape)), 0):
+    if shape != (layout.size,) and shape != (None,):  # a size that the host does not know yet
+        if len(shape) != 1 and None not in shape and layout.size in (int(np.prod(shape)), 0):
             advice = "flatten them with params.reshape(-1)"
         else:
             advice = "build them with f.layout.ravel(…)"
@@ -178,7 +179,7 @@ def check_finite(params: Array, layout: ParameterLayout, label: str) -> None:
 
 
 def admit(leaf: Any, index: int, label: str, takes_complex: bool, takes_placed: bool = False) -> Any:
-    """Bring one untraced input leaf into the form that guests take.
+    """Bring one untraced input leaf, or what is known of a traced one, into the form that guests take.
 
     Floating values become NumPy arrays, other arrays stay as they are, and what is no array
     (Python integers, strings, callables …) goes through untouched. An array that lives elsewhere is
@@ -188,7 +189,7 @@ def admit(leaf: Any, index: int, label: str, takes_complex: bool, takes_placed: 
         InputError: a complex value, and the guest takes none.
     """
     array: Any
-    if type(leaf) is np.ndarray or (isinstance(leaf, PlacedArray) and takes_placed):
+    if type(leaf) in (np.ndarray, ArraySpec) or (isinstance(leaf, PlacedArray) and takes_placed):
         array = leaf
     elif isinstance(leaf, (bool, int, str, bytes, np.integer, np.bool_)):
         return leaf
@@ -203,12 +204,22 @@ def admit(leaf: Any, index: int, label: str, takes_complex: bool, takes_placed: 
             return leaf
     else:
         return leaf
-    if array.dtype.kind == "c" and not takes_complex:
+    if not takes_complex:
+        refuse_complex(array.dtype, index, label)
+    return array
+
+
+def refuse_complex(dtype: np.dtype[Any], index: int, label: str) -> None:
+    """Refuse an input of complex numbers to a guest that takes none.
+
+    Raises:
+        InputError
+    """
+    if dtype.kind == "c":
         raise InputError(
-            f"input {index} of {label} has dtype {array.dtype}, and its backend, or its numeric gradient, "
+            f"input {index} of {label} has dtype {dtype}, and its backend, or its numeric gradient, "
             f"takes no complex numbers; pass the real and imaginary parts as two inputs"
         )
-    return array
 
 
 def _has_numbers(leaf: Any) -> bool:
@@ -220,10 +231,14 @@ def _has_numbers(leaf: Any) -> bool:
     return True
 
 
+#: What computations with arrays without axes give in NumPy, and Python's own.
+_NUMBERS = frozenset([float, complex, np.float64, np.float32, np.float16, np.complex128, np.complex64])
+
+
 def admit_differentiated(values: Sequence[Any], wrt: tuple[int, ...], call: Any) -> Sequence[Any]:
     """Check the arguments that a host differentiates, now that their values are known.
 
-    Hosts may trace a Python float, or one that was traced meets us bare; it becomes an array here.
+    Hosts may trace a Python float, or a number that was traced meets us bare; it becomes an array here.
 
     Args:
         values: the host's arguments.
@@ -235,8 +250,8 @@ def admit_differentiated(values: Sequence[Any], wrt: tuple[int, ...], call: Any)
         InputError: one is complex, and the guest takes none.
     """
     for kind in map(type, values):
-        if kind is float or kind is complex:
-            values = [np.asarray(leaf) if type(leaf) in (float, complex) else leaf for leaf in values]
+        if kind in _NUMBERS:
+            values = [np.asarray(leaf) if type(leaf) in _NUMBERS else leaf for leaf in values]
             break
     if not wrt or (wrt == (0,) and call.arguments.vectors[0]):
         return values

@@ -69,20 +69,29 @@ _only = click.option(
 @cli.command()
 @click.argument("backend")
 @_only
-def check(backend: str, only: tuple[str, ...]) -> None:
-    """Check BACKEND against the laws; exit code 1 if it breaks one."""
+@click.option(
+    "--guest",
+    "guests",
+    metavar="NAME",
+    multiple=True,
+    help="Of a host: a backend whose models it is checked with, in place of its own; may be given again.",
+)
+def check(backend: str, only: tuple[str, ...], guests: tuple[str, ...]) -> None:
+    """Check BACKEND against the laws, as a guest and as a host; exit code 1 if it breaks one."""
     from gradbridge.testing import check_command
 
-    sys.exit(check_command(backend, only=only))
+    sys.exit(check_command(backend, only=only, guests=guests))
 
 
 @cli.command()
 @_only
-def matrix(only: tuple[str, ...]) -> None:
-    """Check every backend that works here against every law, as one table."""
+@click.option("--save", type=click.Path(dir_okay=False), help="Draw the matrix into this file, as SVG.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def matrix(only: tuple[str, ...], save: str | None, as_json: bool) -> None:
+    """Check every backend that works here: host × guest, and guest × law."""
     from gradbridge.testing import matrix_command
 
-    sys.exit(matrix_command(only=only))
+    sys.exit(matrix_command(only=only, save=save, as_json=as_json))
 
 
 @cli.command()

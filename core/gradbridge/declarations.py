@@ -29,6 +29,8 @@ class Backend:
         wrappers: {``"as_module"``: ``"module:function"``} of what makes a layer of its kind of any bridge.
         arrays: qualified names of classes of arrays, traced or not; a call with one of them in its MRO may be this
             host's.
+        has_compiler: whether its framework has a compiler that may read a call before it is first made, so that the
+            host half is loaded as soon as the framework is (`gradbridge.lifting.compilers`).
         protocol: version of the adapter protocol that it was written for.
         aliases: other names that users know it by, e.g. ``("pytorch",)``; in any case. A backend that is
             called so goes first.
@@ -45,6 +47,7 @@ class Backend:
     aliases: tuple[str, ...] = ()
     arrays: tuple[str, ...] = ()
     wrappers: Mapping[str, str] = field(default_factory=dict)
+    has_compiler: bool = False
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from gradbridge.errors import (
     UnknownModelError,
     Unsupported,
 )
+from gradbridge.execution.evaluation import Call
 from gradbridge.execution.functional import FunctionalAdapter
 from gradbridge.forks import Runtime
 from gradbridge.framework import (
@@ -60,6 +61,7 @@ __all__ = [
     "ArraySpec",
     "Backend",
     "Border",
+    "Call",
     "CallSpec",
     "Computation",
     "Form",

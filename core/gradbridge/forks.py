@@ -1,7 +1,8 @@
 """Forked children: a fork takes one thread along, and a framework waits for its others for ever.
 
 A `Runtime` is what a framework starts in a process and a forked child does not have. Each looks, in a
-child, at what came along, once and before anything runs there; a bridge asks it only in a child.
+child, at what came along, once and before anything runs there; a bridge asks it only in a child. And it knows
+which threads are in a call that the framework itself makes and waits for, where it cannot be called (`Runtime.waiting`).
 
 Locks come along, too, as they were: one that another thread held stays held, by nobody. `fork_safe_lock`
 gives one that is free in a child. What others lock while a module is imported or a framework starts, we cannot
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from gradbridge.errors import ForkError
+from gradbridge.errors import ForkError, ReentryError
 
 _THREADS = "/proc/self/task"
 
@@ -44,11 +45,17 @@ class Runtime(ABC):
     #: Of the framework, as errors call it.
     name: ClassVar[str]
 
+    #: What to do where it would be called back while it waits.
+    reentry_cure: ClassVar[str] = ""
+
     def __init__(self) -> None:
         #: The process that started it and then forked this one; None where it can be used.
         self.lost_by: int | None = None
-        #: Whether nobody need be asked before it is used: it was started, and here.
+        #: Whether nobody need be asked before it is used: it was started, here, and waits for nobody.
         self.is_settled = False
+        #: {thread: how many calls of its own, one within the other, it waits for there}.
+        self._awaited: dict[int, int] = {}
+        self._lock = fork_safe_lock()
         _runtimes[type(self)] = self
         if parent is not None and self.is_started() and not self.runs_here():
             self.lost_by = parent  # it came along before there was anybody to look
@@ -69,7 +76,13 @@ class Runtime(ABC):
 
         Raises:
             ForkError: it was started before this process was forked.
+            ReentryError: it waits for the very call that this is a part of.
         """
+        if threading.get_ident() in self._awaited:
+            raise ReentryError(
+                f"{self.name} was called within a callback of a {self.name} program, which waits for it with the "
+                f"threads that the call would need, and may wait for ever. {self.reentry_cure}"
+            )
         if self.lost_by is not None:
             raise ForkError(
                 f"{self.name} was started in process {self.lost_by}, which then forked this one, process "
@@ -88,17 +101,56 @@ class Runtime(ABC):
         """
         self.require()
         with undivided():
-            # Within the block, and for other threads, which wait for the framework itself.
-            self.is_settled = True
+            with self._lock:
+                # Within the block, and for other threads, which wait for the framework itself.
+                self.is_settled = not self._awaited
             try:
                 yield
             finally:
-                self.is_settled = self.lost_by is None and self.is_started()
+                self._settle()
+
+    def waiting(self) -> Waiting:
+        """A block that the framework calls from a program of its own, and waits for: a callback.
+
+        Whoever would use it within the block, by whatever way, is refused (`require`).
+        """
+        return Waiting(self)
+
+    def _settle(self) -> None:
+        with self._lock:
+            self.is_settled = self.lost_by is None and not self._awaited and self.is_started()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # First in the pickle of a bridge: whoever reads it in a child must not come to the framework's own parts.
         self.require()
         return _required, (type(self),)
+
+
+class Waiting:
+    """`Runtime.waiting`, of this thread; no generator, which would take 4 µs of a callback.
+
+    Args:
+        runtime: that waits.
+    """
+
+    __slots__ = ("_runtime",)
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def __enter__(self) -> None:
+        runtime, me = self._runtime, threading.get_ident()
+        with runtime._lock:
+            runtime._awaited[me] = runtime._awaited.get(me, 0) + 1
+            runtime.is_settled = False
+
+    def __exit__(self, *error: object) -> None:
+        runtime, me = self._runtime, threading.get_ident()
+        with runtime._lock:
+            left = runtime._awaited.pop(me, 1) - 1
+            if left:
+                runtime._awaited[me] = left
+            runtime.is_settled = not runtime._awaited and runtime.lost_by is None
 
 
 #: The process that this one was forked from; None for the others.
@@ -185,6 +237,7 @@ def _forked() -> None:
             owner._at_fork_reinit()
     for runtime in _runtimes.values():
         runtime.is_settled = False
+        runtime._awaited.clear()
         if runtime.is_started():
             runtime.lost_by = parent
 

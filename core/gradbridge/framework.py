@@ -112,6 +112,15 @@ class Framework(ABC):
         """One of its own arrays, traced or not, in a dtype (as for `asarray`): part of the program that calls."""
         raise NotImplementedError
 
+    def part(self, computation: Computation, program: Callable[[], Program]) -> Computation:
+        """What stands in a program of the host in place of a computation; this itself, if it is not better compiled.
+
+        Args:
+            computation: leaves ↦ (floats, others, form, after).
+            program: gives it as a program that is kept, and not pulled back.
+        """
+        return computation
+
     def border(self, layout: ParameterLayout, dtypes: Sequence[Any]) -> FrameworkBorder:
         """How a flat vector becomes weights, and gradients one; for frameworks with a quicker way."""
         return FrameworkBorder(self, layout, dtypes)

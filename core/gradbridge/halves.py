@@ -63,9 +63,9 @@ def _built(half: Callable[..., Any], said: str, architecture: Any, arrays: dict[
     return model
 
 
-def _called(half: Callable[..., Any], said: str, *arguments: Any) -> Any:
+def _called(half: Callable[..., Any], said: str, *arguments: Any, **options: Any) -> Any:
     try:
-        return half(*arguments)
+        return half(*arguments, **options)
     except SystemExit as error:  # the user's program goes on; what else is raised is about the user's model
         raise PluginError(f"{said} asked to exit: {error}") from error
 

@@ -100,5 +100,8 @@ class Hosts(Protocol):
     def host(self, name: str) -> Host:
         """The host half of a backend."""
 
+    def load_compiling_hosts(self) -> None:
+        """Load those whose framework has a compiler, and is there: it may be the first to meet a call."""
+
     def wrapper(self, name: str) -> Callable[..., Any]:
         """What makes a layer of a bridge, by the name of the bridge's method."""

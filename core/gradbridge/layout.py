@@ -126,7 +126,7 @@ class ParameterLayout:
             ParamsDtypeError: an array is not of real numbers.
         """
         for name, shape, array in zip(self.names, self.shapes, arrays):
-            if array.shape != shape:
+            if array.shape != shape and not _may_be(array.shape, shape):
                 raise LayoutError(f"expected shape {shape} for parameter {name!r}, got {array.shape}")
             if array.dtype.kind not in "fiu":
                 raise ParamsDtypeError(
@@ -229,6 +229,11 @@ class ParameterLayout:
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
         return "\n".join([*lines, f"{self.size} numbers"])
+
+
+def _may_be(shape: Sequence[int | None], expected: tuple[int, ...]) -> bool:
+    """Whether a shape is as expected, but for sizes that its host does not know yet (None)."""
+    return len(shape) == len(expected) and all(n is None or n == m for n, m in zip(shape, expected))
 
 
 def _unpickled(names: Any, shapes: Any, dtypes: Any, tree: Any) -> ParameterLayout:

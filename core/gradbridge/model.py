@@ -85,6 +85,28 @@ class Model(Inspectable, ABC):
         """
         return thunk()
 
+    def inlines(self) -> bool:
+        """Whether it computes what it is to compute as a part of a program of its own framework, here and now.
+
+        With the noise of the bridge's own seed, if it draws numbers; no state can move there.
+        """
+        return not self.draws
+
+    def within(self, compute: Callable[[list[Any]], T], weights: list[Any], others: list[Any]) -> T:
+        """Run or trace its computation as a part of a program of its own framework: `isolated`, where that calls.
+
+        What the program decides for all of itself stays (devices, precision); what decides for each operation is the
+        model's own.
+
+        Args:
+            compute: a `Computation`.
+            weights, others: its leaves, which belong to that program and are not to be written to.
+
+        Raises:
+            Unsupported: it cannot be a part of that program, as it turns out.
+        """
+        return compute([*weights, *others])
+
     def keep_for_rerun(self) -> bool:
         """Before a call is made again: make this and later calls keep what they are computed with.
 

@@ -87,6 +87,14 @@ class Primitive:
     def _point(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> EvaluationPoint:
         return self._bridge._point(None, inputs, kwargs)
 
+    def as_module(self, **options: Any) -> Any:
+        """A ``torch.nn.Module`` that computes the function, without parameters; see `Bridge.as_module`."""
+        return self._bridge.as_module(**options)
+
+    def as_layer(self, **options: Any) -> Any:
+        """A Keras layer that computes the function, without weights; see `Bridge.as_layer`."""
+        return self._bridge.as_layer(**options)
+
     @property
     def gradient_error(self) -> float | None:
         """Largest estimated error of an entry of its numeric Jacobians so far.
@@ -108,7 +116,7 @@ class Primitive:
         Returns:
             What the function returns, arrays in the dtype of the first floating input.
         """
-        return self._bridge._apply((), False, inputs, kwargs)
+        return self._bridge._of_arrays(inputs, kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         # As the function itself is bound: a static one, a builtin or a callable object is not.
@@ -146,7 +154,7 @@ class Method(Primitive):
         self.__func__, self.__self__ = primitive, method.__self__
 
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
-        return self._bridge._apply((), False, (self.__self__, *inputs), kwargs)
+        return self._bridge._of_arrays((self.__self__, *inputs), kwargs)
 
     def _point(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> EvaluationPoint:
         point = super()._point((self.__self__, *inputs), kwargs)

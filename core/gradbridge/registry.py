@@ -23,14 +23,15 @@ from gradbridge.errors import (
 from gradbridge.foreign import foreign_code
 from gradbridge.forks import undivided
 from gradbridge.halves import GuestHalf, checked_half
-from gradbridge.host import Host
+from gradbridge.host import Host as Host
+from gradbridge.host_plugins import HostPlugins, qualified
 from gradbridge.installed import has_module, version_of
 from gradbridge.notices import notice
-from gradbridge.plugins import Plugin, Plugins
+from gradbridge.plugins import Plugin
 from gradbridge.wording import suggestion
 
 
-class Registry(Plugins):
+class Registry(HostPlugins):
     """The backends and plugins of one process, or of one test.
 
     Args:
@@ -40,7 +41,6 @@ class Registry(Plugins):
 
     def __init__(self, entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> None:
         super().__init__(entry_points)
-        self._halves: dict[tuple[str, str], Any] = {}
 
     # A registry belongs to its process: a copy is the same one, and a pickled one is the default of the
     # process that reads it.
@@ -138,15 +138,6 @@ class Registry(Plugins):
         half: GuestHalf = self._half(name, "guest")
         return half
 
-    def host(self, name: str) -> Host:
-        """The host half of a backend, importing its framework.
-
-        Raises:
-            UnknownBackendError, BackendUnavailableError
-        """
-        half: Host = self._half(name, "host")
-        return half
-
     def builder(self, name: str) -> Callable[[Any, dict[str, Any]], Any]:
         """The builder of portable architectures of a backend, importing its framework.
 
@@ -154,37 +145,6 @@ class Registry(Plugins):
             UnknownBackendError, BackendUnavailableError
         """
         half: Callable[[Any, dict[str, Any]], Any] = self._half(name, "builder")
-        return half
-
-    def host_of(self, kind: type) -> str | None:
-        """The backend whose arrays a class is one of, by the classes in its MRO; imports no framework.
-
-        Ours keep the arrays of their frameworks; None where it is nobody's.
-        """
-        self._load_plugins()
-        for cls in kind.__mro__:
-            names = [
-                name for name, (b, _) in self._backends.items() if b.host and _qualified(cls) in b.arrays
-            ]
-            if names:
-                return min(names, key=lambda name: (not self._backends[name][1].is_own, name))
-        return None
-
-    def wrapper(self, name: str) -> Callable[..., Any]:
-        """What makes a layer of a bridge, ours first.
-
-        Args:
-            name: as its backend declares it, ``"as_module"``.
-
-        Raises:
-            UnknownBackendError: no backend has it.
-            BackendUnavailableError
-        """
-        self._load_plugins()
-        found = [backend for backend in self._backends if name in self._backends[backend][0].wrappers]
-        if not found:
-            raise UnknownBackendError(f"no backend that is installed makes layers by {name}")
-        half: Callable[..., Any] = self._half(min(found, key=lambda b: not self._backends[b][1].is_own), name)
         return half
 
     def match(self, model: Any) -> str:
@@ -196,7 +156,7 @@ class Registry(Plugins):
         self._load_plugins()
         claims: list[tuple[type, list[str]]] = []  # (class, who claims it), the most derived first
         for cls in type(model).__mro__:
-            names = [name for name, (b, _) in self._backends.items() if _qualified(cls) in b.models]
+            names = [name for name, (b, _) in self._backends.items() if qualified(cls) in b.models]
             if names:
                 claims.append((cls, names))
         if claims:
@@ -226,16 +186,16 @@ class Registry(Plugins):
         if len(names) > 1:
             said = " and ".join(f"{name!r} of package {self._backends[name][1].package!r}" for name in names)
             raise UnknownModelError(
-                f"backends {said} both claim {_qualified(cls)}; say which one with backend=…, one of {', '.join(names)}"
+                f"backends {said} both claim {qualified(cls)}; say which one with backend=…, one of {', '.join(names)}"
             )
         return names[0]
 
     def _warn_of_claim(self, name: str, cls: type, own: str) -> None:
         plugin, owner = self._backends[name][1], self._backends[own][1]
         if (
-            not plugin.is_own and _qualified(cls) not in self._backends[own][0].models
+            not plugin.is_own and qualified(cls) not in self._backends[own][0].models
         ):  # else it is listed anyway
-            text = _stays(plugin, name, _qualified(cls), owner, own)
+            text = _stays(plugin, name, qualified(cls), owner, own)
             if self.complain(plugin, text):
                 notice(text)  # who called bridge()
 
@@ -309,10 +269,6 @@ class Registry(Plugins):
                 importlib.import_module(module)
         except BackendUnavailableError as error:
             raise BackendUnavailableError(f"{error}{line}") from error.__cause__
-
-
-def _qualified(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _package(cls: type) -> str:

@@ -67,6 +67,13 @@ def test_variances_have_their_derivatives_of_every_order(function):
     check_variance(bridged(function))
 
 
+def test_a_scaled_output_without_axes_has_its_second_derivative():
+    """The cotangent is a bare number there, of NumPy's own class, which no array library takes."""
+    energy = gb.primitive(backend="tensorflow")(lambda x: tf.reduce_sum(x**3))
+    gradient = autograd.grad(lambda x: energy(x) * 0.5)
+    np.testing.assert_allclose(autograd.jacobian(gradient)(X), np.diag(3 * X), rtol=1e-14)
+
+
 def test_a_gradient_of_a_variance_within_the_model():
     def force(x):
         with tf.GradientTape() as tape:

@@ -26,8 +26,8 @@ SHARED = "gradbridge_keras"
 ORDER = (
     "errors",
     "layout",
-    "borders",
     "traits",
+    "borders",
     "call_spec",
     "protocol",
     "program",

@@ -3,8 +3,12 @@
 import pathlib
 
 from gradbridge.testing import CHECKS, LAWS
+from gradbridge.testing.hosts import HOST_CHECKS
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "laws.md"
+
+
+HOSTS = "## Hosts\n"
 
 
 def tables():
@@ -17,6 +21,20 @@ def tables():
     return "\n".join(lines)
 
 
+def host_table():
+    lines = ["| check | law | what must hold |", "|---|:-:|---|"]
+    for law in LAWS:
+        checks = [check for check in HOST_CHECKS.values() if check.law == law]
+        lines += [f"| `{check.name}` | {law} | {check.statement} |" for check in checks]
+    return "\n".join([*lines, ""])
+
+
 def test_the_page_lists_the_checks_of_the_kit():
-    _, heading, rest = PAGE.read_text(encoding="utf-8").partition("## 1.")
-    assert heading + rest == tables(), f"docs/laws.md must end with:\n\n{tables()}"
+    page, _, _ = PAGE.read_text(encoding="utf-8").partition(HOSTS)
+    _, heading, rest = page.partition("## 1.")
+    assert heading + rest.rstrip("\n") + "\n" == tables(), f"docs/laws.md must have:\n\n{tables()}"
+
+
+def test_the_page_lists_the_checks_of_hosts():
+    _, _, rest = PAGE.read_text(encoding="utf-8").partition(HOSTS)
+    assert rest.endswith("\n\n" + host_table()), f"docs/laws.md must end with:\n\n{host_table()}"

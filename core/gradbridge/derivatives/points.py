@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from gradbridge import trees
 from gradbridge.borders import INEXACT
-from gradbridge.errors import HigherOrderError, NotDifferentiableError, OptionError, Unsupported
+from gradbridge.errors import GuestError, HigherOrderError, NotDifferentiableError, OptionError, Unsupported
 from gradbridge.execution import batched
 from gradbridge.execution.evaluation import Call, Evaluation
 from gradbridge.layout import Array
@@ -122,6 +123,13 @@ class Linearization:
             first + i for i, y in enumerate(evaluation.outputs) if y.dtype.kind in INEXACT
         )
         self._gradient: Evaluation | None = None
+
+    def start_from_record(self) -> None:
+        """Push through what was recorded, so that no further forward is made; where that can be."""
+        if self._evaluation.residuals is None or self._evaluation.adapter.refusal("pullback"):
+            return
+        with suppress(HigherOrderError, GuestError):  # its forward mode may do it all the same
+            self._pullback()
 
     def push(self, tangents: Sequence[Array], own: bool = True) -> list[Array]:
         """A tangent for each argument → one for each output; zeros for integer ones.

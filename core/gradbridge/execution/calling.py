@@ -21,6 +21,7 @@ from gradbridge.execution.precision import Precisions
 from gradbridge.execution.settings import BridgeSettings
 from gradbridge.host import Host, Hosts, Reading
 from gradbridge.lifting.choosing import AUTO, AUTOGRAD, host_of_arrays
+from gradbridge.lifting.compilers import compilers, key_for
 from gradbridge.lifting.host import LiftingHost
 from gradbridge.lifting.wrapping import Wrappable
 from gradbridge.protocol import Adapter, ArraySpec
@@ -41,6 +42,8 @@ class Calling(Derivatives, Wrappable):
     def _serve(self, hosts: Hosts, host: Host, settings: BridgeSettings) -> None:
         """From now on calls come from this host, or with ``host="auto"`` from that of their arrays, and this if none."""
         self._hosts, self._host, self._settings = hosts, host, settings
+        self._key = key_for(self)
+        hosts.load_compiling_hosts()
         self._size = (self._adapter.layout.size,)
         #: {class: whether its objects are trees of others, or some other host's arrays}, of those that were met.
         self._is_special: dict[type, Any] = {} if isinstance(host, LiftingHost) else {np.ndarray: False}
@@ -68,10 +71,20 @@ class Calling(Derivatives, Wrappable):
             ParamsShapeError, ParamsDtypeError, NonFiniteParamsError, LayoutError, InputError,
             OutputError, GuestError, HostError
         """
+        for compiler in compilers:
+            if compiler.is_reading():
+                return compiler.call(self._key, (params,), inputs, kwargs)
         if self._is_special.get(type(params), True):
             host = self._host_of(params, inputs, kwargs)
             return self._apply(*self._weights(host, params), inputs, kwargs, host)
         return self._apply((params,), True, inputs, kwargs)
+
+    def _of_arrays(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a function without params."""
+        for compiler in compilers:
+            if compiler.is_reading():
+                return compiler.call(self._key, (), inputs, kwargs)
+        return self._apply((), False, inputs, kwargs)
 
     def _apply(
         self,
@@ -207,11 +220,13 @@ class Calling(Derivatives, Wrappable):
     def _admitted(self, value: Any, index: int, first: int, is_traced: bool) -> Any:
         """One of the arguments, in the form that guests take."""
         adapter = self._adapter
-        if isinstance(value, ArraySpec) and index < first:
+        if isinstance(value, ArraySpec):
+            if index >= first and not adapter.traits.takes_complex:
+                borders.refuse_complex(value.dtype, index - first, adapter.label)
             return value
         if index < first:
             return borders.as_array(value, f"params of {adapter.label}")
-        if is_traced and not isinstance(value, ArraySpec):
+        if is_traced:
             return value  # looked at when it is known that it is differentiated
         traits = adapter.traits
         return borders.admit(value, index - first, adapter.label, traits.takes_complex, traits.takes_placed)

@@ -62,6 +62,11 @@ class Call:
         arguments = Arguments.of(self.arguments.vectors, len(adapter.layout))
         return replace(self, adapter=adapter, spec=replace(self.spec, packed=False), arguments=arguments)
 
+    def again(self, noise: int) -> Call:
+        """The same call as it was made before with this noise: it draws the same numbers, and moves no state."""
+        settings = self.settings if self.settings.draw_noise is None else self.settings.drawn
+        return replace(self, spec=replace(self.spec, noise=noise, replay=True), settings=settings)
+
     @property
     def first_input(self) -> int:
         """Which of the host's arguments is the first input, after the weights or their vector."""

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from gradbridge.call_spec import CallSpec
-from gradbridge.errors import GuestError, NotDifferentiableError, Unsupported
-from gradbridge.framework import Computation, Framework, Model
+from gradbridge.errors import GradbridgeError, GuestError, NotDifferentiableError, Unsupported
+from gradbridge.framework import Computation, Framework, Model, Program
 from gradbridge.inspection import Stranger
 from gradbridge.protocol import Adapter
 
@@ -30,6 +30,10 @@ class ModelAdapter(Adapter):
     #: Whether each call is made again before it is pulled back another time.
     renews: bool
 
+    #: Whether arrays of others were seen to take part, which are constants here: within a program of theirs they would
+    #: be differentiated.
+    has_strangers = False
+
     def __init__(self, framework: Framework, source: Model) -> None:
         self.traits = framework.traits  # first, and so first in a pickle: see `Runtime.__reduce__`
         self.framework, self.source = framework, source
@@ -46,6 +50,10 @@ class ModelAdapter(Adapter):
     @abstractmethod
     def _computation(self, constants: dict[int, Any], spec: CallSpec) -> Computation:
         """leaves ↦ (floats, others, form, after): pure, and without an array of its own."""
+
+    @abstractmethod
+    def _program(self, spec: CallSpec, constants: dict[int, Any], wrt: tuple[int, ...]) -> Program:
+        """The computation as it is run, the same one for the same arguments."""
 
     @abstractmethod
     def _loaded(self, weights: Any, flat: bool, packed: bool, lent: bool = False) -> list[Any]:
@@ -118,15 +126,26 @@ class ModelAdapter(Adapter):
         self, host: str, spec: CallSpec, constants: Mapping[int, Any]
     ) -> Callable[[Sequence[Any]], Any] | None:
         framework, model = self.framework, self.source
-        if framework.host != host or model.draws:
+        if framework.host != host or not model.inlines() or self.has_strangers:
             return None
         first = 1 if spec.packed else len(self.layout)
-        compute = self._computation(dict(constants), spec)
+        compute = framework.part(
+            self._computation(dict(constants), spec), lambda: self._program(spec, dict(constants), ())
+        )
 
         def run(leaves: Sequence[Any]) -> Any:
-            weights = [framework.native(w, d) for w, d in zip(leaves[:first], model.dtypes)]
-            inputs = [framework.native(x, model.dtype) for x in leaves[first:]]
-            floats, others, form, _ = compute([*weights, *inputs, *model.extras(spec.noise)])
+            try:
+                weights = [framework.native(w, d) for w, d in zip(leaves[:first], model.dtypes)]
+                inputs = [framework.native(x, model.dtype) for x in leaves[first:]]
+                inputs += model.extras(spec.noise)
+                floats, others, form, _ = model.within(compute, weights, inputs)
+            except GradbridgeError:
+                raise
+            except Exception as error:
+                explained = model.explain(error, leaves[first:])
+                if explained is error:
+                    raise
+                raise explained from error
             return form.assemble(form.merge(floats, others))
 
         return run
@@ -135,7 +154,9 @@ class ModelAdapter(Adapter):
         if residuals is None:
             return ()
         recorded = [self.source.stranger(native) for native in residuals.program.strangers(residuals.kept)]
-        return [*recorded, *self.source.strangers(residuals)]
+        found = [*recorded, *self.source.strangers(residuals)]
+        self.has_strangers = self.has_strangers or bool(found)
+        return found
 
     def operations(self, residuals: Any) -> Hashable:
         return None if residuals is None else residuals.program.operations(residuals.kept)

@@ -40,6 +40,7 @@ class BridgeSettings:
         constants: the arguments that are declared non-differentiable, in words.
         outputs: what the user said of the outputs' shapes.
         nodes: calls as hosts lift them, by what is static about them (`gradbridge.lifting.node_of`).
+        compiled: those of them that programs were compiled with, which may run as long as the bridge lives.
         is_plain: whether there is neither memory, nor noise to draw, nor a check, nor anything to look at.
         gives_plain_values: the same of calls that are not differentiated, at which there is less to look at.
     """
@@ -56,6 +57,7 @@ class BridgeSettings:
     constants: str = ""
     outputs: Any = None
     nodes: LRUCache[Any] = field(default_factory=LRUCache, init=False)
+    compiled: list[Any] = field(default_factory=list, init=False)
     is_plain: bool = field(init=False)
     gives_plain_values: bool = field(init=False)
 
@@ -67,7 +69,13 @@ class BridgeSettings:
         is_simple = self.memory is None and self.draw_noise is None and not self.checks_finite
         self.is_plain = is_simple and not self.audit.awaits_call("float64")
         self.gives_plain_values = is_simple and not self.audit.awaits_call("float64", False)
-        self.__dict__.pop("quiet", None)
+        for derived in ("quiet", "drawn"):
+            self.__dict__.pop(derived, None)
+
+    @cached_property
+    def drawn(self) -> BridgeSettings:
+        """For calls whose noise is drawn already."""
+        return replace(self, draw_noise=None)
 
     @cached_property
     def quiet(self) -> BridgeSettings:

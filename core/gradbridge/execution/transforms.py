@@ -185,7 +185,7 @@ class TransformingAdapter(ModelAdapter):
             specs, form = framework.shapes(self._computation(constants, replace(spec, packed=False)), leaves)
             return form.of_arrays().assemble([ArraySpec.of(s) for s in specs])
 
-        return self._isolated(run, (), 0, False)
+        return self._isolated(run, inputs, 0, False)
 
     # -- programs -----------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ where the system lets it, and else by its number in the `Store`.
 
 from gradbridge.lifting.host import LiftingHost
 from gradbridge.lifting.node import Node, Run, node_of
+from gradbridge.lifting.open_sizes import OpenSpec, open_outputs
 from gradbridge.lifting.store import Store
 
-__all__ = ["LiftingHost", "Node", "Run", "Store", "node_of"]
+__all__ = ["LiftingHost", "Node", "OpenSpec", "Run", "Store", "node_of", "open_outputs"]

@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from gradbridge.errors import GradbridgeError, GuestError, InputError, OutputError
 from gradbridge.execution.evaluation import Call
 from gradbridge.host import Host, Reading
+from gradbridge.layout import ParameterLayout
 from gradbridge.lifting.node import Node, node_of
 from gradbridge.protocol import ArraySpec
 
@@ -41,9 +43,10 @@ class LiftingHost(Host):
             The outputs assembled as the model returned them.
         """
 
-    @abstractmethod
     def inline(self, call: Call, native: Callable[[Sequence[Any]], Any], leaves: Sequence[Any]) -> Any:
         """Make a call of a guest of this same system, as a part of the program that calls.
+
+        Only asked of a host whose name a guest's `Framework.host` is.
 
         Args:
             call: to make.
@@ -51,8 +54,21 @@ class LiftingHost(Host):
             leaves: what that takes, arrays of this system.
 
         Returns:
-            The outputs as the model returned them, floating ones in the dtype of the call.
+            The outputs as the model returned them, floating ones in the dtype of the call; NotImplemented where it is no
+            part of a program, as it turns out: it is lifted then.
         """
+        raise NotImplementedError(
+            f"{call.adapter.label} is a part of programs of {self.name}, as Framework.host says, and the host half of "
+            f"{self.name} has no inline()"
+        )
+
+    def inlines(self, call: Call, operands: Sequence[Any]) -> bool:
+        """Whether a guest of this same system is to be called as a part of the program, or as any other."""
+        return not call.settings.checks_finite and call.settings.draw_noise is None
+
+    def cut(self, vector: Any, layout: ParameterLayout) -> Sequence[Any]:
+        """The flat vector of all weights → the weights, differentiably."""
+        return layout.cut(vector)
 
     def read(self, arguments: list[Any]) -> Reading:
         arguments[:] = [
@@ -63,8 +79,23 @@ class LiftingHost(Host):
         return Reading(values, tuple(i for i, x in enumerate(arguments) if self.owns(x)))
 
     def apply(self, call: Call, arguments: Sequence[Any], reading: Reading) -> Any:
+        try:
+            return self._made(call, arguments, reading.values)
+        except (GuestError, InputError, OutputError) as error:
+            precisions = call.settings.precisions
+            own = None if precisions is None else precisions.fall_back(call.dtype, call.adapter)
+            if precisions is None or own is None:
+                raise
+            try:
+                made = self._made(call.by(own), arguments, reading.values)
+            except GradbridgeError:
+                raise error from error.__cause__  # it is no matter of precision
+            precisions.settle(call.dtype, str(error))
+            return made
+
+    def _made(self, call: Call, arguments: Sequence[Any], values: Sequence[Any]) -> Any:
         operands, constants = [], {}
-        for index, (own, value) in enumerate(zip(arguments, reading.values)):
+        for index, (own, value) in enumerate(zip(arguments, values)):
             if self.owns(own):
                 operands.append(own)
             elif type(value) is np.ndarray:
@@ -72,9 +103,14 @@ class LiftingHost(Host):
             else:
                 constants[index] = value
         first = call.first_input
-        native = call.adapter.inlined(self.name, call.spec, {i - first: x for i, x in constants.items()})
-        if native is None:
-            return self.lift(node_of(call, constants, self.lends), operands)
-        if call.arguments.vectors[:1] == (True,) and not call.spec.packed:
-            operands = [*call.adapter.layout.cut(operands[0]), *operands[1:]]
-        return self.inline(call, native, operands)
+        native = None
+        if self.inlines(call, operands):
+            native = call.adapter.inlined(self.name, call.spec, {i - first: x for i, x in constants.items()})
+        if native is not None:
+            leaves: Sequence[Any] = operands
+            if call.arguments.vectors[:1] == (True,) and not call.spec.packed:
+                leaves = [*self.cut(operands[0], call.adapter.layout), *operands[1:]]
+            made = self.inline(call, native, leaves)
+            if made is not NotImplemented:
+                return made
+        return self.lift(node_of(call, constants, self.lends), operands)

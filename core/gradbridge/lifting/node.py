@@ -78,7 +78,13 @@ class Node:
                 found = self._derivatives[wrt, inexact] = Node(call, self.constants, self, wrt, inexact)
             return found
 
-    def evaluate(self, operands: Sequence[Array], wrt: tuple[int, ...], parent: Run | None = None) -> Run:
+    def evaluate(
+        self,
+        operands: Sequence[Array],
+        wrt: tuple[int, ...],
+        parent: Run | None = None,
+        noise: int | None = None,
+    ) -> Run:
         """Run it.
 
         Args:
@@ -86,23 +92,29 @@ class Node:
             wrt: those that it may be pulled back to, or pushed forward from.
             parent: of a gradient: what the node that it is the gradient of recorded at these operands; without it
                 that one runs again.
+            noise: of a run (`Run.noise`) that is made again: the same numbers are drawn, and no state moves.
         """
         arguments = tuple(self.places[i] for i in wrt)
         if self.parent is None:
             values: list[Any] = [self.constants.get(i) for i in range(len(self.call.arguments.vectors))]
             for place, operand in zip(self.places, operands):
                 values[place] = operand
-            return Run(self, self.call.evaluate(values, arguments))
+            call = self.call if noise is None else self.call.again(noise)
+            return Run(self, call.evaluate(values, arguments))
         first = self.parent.operands
         if parent is None:
-            recorded = tuple(sorted({*self.wrt, *(i for i in wrt if i < first)}))
-            parent = self.parent.evaluate(operands[:first], recorded)
-        evaluation = parent.evaluation
+            parent = self.parent.evaluate(operands[:first], self.recorded(wrt), noise=noise)
+        evaluation = parent.at(operands[:first]).evaluation
         derivative: Call = evaluation.differentiated(
             tuple(self.parent.places[i] for i in self.wrt), products=any(i < first for i in wrt)
         )
         values = [*evaluation.values, *parent.every_cotangent(operands[first:])]
         return Run(self, derivative.evaluate(values, arguments))
+
+    def recorded(self, wrt: tuple[int, ...]) -> tuple[int, ...]:
+        """Of a gradient: what its parent is to record so that it can be pulled back to these operands."""
+        assert self.parent is not None
+        return tuple(sorted({*self.wrt, *(i for i in wrt if i < self.parent.operands)}))
 
     def specs(self, operands: Sequence[ArraySpec]) -> tuple[list[ArraySpec], optree.PyTreeSpec | None]:
         """Shapes and dtypes of the outputs in the host, and their tree (None for one array alone), before it runs.
@@ -179,6 +191,11 @@ class Run:
         return tuple([y.dtype.kind in INEXACT for y in self.evaluation.outputs])
 
     @property
+    def noise(self) -> int:
+        """Where its random numbers began."""
+        return self.evaluation.call.spec.noise
+
+    @property
     def nbytes(self) -> int:
         """Bytes of its arguments and outputs: what it keeps at least."""
         arrays = [*self.evaluation.values, *self.evaluation.outputs]
@@ -187,6 +204,21 @@ class Run:
     def covers(self, wrt: tuple[int, ...]) -> bool:
         """Whether it was recorded for a pull to these operands."""
         return all(self.node.places[i] in self.evaluation.wrt for i in wrt)
+
+    def at(self, operands: Sequence[Array]) -> Run:
+        """The same with the operands as they are handed in again: arrays that it was given may have changed since.
+
+        What it recorded is the guest's own and stays right; a forward mode, or a derivative that is computed anew,
+        reads the operands.
+
+        Args:
+            operands: holding what they held when it ran.
+        """
+        values = list(self.evaluation.values)
+        for place, operand in zip(self.node.places, operands):
+            dtype = values[place].dtype  # a vector of weights crosses as float64, whatever the host's
+            values[place] = operand if operand.dtype == dtype else np.ascontiguousarray(operand, dtype)
+        return Run(self.node, replace(self.evaluation, values=values))
 
     def pull(self, cotangents: Sequence[Array], wrt: tuple[int, ...], views: bool = False) -> list[Array]:
         """cᵀJ: one cotangent per floating output → one gradient per operand of `wrt`.
@@ -206,12 +238,14 @@ class Run:
         Raises:
             HigherOrderError: the guest has no forward mode, and cannot differentiate its gradient.
         """
-        pushed = Linearization(self.evaluation, self._arguments(wrt)).push(tangents)
-        return self._moved([t for t, yes in zip(pushed, self.inexact) if yes])
+        return self._moved(self._floating(self._linearization(wrt).push(tangents)))
 
     def pull_many(self, cotangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
         """`pull` of cotangents with one leading axis, in one computation where the guest can."""
         size = len(cotangents[0])
+        if not size:
+            values = self.evaluation.values
+            return [np.zeros((0, *values[i].shape), values[i].dtype) for i in self._arguments(wrt)]
         try:
             every = self.every_cotangent(cotangents, (size,))
             found = batched.pull_many(self.evaluation, every, self._arguments(wrt), "batched VJP")
@@ -221,11 +255,17 @@ class Run:
 
     def push_many(self, tangents: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
         """`push` of tangents with one leading axis, in one computation where the guest can."""
+        size = len(tangents[0])
+        if not size:
+            return self._moved(
+                [np.zeros((0, *y.shape), y.dtype) for y in self.evaluation.outputs if is_inexact(y)]
+            )
+        linearization = self._linearization(wrt)
         try:
-            return self._moved(Linearization(self.evaluation, self._arguments(wrt)).push_many(tangents))
+            return self._moved(linearization.push_many(tangents))
         except Unsupported:
-            size = len(tangents[0])
-            return _stacked([self.push([t[i] for t in tangents], wrt) for i in range(size)])
+            rows = [linearization.push([t[i] for t in tangents]) for i in range(size)]
+            return self._moved(_stacked(list(map(self._floating, rows))))
 
     def every_cotangent(self, floating: Sequence[Array], lead: tuple[int, ...] = ()) -> list[Array]:
         """Cotangents of the floating outputs → of all; those of integers are zeros."""
@@ -235,21 +275,39 @@ class Run:
             for y, yes in zip(self.evaluation.outputs, self.inexact)
         ]
 
+    def _linearization(self, wrt: tuple[int, ...]) -> Linearization:
+        """From what was recorded: no dearer than another forward, and one that is not needed (law 8)."""
+        linearization = Linearization(self.evaluation, self._arguments(wrt))
+        if wrt and self.covers(wrt):
+            linearization.start_from_record()
+        return linearization
+
+    def _floating(self, tangents: Sequence[Array]) -> list[Array]:
+        """Those of the floating outputs, of the tangents of all."""
+        return [t for t, yes in zip(tangents, self.inexact) if yes]
+
     def _arguments(self, wrt: tuple[int, ...]) -> tuple[int, ...]:
         return tuple([self.node.places[i] for i in wrt])
 
     def _typed(self, gradients: Sequence[Array], wrt: tuple[int, ...]) -> list[Array]:
         """Gradients in the dtypes of their operands."""
-        values = self.evaluation.values
-        dtypes = [values[i].dtype for i in self._arguments(wrt)]
+        dtypes = [self._dtype(i) for i in self._arguments(wrt)]
         return [g if g.dtype == d else g.astype(d) for g, d in zip(gradients, dtypes)]
+
+    def _dtype(self, argument: int) -> np.dtype[Any]:
+        """Of an argument as the host has it: a vector of weights crosses as float64."""
+        call = self.evaluation.call
+        if call.arguments.vectors[argument]:
+            return call.dtype
+        dtype: np.dtype[Any] = self.evaluation.values[argument].dtype
+        return dtype
 
     def _moved(self, tangents: Sequence[Array]) -> list[Array]:
         """Tangents of floating outputs in the dtypes of these."""
         if self.node.parent is None:
             dtypes = [y.dtype for y in self.evaluation.outputs if is_inexact(y)]
         else:
-            dtypes = [self.evaluation.values[i].dtype for i in self._of_parent]
+            dtypes = [self._dtype(i) for i in self._of_parent]
         return [t if t.dtype == d else t.astype(d) for t, d in zip(tangents, dtypes)]
 
     @property
