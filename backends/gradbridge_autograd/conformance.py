@@ -88,6 +88,10 @@ class UnderTest(BackendUnderTest):
         """A function of a string and a number."""
         return lambda x, name, k: k * x**3 if name == "cube" else k * x**2
 
+    def labels(self, scale: Array) -> Native:
+        """A function that returns integers beside what has a derivative."""
+        return Native(lambda p, x: (p * x, anp.argmax(x, 1)), params=scale)
+
     def state(self, model: Any) -> Any:
         """autograd's counter of open traces, its only global state."""
         return trace_stack.top

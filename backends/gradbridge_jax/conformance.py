@@ -95,6 +95,10 @@ class UnderTest(BackendUnderTest):
         """A function of a string and a number."""
         return lambda x, name, k: k * x**3 if name == "cube" else k * x**2
 
+    def labels(self, scale: Array) -> Native:
+        """A function that returns integers beside what has a derivative."""
+        return Native(lambda p, x: (p * x, jnp.argmax(x, 1)), params=scale)
+
     def state(self, model: Any) -> Any:
         """Every variable and attribute of a module, and JAX's flags."""
         config: Any = jax.config  # its flags are made at run time

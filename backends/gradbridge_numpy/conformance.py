@@ -290,6 +290,12 @@ class UnderTest(BackendUnderTest):
 
         return Native(lambda x, name, k: k * x**3 if name == "cube" else k * x**2, vjp=(of_x, None, None))
 
+    def labels(self, scale: Array) -> Native:
+        """A function that returns integers beside what has a derivative; their cotangents are zeros."""
+        of_scale = VJPRule(lambda ans, s, x: lambda v: (v[0] * x).sum(0))
+        of_x = VJPRule(lambda ans, s, x: lambda v: v[0] * s)
+        return Native(lambda s, x: (s * x, np.argmax(x, 1)), params=scale, vjp=(of_scale, of_x))
+
     def state(self, model: Any) -> Any:
         """NumPy's global random state; functions have none of their own."""
         return str(np.random.get_state())  # noqa: NPY002

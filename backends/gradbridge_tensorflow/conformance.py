@@ -61,6 +61,9 @@ class UnderTest(BackendUnderTest):
     def switch(self) -> Any:
         return lambda x, name, k: k * x**3 if name == "cube" else k * x**2
 
+    def labels(self, scale: Array) -> Any:
+        return _Labels(scale)
+
     def state(self, model: Any) -> Any:
         surroundings = (
             keras.config.floatx(),
@@ -137,6 +140,15 @@ class _Root(tf.Module):
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         return self.scale * tf.sqrt(x)
+
+
+class _Labels(tf.Module):
+    def __init__(self, scale: Array) -> None:
+        super().__init__()
+        self.scale = tf.Variable(scale)
+
+    def __call__(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return self.scale * x, tf.argmax(x, 1)
 
 
 def _built(shape: list[int], layers: list[Any], trainable: list[Array], dtype: str = "float64") -> Any:

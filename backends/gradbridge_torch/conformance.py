@@ -61,6 +61,9 @@ class UnderTest(BackendUnderTest):
     def switch(self) -> Any:
         return lambda x, name, k: k * x**3 if name == "cube" else k * x**2
 
+    def labels(self, scale: Array) -> Any:
+        return _Labels(scale)
+
     def state(self, model: Any) -> Any:
         surroundings = (
             torch.get_rng_state().numpy().tobytes(),
@@ -130,6 +133,15 @@ class _Root(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.scale * torch.sqrt(x)
+
+
+class _Labels(nn.Module):
+    def __init__(self, scale: Array) -> None:
+        super().__init__()
+        self.scale = _parameter(scale)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.scale * x, x.argmax(1)
 
 
 def _linear(weight: Array, bias: Array | None = None) -> nn.Linear:

@@ -128,8 +128,8 @@ def test_the_command_exits_with_zero_where_all_holds(capsys):
 
 def test_the_command_exits_with_one_where_a_law_is_broken(monkeypatch, capsys):
     faulty = FAULTS["gradient_is_right"][0].backend()
-    monkeypatch.setattr("gradbridge.testing.report.find", lambda name, registry: faulty)
-    assert check_command("reference") == 1
+    monkeypatch.setattr("gradbridge.testing.commands.find", lambda name, registry: faulty)
+    assert check_command("numpy") == 1
     assert "✗ gradient_is_right[tied], law 1" in capsys.readouterr().out
 
 
@@ -230,7 +230,7 @@ def test_a_scenario_that_there_is_not_is_met_with_the_nearest_name():
 
 
 def test_the_command_prints_where_a_backend_raised(monkeypatch):
-    monkeypatch.setattr("gradbridge.testing.report.find", lambda name, registry: Raising())
+    monkeypatch.setattr("gradbridge.testing.commands.find", lambda name, registry: Raising())
     result = command("check", "numpy", "--only", "gradient_is_right")
     assert result.exit_code == 1
     assert f'File "{__file__}", line {lines_of(Raising.energy, "no such kernel")}, in pull' in result.output

@@ -72,9 +72,12 @@ its law and is caught, and `gradbridge.testing.reference` one that keeps them al
 from typing import TYPE_CHECKING, Any
 
 from gradbridge.testing.backend import BackendUnderTest, Native, NotOfferedError
-from gradbridge.testing.checks import CHECKS, LAWS, Check
+from gradbridge.testing.checks import CHECKS, Check
+from gradbridge.testing.commands import check_command, matrix_command
+from gradbridge.testing.laws import LAWS
 from gradbridge.testing.points import ScenarioPoint
-from gradbridge.testing.report import Bench, Report, Row, check_command, find, matrix_command, run
+from gradbridge.testing.report import Bench, Report, find, run
+from gradbridge.testing.rows import Row
 from gradbridge.testing.scenario import Scenario
 from gradbridge.testing.scenarios import SCENARIOS
 from gradbridge.testing.subject import Flight, Subject

@@ -55,6 +55,7 @@ class BackendUnderTest:
     masked()                              f(x, m, k) = k * x² where m, else x; m booleans, k integers
     root(scale)                           scale * √x
     switch()                              f(x, name, k) = k * x³ if name == "cube" else k * x²
+    labels(scale)                         (scale * x, the column of each row's largest x, integers)
     ====================================  ==========================================================
 
     Sizes are those of the arrays: mlp is built with other ones, too.
@@ -130,6 +131,10 @@ class BackendUnderTest:
     def switch(self) -> Any:
         """x (N, 2), a string, a Python integer k ↦ k * x**3 if the string is "cube", else k * x**2. No parameters."""
         self._leave_out("switch")
+
+    def labels(self, scale: Array) -> Any:
+        """x (N, 2) ↦ (scale * x, argmax(x, axis 1)), the second (N,) of integers, which have no derivative."""
+        self._leave_out("labels")
 
     # -- optional -----------------------------------------------------------------------------
 

@@ -43,9 +43,11 @@ class ClosedForm:
         return self.with_cotangents(ScenarioPoint(params, inputs, ()), seed)
 
     def with_cotangents(self, point: ScenarioPoint, seed: int) -> ScenarioPoint:
-        """The point with random cotangents that fit its outputs."""
+        """The point with random cotangents that fit its outputs; those of integers are zeros."""
         rng = np.random.default_rng(seed + 1000)
-        return replace(point, cotangents=tuple(drawn_like(y, rng) for y in self.outputs_at(point)))
+        outputs = self.outputs_at(point)
+        cotangents = tuple(drawn_like(y, rng) if is_inexact(y) else np.zeros(y.shape) for y in outputs)
+        return replace(point, cotangents=cotangents)
 
     def outputs_at(self, point: ScenarioPoint) -> list[Array]:
         """Closed-form output leaves."""

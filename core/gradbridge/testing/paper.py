@@ -179,7 +179,8 @@ class ReferenceAdapter(Adapter):
 
     def output_spec(self, inputs: Sequence[Any], spec: CallSpec) -> Any:
         zeros = [np.zeros(x.shape, x.dtype) for x in inputs]
-        output = self.value(self.load([np.zeros(s) for s in self.layout.shapes]), zeros, spec)
+        shapes = [(self.layout.size,)] if spec.packed else self.layout.shapes
+        output = self.value(self.load([np.zeros(s) for s in shapes]), zeros, spec)
         return _mapped(lambda y: ArraySpec.of(self.own(y)), output)
 
     def in_dtype(self, name: str) -> Self:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import importlib
-import time
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from textwrap import indent
 from typing import TYPE_CHECKING
 
-from gradbridge.errors import BackendUnavailableError, GradbridgeWarning, OptionError
+from gradbridge.errors import BackendUnavailableError
 from gradbridge.registry import Registry, default_registry
-from gradbridge.testing import tracebacks
-from gradbridge.testing.backend import BackendUnderTest, NotOfferedError
-from gradbridge.testing.checks import CHECKS, LAWS
+from gradbridge.testing import rows as rows_
+from gradbridge.testing.backend import BackendUnderTest
+from gradbridge.testing.checks import CHECKS
 from gradbridge.testing.checks.catalogue import Check
+from gradbridge.testing.laws import LAWS
+from gradbridge.testing.rows import FAILED, MARKS, PASSED, Row, row_of, worst
 from gradbridge.testing.scenarios import BATCHNORM_TRAIN, SCENARIOS
 from gradbridge.testing.subject import Subject
-from gradbridge.wording import suggestion
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 #: What a backend may offer or not, and the check that tells.
 ABILITIES = {
     "second order": "second_order",
@@ -39,7 +36,6 @@ ABILITIES = {
     "random layers": "noise_is_the_calls",
     "moving statistics": "statistics_move_once",
 }
-_MARKS = {PASSED: "[green]✓[/]", FAILED: "[bold red]✗[/]", SKIPPED: "[yellow]–[/]", "": ""}
 
 
 class Bench:
@@ -66,29 +62,6 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What came of one check on one scenario.
-
-    Attributes:
-        check: its name.
-        law: its number.
-        scenario: name.
-        outcome: ``"passed"``, ``"failed"`` or ``"skipped"``.
-        message: what was expected and what came, or why it was skipped.
-        seconds: wall time.
-        traceback: where the backend raised, with files and lines; empty where it did not.
-    """
-
-    check: str
-    law: int
-    scenario: str
-    outcome: str
-    message: str
-    seconds: float
-    traceback: str = ""
-
-
-@dataclass(frozen=True)
 class Report:
     """The outcome of all checks on one backend. Prints as a table, in rich or plainly."""
 
@@ -102,22 +75,26 @@ class Report:
 
     def of(self, outcome: str) -> list[Row]:
         """The rows of one outcome."""
-        return [row for row in self.rows if row.outcome == outcome]
+        return rows_.of(self.rows, outcome)
+
+    @property
+    def name(self) -> str:
+        """What a list of reports calls it."""
+        return self.backend
 
     @property
     def summary(self) -> str:
         """``torch: 154 passed, 0 failed, 3 skipped in 4.1 s``."""
-        counts = ", ".join(f"{len(self.of(outcome))} {outcome}" for outcome in (PASSED, FAILED, SKIPPED))
-        return f"{self.backend}: {counts} in {sum(row.seconds for row in self.rows):.1f} s"
+        return f"{self.backend}: {rows_.counted(self.rows)}"
 
     def laws(self) -> dict[int, str]:
         """{law: its worst outcome}, for a matrix of backends and laws; skipped only if all of it was, "" if not run."""
-        return {law: _worst(row for row in self.rows if row.law == law) for law in LAWS}
+        return {law: worst(row for row in self.rows if row.law == law) for law in LAWS}
 
     def abilities(self) -> dict[str, str]:
         """{what may be offered or not: the outcome of its check, "skipped" where it is not offered}."""
         return {
-            what: _worst(row for row in self.rows if row.check == check) for what, check in ABILITIES.items()
+            what: worst(row for row in self.rows if row.check == check) for what, check in ABILITIES.items()
         }
 
     def table(self) -> Table:
@@ -137,7 +114,7 @@ class Report:
             table.add_section()
             table.add_row(f"[bold]{law} {title}[/]")
             for check in checks:
-                table.add_row(f"  {check}", *(_MARKS[cells.get((check, s), "")] for s in scenarios))
+                table.add_row(f"  {check}", *(MARKS[cells.get((check, s), "")] for s in scenarios))
         return table
 
     def notes(self) -> list[str]:
@@ -145,23 +122,7 @@ class Report:
 
         A traceback that several rows have in common stands with the first of them.
         """
-        lines, told = [], dict[str, str]()
-        for row in self.of(FAILED):
-            where = f"{row.check}[{row.scenario}]"
-            line = f"✗ {where}, law {row.law}: {CHECKS[row.check].statement}\n    {row.message}"
-            if row.traceback in told:
-                line += f"\n    raised where {told[row.traceback]} was"
-            elif row.traceback:
-                told[row.traceback] = where
-                line += "\n" + indent(row.traceback, "    ")
-            lines.append(line)
-        reasons: dict[str, list[str]] = {}
-        for row in self.of(SKIPPED):
-            reasons.setdefault(row.message, []).append(f"{row.check}[{row.scenario}]")
-        for reason, names in reasons.items():
-            few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            lines.append(f"– {reason}\n    skipped: {few}")
-        return lines
+        return rows_.notes(self.rows)
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -170,11 +131,6 @@ class Report:
         with console.capture() as captured:
             console.print(self.table())
         return "\n".join([captured.get().rstrip(), *self.notes(), self.summary])
-
-
-def _worst(rows: Iterable[Row]) -> str:
-    outcomes = {row.outcome for row in rows}
-    return next((outcome for outcome in (FAILED, PASSED, SKIPPED) if outcome in outcomes), "")
 
 
 def run(
@@ -196,20 +152,10 @@ def run(
         OptionError: there is no check, or no scenario, of such a name.
     """
     bench = Bench(under_test)
-    chosen = [CHECKS[name] for name in _known(checks, CHECKS, "check")]
-    models = set(_known(scenarios, SCENARIOS, "scenario"))
+    chosen = [CHECKS[name] for name in rows_.known(checks, CHECKS, "check")]
+    models = set(rows_.known(scenarios, SCENARIOS, "scenario"))
     rows = [_row(bench, check, s) for check in chosen for s in check.scenarios if s in models]
     return Report(under_test.name, tuple(rows))
-
-
-def _known(names: Iterable[str] | None, all_names: Iterable[str], what: str) -> list[str]:
-    known = list(all_names)
-    chosen = known if names is None else list(dict.fromkeys(names))
-    for name in chosen:
-        if name not in known:
-            hint = suggestion(name, known).rstrip() or f"there are {', '.join(known)}"
-            raise OptionError(f"the kit has no {what} {name!r}; {hint}")
-    return chosen
 
 
 def find(name: str, registry: Registry | None = None) -> BackendUnderTest:
@@ -241,95 +187,8 @@ def find(name: str, registry: Registry | None = None) -> BackendUnderTest:
     return under_test
 
 
-def check_command(name: str, registry: Registry | None = None, only: Sequence[str] = ()) -> int:
-    """``gradbridge check NAME``: run the kit and print the table.
-
-    Args:
-        name: of the backend.
-        registry: the plugins to choose from.
-        only: names of the checks to run; all by default.
-
-    Returns:
-        The exit code: 0 if every law that could be checked holds, else 1.
-
-    Raises:
-        UnknownBackendError, BackendUnavailableError
-        OptionError: there is no check of such a name.
-    """
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console()
-    under_test = find(name, registry)
-    with console.status(f"checking {name}"):
-        report = run(under_test, only or None)
-    console.print(report.table())
-    for note in report.notes():
-        console.print(Text(note), soft_wrap=True)
-    console.print(Text(report.summary, style="bold green" if report.passed else "bold red"))
-    return 0 if report.passed else 1
-
-
 def _row(bench: Bench, check: Check, scenario: str) -> Row:
-    start = time.perf_counter()
-    outcome, message, where = PASSED, "", ""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", GradbridgeWarning)  # what a scenario does on purpose
-            bench.check(check.name, scenario)
-    except NotOfferedError as error:
-        outcome, message = SKIPPED, str(error)
-    except Exception as error:  # whatever a backend raises is a row of the report
-        outcome, message, where = FAILED, str(error), tracebacks.of_backend(error)
-        if not (isinstance(error, AssertionError) and tracebacks.is_of_kit(error)):
-            message = f"raised {type(error).__name__}: {error}"
-    return Row(check.name, check.law, scenario, outcome, message, time.perf_counter() - start, where)
+    def run() -> None:
+        bench.check(check.name, scenario)
 
-
-def matrix_command(registry: Registry | None = None, only: Sequence[str] = ()) -> int:
-    """Print the matrix guest × law of every backend that works here.
-
-    Args:
-        registry: the plugins to choose from.
-        only: names of the checks to run; all by default.
-
-    Returns:
-        The exit code: 1 if a law is broken, else 0.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    registry = registry if registry is not None else default_registry()
-    console = Console()
-    table = Table(title="guest × law, and what it offers beyond", title_justify="left")
-    table.add_column("law")
-    reports: dict[str, Report] = {}
-    for name, info in registry.infos().items():
-        if "guest" not in info.roles:
-            continue
-        if not info.available:
-            console.print(f"{name} is left out: {info.reason}", soft_wrap=True, markup=False)
-            continue
-        try:
-            under_test = find(name, registry)
-        except BackendUnavailableError as error:
-            console.print(f"{name} is left out: {error}", soft_wrap=True, markup=False)
-            continue
-        with console.status(f"checking {name}"):
-            reports[name] = run(under_test, only or None)
-        table.add_column(name, justify="center")
-    for law, statement in LAWS.items():
-        table.add_row(
-            f"{law}. {statement}", *[_MARKS[report.laws().get(law, "")] for report in reports.values()]
-        )
-    table.add_section()
-    for what in ABILITIES:
-        table.add_row(what, *[_MARKS[report.abilities()[what]] for report in reports.values()])
-    table.add_section()
-    for outcome in (PASSED, FAILED, SKIPPED):
-        table.add_row(f"checks {outcome}", *[str(len(report.of(outcome))) for report in reports.values()])
-    console.print(table)
-    for report in reports.values():
-        for note in report.notes()[: len(report.of(FAILED))]:
-            console.print(f"{report.backend}: {note}", markup=False, highlight=False, soft_wrap=True)
-    return 0 if all(report.passed for report in reports.values()) else 1
+    return row_of(check.name, check.law, check.statement, scenario, run)

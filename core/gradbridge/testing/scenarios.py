@@ -273,9 +273,18 @@ SWITCH = Scenario(
     lambda p, inputs, v: ({}, [v[0] * _switch(*inputs)[1], None, None]),
 )
 
+#: Beside its floating output it returns integers, which have no derivative: the column of each row's largest.
+LABELS = Scenario(
+    "labels",
+    {"scale": (2,)},
+    lambda rng, rows: (rng.normal(size=(rows, 2)),),
+    lambda p, inputs: (inputs[0] * p["scale"], np.argmax(np.real(inputs[0]), 1)),
+    lambda p, inputs, v: ({"scale": (v[0] * inputs[0]).sum(0)}, [v[0] * p["scale"]]),
+)
+
 _ALL = (
     *(MLP, EMBEDDING, ENERGY, OUTPUTS, TIED, UNUSED, DROPOUT, BATCHNORM, WAVE),
-    *(COLUMN, BROADCAST, MASKED, ROOT, SWITCH),
+    *(COLUMN, BROADCAST, MASKED, ROOT, SWITCH, LABELS),
     *BUILT,
 )
 SCENARIOS: dict[str, Scenario] = {s.name: s for s in _ALL}

@@ -55,4 +55,4 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _is_kit(frame: traceback.FrameSummary) -> bool:
     # Its faulty and its right adapters on paper are backends.
     path = pathlib.Path(frame.filename)
-    return _KIT in path.parents and path.parent.name != "faulty" and path.name != "paper.py"
+    return _KIT in path.parents and path.parent.name not in ("faulty", "paper") and path.name != "paper.py"

@@ -22,11 +22,10 @@ from gradbridge.testing.checks import (
     structure,
     waves,
 )
-from gradbridge.testing.checks.catalogue import CHECKS, LAWS, Check, check
+from gradbridge.testing.checks.catalogue import CHECKS, Check, check
 
 __all__ = [
     "CHECKS",
-    "LAWS",
     "Check",
     "audited",
     "batches",

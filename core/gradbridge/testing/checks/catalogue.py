@@ -14,19 +14,6 @@ from gradbridge.testing.subject import Subject
 
 CheckFunction = Callable[[Subject], None]
 
-LAWS = {
-    1: "right",
-    2: "linear, repeatable",
-    3: "re-entrant",
-    4: "fresh",
-    5: "pure",
-    6: "borders",
-    7: "never silently wrong",
-    8: "one forward per gradient",
-    9: "a function",
-    10: "audited",
-}
-
 #: Every scenario whose model has neither noise nor state of its own.
 PLAIN = ("mlp", "embedding", "energy", "outputs", "tied", "unused")
 
@@ -43,7 +30,7 @@ class Check:
 
     Attributes:
         name: of the function.
-        law: its number in the protocol, see `LAWS`.
+        law: its number in the protocol, see `gradbridge.testing.LAWS`.
         scenarios: names of those that it runs on.
         mode: the mode that models are bridged with.
         function: raises when the law is broken; its docstring states the law.

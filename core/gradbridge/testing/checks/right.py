@@ -10,7 +10,7 @@ from gradbridge.testing.compare import expect_close, expect_gradients, expect_ou
 from gradbridge.testing.subject import TOLERANCES, Subject
 
 
-@check(1, (*PLAIN, *SHAPED, "dropout", "batchnorm"))
+@check(1, (*PLAIN, *SHAPED, "dropout", "batchnorm", "labels"))
 def value_is_right(subject: Subject) -> None:
     """The outputs are those of the closed form, in the structure that the model returns."""
     point = subject.point()
@@ -20,7 +20,7 @@ def value_is_right(subject: Subject) -> None:
     assert got == expected, f"expected outputs in the structure {expected}, got {got}"
 
 
-@check(1, (*PLAIN, *SHAPED, "dropout", "batchnorm"))
+@check(1, (*PLAIN, *SHAPED, "dropout", "batchnorm", "labels"))
 def gradient_is_right(subject: Subject) -> None:
     """One backward gives the closed-form gradients of all arguments together."""
     point = subject.point(1)

@@ -57,6 +57,10 @@ class UnderTest(BackendUnderTest):
         """A derivative that may be infinite."""
         return Native(lambda p, x: p * mg.sqrt(x), params=scale)
 
+    def labels(self, scale: Array) -> Any:
+        """Integers beside what has a derivative; argmax() is NumPy's."""
+        return Native(lambda p, x: (p * x, mg.tensor(x.data.argmax(1), constant=True)), params=scale)
+
     def switch(self) -> Any:
         """A string and a number."""
         return lambda x, name, k: k * x**3 if name == "cube" else k * x**2

@@ -1,0 +1,56 @@
+"""What a backend brings for the kit for hosts, found by the backend's name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+
+from gradbridge.errors import BackendUnavailableError
+from gradbridge.installed import has_module
+from gradbridge.registry import Registry, default_registry
+from gradbridge.testing.hosts.paper import PAPER
+from gradbridge.testing.hosts.paper.under_test import PaperHostUnderTest
+from gradbridge.testing.hosts.under_test import HostUnderTest
+
+#: Name of the module that has the operations, beside the host half.
+MODULE = "host_conformance"
+
+
+def find_host(name: str, registry: Registry | None = None) -> HostUnderTest:
+    """The operations that a host brings: the class `UnderTest` in the module `host_conformance` beside its host half.
+
+    A host half in ``my_package.host`` has its operations in ``my_package.host_conformance``. ``"paper"`` is the
+    kit's own.
+
+    Raises:
+        UnknownBackendError: there is no such backend.
+        BackendUnavailableError: its framework is missing, it is no host, or it brings no operations.
+    """
+    registry = registry if registry is not None else default_registry()
+    if name == PAPER and PAPER not in registry.names():
+        return PaperHostUnderTest(registry)
+    declared = registry.backend(name)
+    if declared.host is None:
+        raise BackendUnavailableError(f"backend {name!r} is no host")
+    registry.host(name)  # its own error says how to install the framework
+    modules = list(_modules(declared.host.partition(":")[0]))
+    module = next(filter(has_module, modules), modules[0])
+    try:
+        found = importlib.import_module(module).UnderTest
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise BackendUnavailableError(
+            f"backend {name!r} brings no operations for the kit that checks hosts: expected a class UnderTest in the "
+            f"module {module} ({error}); write one as gradbridge.testing.hosts.HostUnderTest tells"
+        ) from error
+    under_test: HostUnderTest = found(registry)
+    return under_test
+
+
+def _modules(half: str) -> Iterator[str]:
+    """Where the operations may be: beside the half, then in the packages around it."""
+    package = half.rpartition(".")[0]
+    if not package:
+        yield MODULE
+    while package:
+        yield f"{package}.{MODULE}"
+        package = package.rpartition(".")[0]

@@ -1,0 +1,12 @@
+"""TensorFlow as a host of every guest: each cell against closed forms."""
+
+import pytest
+from host_cells import cases, expect_passes
+
+#: What it has not, for the reasons in its `host_conformance`.
+LEFT_OUT = ()
+
+
+@pytest.mark.parametrize(("guest", "check"), cases())
+def test_cell(guest, check):
+    expect_passes("tensorflow", guest, check, LEFT_OUT)
