@@ -25,6 +25,8 @@ ALL = (
     "lifetimes",
     "engine",
     "shards",
+    "hosts",
+    "device",
 )
 
 

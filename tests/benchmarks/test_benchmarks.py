@@ -135,3 +135,80 @@ def test_a_worker_of_the_comparison_answers_what_it_can_and_goes_on(benchmarks):
         assert set(worker.ask(case="rule/tiny", times=2)) == {"wall", "cpu"}
         assert worker.ask(case="nope", times=1) == {"error": "KeyError: 'nope'"}
         assert worker.ask(case="rule/tiny", times=1)["wall"] > 0
+
+
+def reported(benchmarks, name, *arguments, **options):
+    """What a benchmark prints, and its figures by their names."""
+    printed = io.StringIO()
+    report = benchmarks("figures").Report(Console(file=printed, width=118))
+    report.benchmark = name
+    benchmarks(name).run(report, *arguments, **options)
+    return printed.getvalue(), {figure["name"]: figure for figure in report._figures}
+
+
+def test_every_guest_is_timed_in_a_host_beside_what_it_is_alone(benchmarks):
+    pytest.importorskip("jax")
+    hosts = benchmarks("hosts")
+    printed, figures = reported(benchmarks, "hosts", "jax", sizes=("tiny",), length=0.0)
+    for guest in hosts.available():
+        for way in ("eager", "jitted"):
+            for form in ("tree", "vector"):
+                # That it gives the gradient of the others is checked before it is timed.
+                assert (
+                    figures[f"hosts: JAX host, tiny, {way}, {guest}, gradbridge, {form}: time"]["value"] > 0
+                )
+    assert "raises" not in printed
+    budget = figures["hosts: JAX host, tiny, jitted, jax, gradbridge, tree: ÷ guest"]["budget"]
+    assert budget == "≤ 1.05 ×"
+
+
+def test_a_program_that_gives_another_gradient_is_not_timed(benchmarks, monkeypatch):
+    hosts = benchmarks("hosts")
+    system = hosts.system("autograd")
+    right = type(system).alone
+
+    def wrong(self, weights, X, way):
+        step = right(self, weights, X, way)
+        return lambda: (step()[0], [2 * g for layer in step()[1] for g in layer])
+
+    monkeypatch.setattr(type(system), "alone", wrong)
+    with pytest.raises(AssertionError, match="eager, autograd, alone: value and gradient are not those"):
+        reported(benchmarks, "hosts", "autograd", sizes=("tiny",), length=0.0)
+
+
+def test_a_peer_that_is_not_installed_is_named_with_what_installs_it(benchmarks, monkeypatch):
+    hosts, peers = benchmarks("hosts"), benchmarks("host_programs.peers")
+    missing = peers.Peer(
+        "a bridge", "autograd", "numpy", ("eager",), ("no_such_module",), "pip install it", ":"
+    )
+    monkeypatch.setattr(hosts, "PEERS", (missing,))
+    printed, _ = reported(benchmarks, "hosts", "autograd", sizes=("tiny",), length=0.0)
+    assert "not installed: a bridge, which calls numpy in autograd: pip install it" in " ".join(
+        printed.split()
+    )
+
+
+def test_what_memory_torch_and_jax_share_is_counted_where_there_is_no_accelerator(benchmarks):
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+    if torch.cuda.is_available() or any(d.platform == "gpu" for d in jax.devices()):
+        pytest.skip("there is one")
+    printed, figures = reported(benchmarks, "device", size="small")
+    assert "no accelerator that both can use" in printed
+    # A guest of the host's own system computes with the host's arrays themselves.
+    assert figures["device: JAX, jitted, JAX, weights: shared"]["value"] == 4
+    assert {name.rpartition(": ")[2] for name in figures} == {"arrays", "shared", "copied"}
+
+
+def test_copies_between_host_and_device_are_told_from_others(benchmarks):
+    def event(name, size, kind="gpu_memcpy"):
+        return {"ph": "X", "cat": kind, "name": name, "args": {"bytes": size}}
+
+    events = [
+        event("Memcpy DtoH (Device -> Pageable)", 40),
+        event("Memcpy DtoH (Device -> Pinned)", 2),
+        event("Memcpy HtoD (Pageable -> Device)", 7),
+        event("Memcpy DtoD (Device -> Device)", 1000),
+        event("cudaMemcpyAsync", 500, "cuda_runtime"),
+        {"ph": "M", "name": "process_name", "args": {"name": "python"}},
+    ]
+    assert benchmarks("device").bytes_copied(events) == (42, 7)

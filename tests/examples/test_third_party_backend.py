@@ -60,10 +60,26 @@ except gb.errors.HigherOrderError:
     assert run.stdout.strip() == "fine", run.stderr
 
 
-def test_mygrad_keeps_every_law(mygrad):
+def test_mygrad_keeps_every_law_as_a_guest_and_as_a_host(mygrad):
     run = check("mygrad", mygrad)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    assert "0 failed" in run.stdout
+    assert run.stdout.count(", 0 failed, ") == 2
+    assert "mygrad as a host: " in run.stdout
+
+
+def test_a_program_of_mygrad_goes_through_a_model_of_autograd(mygrad):
+    code = """
+import autograd.numpy as anp, mygrad as mg, numpy as np, gradbridge as gb
+f = gb.bridge(lambda p, x: anp.tanh(anp.dot(x, p)), params=np.ones(3), backend="autograd")
+x = np.arange(6.0).reshape(2, 3) / 6
+p = mg.tensor([0.1, 0.2, 0.3])
+mg.sum(mg.sin(f(p, x))).backward()
+y = np.tanh(x @ p.data)
+assert np.allclose(p.grad, (np.cos(y) * (1 - y**2)) @ x, rtol=1e-13)
+print("fine")
+"""
+    run = python(code, mygrad)
+    assert run.stdout.strip() == "fine", run.stderr
 
 
 def test_tinygrad_is_found_by_its_entry_point_and_gives_every_order(tinygrad):

@@ -61,6 +61,10 @@ class UnderTest(BackendUnderTest):
         """A derivative that may be infinite."""
         return Native(lambda p, x: p * x.sqrt(), params=scale)
 
+    def labels(self, scale: Array) -> Any:
+        """Integers beside what has a derivative."""
+        return Native(lambda p, x: (p * x, x.argmax(1)), params=scale)
+
     def switch(self) -> Any:
         """A string and a number."""
         return lambda x, name, k: k * x**3 if name == "cube" else k * x**2
