@@ -22,6 +22,7 @@ Their static parameters:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -187,3 +188,10 @@ def _register(primitive: Primitive) -> None:
 
 for _primitive in RUNS:
     _register(_primitive)
+
+# JAX remembers the shapes of what it staged by the parameters, thousands of them, and a node has its model with it: what
+# it is told of here it refers to weakly.
+with suppress(ImportError, AttributeError):
+    from jax._src import util as _util
+
+    _util.weakref_cache_key_types.add(Node)
