@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -13,7 +14,7 @@ from gradbridge.cli import cli
 from gradbridge.errors import BackendUnavailableError, OptionError
 from gradbridge.registry import Registry
 from gradbridge.testing import check_command, matrix_command
-from gradbridge.testing.drawing import drawing
+from gradbridge.testing.drawing import _lines, drawing
 from gradbridge.testing.hosts import find_host, reference, run_hosts
 from gradbridge.testing.hosts.faulty import HOST_FAULTS
 from gradbridge.testing.matrix import Matrix, mark, matrix_of
@@ -110,6 +111,17 @@ def test_what_is_broken_has_a_mark_of_another_shape_and_its_numbers():
     assert "no gradient" in texts
     squares = [r for r in root.iter(f"{SVG}rect") if r.get("width") == "20" and r.get("rx") is None]
     assert len(squares) == 2  # the cell's, and that of the legend
+
+
+def test_what_is_broken_beside_what_is_shown_is_said_in_words():
+    fault = HOST_FAULTS["host_trees"][0]
+    report = run_hosts(
+        fault.under_test(), [reference(find_host("paper").registry)], ["host_named", "host_trees"]
+    )
+    (cell,) = Matrix({}, {"paper": report}, (), {}).cells()
+    shown = replace(cell, order=1, abilities=cell.abilities | {"vmap": "passed"})
+    assert _lines(shown)[0] == ("a law is broken", "failed")
+    assert _lines(replace(shown, outcome="passed"))[0] == ("order 1", "passed")
 
 
 def test_names_are_written_as_they_are():

@@ -133,15 +133,18 @@ def _cell(sheet: _Sheet, cell: Cell, x: float, width: float, height: float) -> N
         sheet.text(x + 44, y + 7, words, color=_GREY if outcome == SKIPPED else _INK)
 
 
-def _lines(cell: Cell) -> Iterable[tuple[str, str]]:
+def _lines(cell: Cell) -> list[tuple[str, str]]:
     """(words, outcome) of what is shown of a cell."""
-    orders = {0: "no gradient", 1: "order 1", 2: "orders 1, 2"}
-    broken = cell.outcome == FAILED
-    yield orders.get(cell.order, f"orders 1 to {cell.order}"), FAILED if broken else PASSED
+    orders = {0: "no gradient", 1: "order 1", 2: "orders 1, 2"}.get(cell.order, f"orders 1 to {cell.order}")
+    higher = [cell.abilities[ability] for ability in ("second order", "third order")]
+    lines = [(orders, FAILED if cell.order == 0 or FAILED in higher else PASSED)]
     for ability in SHOWN:
         first_alone = ability == "compiled" and cell.abilities["compiled second order"] != PASSED
         outcome = cell.abilities[ability]
-        yield ability + (", order 1" if first_alone and outcome == PASSED else ""), outcome
+        lines.append((ability + (", order 1" if first_alone and outcome == PASSED else ""), outcome))
+    if cell.outcome == FAILED and all(outcome != FAILED for _, outcome in lines):
+        lines[0] = ("a law is broken", FAILED)
+    return lines
 
 
 def _guests(sheet: _Sheet, matrix: Matrix) -> None:

@@ -70,17 +70,22 @@ class Matrix:
         ]
 
     def reasons(self) -> list[str]:
-        """Why there is a "–" in a cell, each reason once, with the abilities and the cells."""
-        told: dict[str, dict[str, list[str]]] = {}
+        """Why there is a "–" in cells: for each host and ability the first guest's reason, told once."""
+        told: dict[tuple[str, str], tuple[str, list[str]]] = {}
         for cell in self.cells():
             for what, reason in cell.reasons.items():
                 if cell.abilities.get(what) == SKIPPED:
-                    told.setdefault(reason, {}).setdefault(what, []).append(f"{cell.host} × {cell.guest}")
-        lines = []
-        for reason, abilities in told.items():
-            places = list(dict.fromkeys(place for some in abilities.values() for place in some))
-            lines.append(f"– {', '.join(abilities)}, {_places(places, self.columns)}: {reason}")
-        return lines
+                    told.setdefault((cell.host, what), (reason, []))[1].append(cell.guest)
+        alike: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+        for (host, what), (reason, guests) in told.items():
+            alike.setdefault((host, reason, tuple(guests)), []).append(what)
+        return [
+            f"– {', '.join(abilities)}, {host} with {self._guests(guests)}: {reason}"
+            for (host, reason, guests), abilities in alike.items()
+        ]
+
+    def _guests(self, guests: Sequence[str]) -> str:
+        return "every guest" if list(guests) == self.columns else ", ".join(guests)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, of what JSON has."""
@@ -213,14 +218,3 @@ def _cell_as_dict(cell: Cell) -> dict[str, Any]:
         "abilities": cell.abilities,
         "reasons": cell.reasons,
     }
-
-
-def _places(places: Sequence[str], guests: Sequence[str]) -> str:
-    """Cells in words; a whole row of them by its host."""
-    words, rest = [], list(places)
-    for host in dict.fromkeys(place.partition(" × ")[0] for place in places):
-        row = [f"{host} × {guest}" for guest in guests]
-        if all(place in rest for place in row):
-            words.append(f"{host} with every guest")
-            rest = [place for place in rest if place not in row]
-    return ", ".join([*words, *rest])
