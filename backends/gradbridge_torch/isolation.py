@@ -20,6 +20,7 @@ from gradbridge_torch.inlining import KEPT, InlinedModel, top_hooks
 from gradbridge_torch.replicas import EmptiedError
 from gradbridge_torch.runtime import RUNTIME
 from gradbridge_torch.surroundings import (
+    below_autograd,
     compiler,
     default_device,
     dispatch_modes,
@@ -91,6 +92,7 @@ class TorchModel(InlinedModel):
             or dispatch_modes()
             or recording() is not None
             or compiler() is not None
+            or below_autograd()
             or function_modes() != self._own_modes
             or (self._own_modes and default_device() != self._default_device)
         ):

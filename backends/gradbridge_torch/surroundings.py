@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
@@ -25,6 +26,9 @@ compiler = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", type(
 #: The recording of `torch.jit.trace`, or None.
 recording = torch._C._get_tracing_state
 
+_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.AutogradOther
+#: Whether operations are not recorded whatever grad mode says, as within those of `torch.library`.
+below_autograd = partial(torch._C._dispatch_tls_is_dispatch_key_excluded, _AUTOGRAD[0])
 
 _MODES = torch._C._TorchDispatchModeKey
 _TRACING = _MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL
@@ -59,6 +63,8 @@ def set_aside(device: torch.device | None = None) -> Iterator[None]:
         if state is not None:
             stack.callback(torch._C._set_tracing_state, state)
             torch._C._set_tracing_state(None)
+        if below_autograd():
+            stack.enter_context(_recorded())
         if transform() is not None:
             stack.enter_context(temporarily_clear_interpreter_stack())
         if dispatch_modes():
@@ -68,6 +74,19 @@ def set_aside(device: torch.device | None = None) -> Iterator[None]:
         if device is not None:
             stack.enter_context(device)
         yield
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    exclude = torch._C._dispatch_tls_set_dispatch_key_excluded
+    excluded = [key for key in _AUTOGRAD if torch._C._dispatch_tls_is_dispatch_key_excluded(key)]
+    for key in excluded:
+        exclude(key, False)
+    try:
+        yield
+    finally:
+        for key in excluded:
+            exclude(key, True)
 
 
 @contextmanager

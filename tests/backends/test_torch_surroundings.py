@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
-from gradbridge.errors import GuestError, InputError  # noqa: E402
+from gradbridge.errors import GuestError  # noqa: E402
 
 X = onp.random.default_rng(0).normal(size=(5, 3))
 
@@ -197,10 +197,11 @@ def test_a_call_within_a_compiled_function_has_its_numbers():
     onp.testing.assert_allclose(found[0], expected, rtol=1e-12)
 
 
-def test_what_a_transform_differentiates_is_no_input_of_a_bridge():
+def test_what_a_transform_differentiates_is_followed():
     f = gb.bridge(Net())
-    with pytest.raises(InputError, match="pass a NumPy array"):
-        torch.func.grad(lambda z: torch.as_tensor(f(f.params, z)).sum())(torch.ones(2, 3))
+    z = torch.tensor(X)
+    found = torch.func.grad(lambda z: f(f.params, z).sin().sum())(z)
+    onp.testing.assert_allclose(found, grad(lambda x: np.sum(np.sin(f(f.params, x))))(X), rtol=1e-12)
 
 
 def test_a_call_within_a_symbolic_trace_is_refused_in_its_words():
@@ -239,3 +240,27 @@ def test_interrupts_go_on_as_they_came_and_leave_the_bridge_whole(kind):
         grad(lambda p: np.sum(f(p, X + 9)))(f.params)
     onp.testing.assert_allclose(grad(lambda p: np.sum(f(p, X)))(f.params), 2 * (X**2).sum(0))
     assert torch.is_grad_enabled()
+
+
+@torch.library.custom_op("gradbridge_tests::gradient", mutates_args=())
+def gradient_within(params: torch.Tensor) -> torch.Tensor:
+    f = gb.bridge(Net(), audit="off")
+    return torch.from_numpy(grad(lambda p: np.sum(np.sin(f(p, X))))(params.numpy()))
+
+
+def test_a_gradient_within_an_operation_of_torchs_library_is_no_zero():
+    f = gb.bridge(Net())
+    expected = grad(lambda p: np.sum(np.sin(f(p, X))))(f.params)
+    assert onp.abs(expected).max() > 0.1
+    onp.testing.assert_allclose(gradient_within(torch.tensor(f.params)), expected, rtol=1e-12)
+    assert torch.ones(1, requires_grad=True).mul(2).requires_grad
+
+
+@pytest.mark.parametrize("options", [{}, {"rows_per_chunk": 2}, {"reuse": 2}], ids=str)
+def test_the_very_first_call_of_a_torch_guest_may_be_one_that_torch_compiles(options):
+    f = gb.bridge(Net(), **options)
+    expected = grad(lambda p: np.sum(np.sin(gb.bridge(Net())(p, X))))(f.params)
+    p = torch.tensor(f.params, requires_grad=True)
+    program = torch.compile(lambda p, x: torch.sin(f(p, x)).sum(), fullgraph=True, backend="aot_eager")
+    program(p, torch.tensor(X)).backward()
+    onp.testing.assert_allclose(p.grad, expected, rtol=1e-12)
