@@ -58,7 +58,7 @@ def test_what_may_change_is_copied_once(wrap, monkeypatch):
 
 
 def test_what_is_lent_is_not_copied():
-    mine = tensors._aligned(LARGE.size, LARGE.dtype).reshape(LARGE.shape)
+    mine = tensors.aligned(LARGE.size, LARGE.dtype).reshape(LARGE.shape)
     mine[...] = LARGE
     assert address(FRAMEWORK.lend(mine, tf.float64)) == mine.ctypes.data
     assert address(FRAMEWORK.lend(Foreign(mine), tf.float64)) == mine.ctypes.data
@@ -76,8 +76,8 @@ def test_torchs_bfloat16_crosses_without_numpy():
 
 
 def test_a_flat_vector_is_copied_once_for_all_weights(monkeypatch):
-    copies, aligned = [], tensors._aligned
-    monkeypatch.setattr(tensors, "_aligned", lambda *how: copies.append(aligned(*how)) or copies[-1])
+    copies, aligned = [], tensors.aligned
+    monkeypatch.setattr(tensors, "aligned", lambda *how: copies.append(aligned(*how)) or copies[-1])
     layout = ParameterLayout(("a", "b"), ((300, 299), (300,)), ("float64", "float64"))
     vector = LARGE.reshape(-1)
     cut = FRAMEWORK.border(layout, [tf.float64] * 2).cut(vector)

@@ -79,7 +79,8 @@ def test_cotangents_are_lent_to_a_model_that_only_reads():
     assert not shared(cotangent, reader().framework.lend(cotangent, torch.float32))
     assert not shared(cotangent, reader().framework.lend(cotangent[:, ::-1], torch.float64))
     cotangent.setflags(write=False)  # torch has no tensors that cannot be written to
-    assert not shared(cotangent, reader().framework.lend(cotangent, torch.float64))
+    assert shared(cotangent, reader().framework.lend(cotangent, torch.float64))
+    assert not shared(cotangent, writer().framework.lend(cotangent, torch.float64))
 
 
 @pytest.mark.parametrize("kind", ["torch", "jax", "tensorflow"])
