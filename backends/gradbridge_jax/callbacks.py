@@ -52,7 +52,6 @@ def lowered(primitive: Any, ctx: Any, operands: Sequence[Any], params: dict[str,
         ctx.avals_in,
         ctx.avals_out,
         has_side_effect=effects,
-        returns_token=False,
         sharding=_sharding(context, ctx.avals_out),
     )
     return results
@@ -152,7 +151,12 @@ def _sharding(context: Any, avals: Sequence[Any]) -> Any:
         from jax._src.callback import _callback_op_sharding
     except ImportError:
         return None
-    return _callback_op_sharding(context, None, avals)
+    each = [
+        _callback_op_sharding(context, None, [aval]) for aval in avals
+    ]  # of several some versions count one
+    if not hasattr(each[0], "shardings"):
+        return each[0]
+    return type(each[0])(type(each[0].shardings)(part for one in each for part in one.shardings))
 
 
 def _lowering(primitive: Any) -> Callable[..., Any]:

@@ -138,6 +138,11 @@ def _together(operands: list[Any]) -> list[Any]:
     """Operands that differ over the same devices of a `shard_map`, so that gradients are summed over the others."""
     axes = frozenset[Any]().union(*(varying(jax.typeof(x)) for x in operands))
     return [
-        jax.lax.pcast(x, tuple(axes - own), to="varying") if axes - own else x
+        _varied(x, tuple(axes - own)) if axes - own else x
         for x, own in ((x, varying(jax.typeof(x))) for x in operands)
     ]
+
+
+def _varied(array: Any, axes: tuple[Any, ...]) -> Any:
+    cast = getattr(jax.lax, "pcast", None)
+    return jax.lax.pvary(array, axes) if cast is None else cast(array, axes, to="varying")  # before jax 0.9

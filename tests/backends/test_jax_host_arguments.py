@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import warnings
 
 import numpy as np
@@ -333,6 +334,7 @@ def test_what_is_found_while_it_runs_says_our_sentence_within_jaxs():
 
 
 def test_symbolic_sizes_are_refused(sine):
-    [size] = jax.export.symbolic_shape("n")
+    export = importlib.import_module("jax.export")  # older versions do not import it themselves
+    [size] = export.symbolic_shape("n")
     with pytest.raises(HostError, match="guest runs at known ones"):
-        jax.export.export(jax.jit(sine))(jax.ShapeDtypeStruct((size,), jnp.float64))
+        export.export(jax.jit(sine))(jax.ShapeDtypeStruct((size,), jnp.float64))

@@ -213,5 +213,7 @@ def test_a_bridge_that_was_dropped_leaves_nothing_behind():
 
     adapter = used()
     runs.STORE.clear()
+    if jax.__version_info__ < (0, 10):
+        jax.clear_caches()  # it cannot be told to refer weakly to what it staged
     gc.collect()
     assert adapter() is None
