@@ -20,18 +20,18 @@ class _Kept:
     """Records by number, the oldest first, and their bytes."""
 
     def __init__(self) -> None:
-        self.runs: OrderedDict[int, tuple[Run, int]] = OrderedDict()
+        self.runs: OrderedDict[int, tuple[Run, int]] = OrderedDict()  # with its bytes
         self.nbytes = 0
 
-    def put(self, number: int, run: Run) -> None:
-        size = run.nbytes
-        self.runs[number] = run, size
-        self.nbytes += size
+    def put(self, number: int, record: tuple[Run, int]) -> None:
+        self.runs[number] = record
+        self.nbytes += record[1]
 
-    def pop(self, number: int) -> Run | None:
-        run, size = self.runs.pop(number, (None, 0))
-        self.nbytes -= size
-        return run
+    def pop(self, number: int) -> tuple[Run, int] | None:
+        record = self.runs.pop(number, None)
+        if record is not None:
+            self.nbytes -= record[1]
+        return record
 
     def beyond(self, nbytes: int, count: int) -> list[Run]:
         """Take out the oldest, as long as there are more bytes and more records than these."""
@@ -65,9 +65,10 @@ class Store:
 
     def put(self, run: Run) -> int:
         """Keep a record. Returns its number, from 1 on and below 2⁶³, never one that was given before; 0 is nobody's."""
+        record = run, run.nbytes
         with self._lock:
             number = next(self._numbers)
-            self._waiting.put(number, run)
+            self._waiting.put(number, record)
             forgotten = self._forgotten()
         del forgotten  # outside of the lock: whatever a framework does then
         return number
@@ -91,13 +92,15 @@ class Store:
 
     def _found(self, number: int, made: Run | None) -> Run | None:
         """The record of a number, from now on a used one, or what was made in its place."""
+        new = None if made is None else (made, made.nbytes)
         with self._lock:
-            run = self._waiting.pop(number) or self._used.pop(number) or made
-            if run is not None:
-                self._used.put(number, run)
+            record = self._waiting.pop(number) or self._used.pop(number) or new
+            if record is None:
+                return None
+            self._used.put(number, record)
             forgotten = self._forgotten()
         del forgotten
-        return run
+        return record[0]
 
     def clear(self) -> None:
         """Forget all."""
