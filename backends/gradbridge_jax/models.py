@@ -133,11 +133,17 @@ class JaxModel(OnDevice, Model):
     ) -> Any:
         # `isolation.isolated` without its generators, which cost four calls of ours in each step.
         x64 = has_64_bits(inputs) if self._x64 is None else self._x64
-        with eval_context(), enable_x64(x64):
-            if present_flags(jax.config) == self._flags:
-                return thunk()
-            with under_flags(self._flags):
-                return thunk()
+        if jax.config.jax_enable_x64 is not x64:  # type: ignore[attr-defined]
+            with eval_context(), enable_x64(x64):
+                return self._under_flags(thunk)
+        with eval_context():
+            return self._under_flags(thunk)
+
+    def _under_flags(self, thunk: Callable[[], Any]) -> Any:
+        if present_flags(jax.config) == self._flags:
+            return thunk()
+        with under_flags(self._flags):
+            return thunk()
 
     def inlines(self) -> bool:
         # A program without 64-bit numbers has no place for a model that computes in them.
