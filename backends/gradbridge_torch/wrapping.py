@@ -65,6 +65,7 @@ class BridgeModule(nn.Module):
         self._bridge = bridge if how["host"] == AUTO else Bridge(adapter, **{**how, "host": AUTO})
         #: Where the parameters are: a path of attributes for each of the layout.
         self._paths: tuple[tuple[str, ...], ...] = ()
+        self._names = self._bridge.layout.names
         layout, wanted = self._bridge.layout, None if dtype is None else _floating(dtype)
         groups: dict[tuple[str, ...], tuple[str, ...]] = {(): ()}
         for (name, _, own), value in zip(layout, layout.cut(self._bridge.params)):
@@ -101,7 +102,7 @@ class BridgeModule(nn.Module):
             What the model returns, with tensors for arrays.
         """
         # By way of attributes: functional_call, parametrizations and replicas put other tensors there.
-        weights = {name: self._at(path) for name, path in zip(self._bridge.layout.names, self._paths)}
+        weights = {name: self._at(path) for name, path in zip(self._names, self._paths)}
         outputs = self._bridge(weights, *inputs, **kwargs)
         # Without parameters it is the inputs that say who calls, and they may be NumPy's.
         return outputs if weights else trees.mapped(_tensor, outputs)
