@@ -30,7 +30,7 @@ from gradbridge.lifting import Node, Run, Store
 from gradbridge.lifting.compilers import Compiler, compilers
 from gradbridge.protocol import ArraySpec
 from gradbridge_torch.crossing import CROSSING, PLAIN, lent, numpy_dtype
-from gradbridge_torch.lifted import Like, incoming, placed, spread, turned
+from gradbridge_torch.lifted import Like, elsewhere, incoming, of_first, placed, spread, turned
 from gradbridge_torch.records import has_tangent
 from gradbridge_torch.surroundings import is_tracing, set_aside
 
@@ -146,7 +146,7 @@ compilers.append(Compiler(torch.compiler.is_dynamo_compiling, _call))
 
 def _apply(key: str, wrt: list[int], *operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
     node = _node_of(key)
-    run = node.evaluate(list(map(lent, operands)), tuple(wrt))
+    run = node.evaluate(lent(operands), tuple(wrt))
     told = [shape for shape, _ in _specs(key, tuple(map(_shape_and_dtype, operands)))[0]]
     came = [y.shape for y in run.outputs]
     if told != came:
@@ -155,7 +155,7 @@ def _apply(key: str, wrt: list[int], *operands: torch.Tensor) -> tuple[torch.Ten
             f"whose shapes depend on numbers cannot be compiled in, and outputs= must tell the shapes that it returns"
         )
     number = torch.tensor([_store.put(run) if wrt else 0, run.noise])
-    return *placed(run.outputs, [operands[0]] * len(came) if operands else ()), number
+    return *placed(run.outputs, of_first(operands, came)), number
 
 
 def _apply_shapes(key: str, wrt: list[int], *operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -166,9 +166,9 @@ def _apply_shapes(key: str, wrt: list[int], *operands: torch.Tensor) -> tuple[to
 
 
 def _pull(key: str, wrt: list[int], number: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    node, arrays = _node_of(key), list(map(lent, tensors))
+    node, arrays = _node_of(key), lent(tensors)
     run = _recorded(node, *number.tolist(), arrays[: node.operands], tuple(wrt))
-    return placed(run.pull(arrays[node.operands :], tuple(wrt)), [tensors[i] for i in wrt])
+    return placed(run.pull(arrays[node.operands :], tuple(wrt)), elsewhere([tensors[i] for i in wrt]))
 
 
 def _pull_shapes(key: str, wrt: list[int], number: torch.Tensor, *tensors: torch.Tensor) -> Any:
@@ -195,9 +195,8 @@ class _ApplyRule(_SingleLevelFunction):
         outputs = below(key, wrt, *operands)
         ctx.key, ctx.wrt = key, wrt
         ctx.save_for_backward(*operands, outputs[-1])
-        ctx.kinds = [y.is_floating_point() or y.is_complex() for y in outputs]
-        ctx.like = [Like.of(y) for y, yes in zip(outputs, ctx.kinds) if yes]
-        ctx.mark_non_differentiable(*[y for y, yes in zip(outputs, ctx.kinds) if not yes])
+        ctx.like = [Like.of(y) if y.is_floating_point() or y.is_complex() else None for y in outputs]
+        ctx.mark_non_differentiable(*[y for y, like in zip(outputs, ctx.like) if like is None])
         ctx.set_materialize_grads(False)
         return outputs
 
@@ -205,7 +204,7 @@ class _ApplyRule(_SingleLevelFunction):
     def backward(ctx: Any, *arrived: Any) -> Any:
         *operands, number = ctx.saved_tensors
         wrt = [i for i in ctx.wrt if ctx.needs_input_grad[3 + i]]
-        cotangents = incoming([c for c, yes in zip(arrived, ctx.kinds) if yes], ctx.like)
+        cotangents = incoming(arrived, ctx.like)
         pull = _operation("pull", len(operands) + len(cotangents), len(wrt))
         found = several(pull(ctx.key, wrt, number, *operands, *cotangents))
         return None, None, None, *spread(turned(found), wrt, len(operands))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from gradbridge.errors import HostError, InputError
+from gradbridge.errors import InputError
 from gradbridge.layout import Array
 from gradbridge.wording import first_line
 from gradbridge_torch.surroundings import dispatch_modes, function_modes, set_aside, transform
@@ -45,6 +45,7 @@ PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 _FLOATING = torch.float64, torch.float32, torch.float16, torch.complex128, torch.complex64
 _WHOLE = torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64
 CROSSING = frozenset((*_FLOATING, *_WHOLE, torch.uint8, torch.bool))
+REAL = frozenset(dtype for dtype in CROSSING if not dtype.is_complex)
 
 
 def crosses(tensor: torch.Tensor) -> bool:
@@ -70,25 +71,22 @@ def widened(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def lent(tensor: torch.Tensor) -> Array:
-    """A tensor's memory as an array, which nobody may write to; a copy where it lives elsewhere or is a lazy view.
+def lent(tensors: Sequence[torch.Tensor]) -> list[Array]:
+    """The memory of tensors as arrays, which nobody may write to; a copy where it lives elsewhere or is a lazy view.
 
     Args:
-        tensor: of a dtype that crosses as it is.
+        tensors: of dtypes that cross as they are.
 
     Raises:
-        InputError: it has no numbers in rows and columns.
-        HostError: `torch.jit.trace` is recording, to which the model's results would be constants.
+        InputError: one has no numbers in rows and columns.
     """
-    if _jit_trace() is not None:
-        raise HostError(
-            "a bridge was called within torch.jit.trace, which records operations of torch alone: in the trace the "
-            "model's outputs would be constants, whatever the inputs are; leave the call out of what is traced"
-        )
     if function_modes() or dispatch_modes() or transform() is not None:
         with set_aside():
-            return _lent(tensor)
-    return _lent(tensor)
+            return [_lent(tensor) for tensor in tensors]
+    try:
+        return [tensor.numpy(force=True) for tensor in tensors]
+    except (RuntimeError, TypeError):
+        return [_lent(tensor) for tensor in tensors]  # says which
 
 
 def _lent(tensor: torch.Tensor) -> Array:

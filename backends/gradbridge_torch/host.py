@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,14 +13,15 @@ from gradbridge import trees
 from gradbridge.errors import HostError, NotDifferentiableError, Unsupported
 from gradbridge.execution.evaluation import Call
 from gradbridge.layout import Array, ParameterLayout
-from gradbridge.lifting import LiftingHost, Node
+from gradbridge.lifting import LiftingHost, Node, node_of
 from gradbridge.protocol import ArraySpec
 from gradbridge_torch.compiled import applied, is_traced
-from gradbridge_torch.crossing import copied, crosses, lent, made_to_cross, numpy_dtype, taken, widened
+from gradbridge_torch.crossing import PLAIN, copied, crosses, lent, made_to_cross, numpy_dtype, taken, widened
 from gradbridge_torch.inlining import top_hooks
 from gradbridge_torch.lifted import Apply
 from gradbridge_torch.mapped import called
 from gradbridge_torch.records import Record, is_tracked, moving
+from gradbridge_torch.shortcuts import is_settled, of_guest, of_part, reader
 from gradbridge_torch.surroundings import recording
 from gradbridge_torch.tensors import FLOATING, in_precision
 
@@ -60,7 +62,7 @@ class TorchHost(LiftingHost):
                 "product with one, and it has none of its own there; call the bridge itself, and let torch.func "
                 "differentiate that (torch.func.jacrev)"
             )
-        return lent(made_to_cross(value.detach()))
+        return lent([made_to_cross(value.detach())])[0]
 
     def lift(self, node: Node, operands: Sequence[torch.Tensor]) -> Any:
         if recording() is not None:
@@ -102,12 +104,33 @@ class TorchHost(LiftingHost):
         return [w.view(s) for w, s in zip(vector.split(layout.sizes), layout.shapes)]
 
     def inline(self, call: Call, native: Callable[[Sequence[Any]], Any], leaves: Sequence[Any]) -> Any:
-        dtype = _host_dtype(call, leaves) or FLOATING[call.dtype.name]
         device = leaves[0].device if leaves else torch.device("cpu")
         try:
-            output = native(leaves)
+            return _in_dtype(_host_dtype(call, leaves) or FLOATING[call.dtype.name])(native(leaves), device)
         except Unsupported:
             return NotImplemented
+
+    def shortcut(self, call: Call, params: Any, inputs: tuple[Any, ...]) -> Any:
+        tensors = [*trees.flatten(params)[0], *inputs]
+        if not PLAIN.issuperset(map(type, tensors)) or not is_settled(call):
+            return None
+        read = reader(call.adapter.layout, params)
+        if read is None:
+            return None
+        native = call.adapter.inlined(self.name, call.spec, {})
+        if native is None:
+            return of_guest(call, node_of(call, {}, self.lends), read) if all(map(crosses, tensors)) else None
+        is_flat = call.arguments.vectors[:1] == (True,)
+        finish = _in_dtype(_host_dtype(call, tensors) or FLOATING[call.dtype.name])
+        return of_part(
+            call, read, native, partial(self.cut, layout=call.adapter.layout) if is_flat else None, finish
+        )
+
+
+def _in_dtype(dtype: torch.dtype) -> Callable[[Any, torch.device], Any]:
+    """(Outputs of a guest of torch, a device) ↦ the outputs there, floating ones in a dtype."""
+
+    def finish(output: Any, device: torch.device) -> Any:
         if type(output) is torch.Tensor and output.dtype is dtype and output.device == device:
             return output
 
@@ -115,6 +138,8 @@ class TorchHost(LiftingHost):
             return y.to(device, in_precision(y.dtype, dtype)) if isinstance(y, torch.Tensor) else y
 
         return trees.mapped(own, output)
+
+    return finish
 
 
 def _host_dtype(call: Call, operands: Sequence[torch.Tensor]) -> torch.dtype | None:

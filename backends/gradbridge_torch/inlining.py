@@ -55,24 +55,27 @@ class InlinedModel(Model):
         """With its own default dtype."""
 
     def within(self, compute: Computation, weights: list[Any], others: list[Any]) -> Any:
-        if (
-            torch.get_default_dtype() is not self._default_dtype
-            or torch.is_inference_mode_enabled()
-            or torch.is_autocast_enabled("cpu")
-            or torch.is_autocast_enabled("cuda")
-            or top_hooks(True) is not None
-            or (function_modes() and default_device() != self._default_device)
-            or (self._default_device is not None and not function_modes())
-        ):
+        if self.is_surrounded():
             with self._pinned_around():
                 return self._inlined(compute, weights, others)
         return self._inlined(compute, weights, others)
+
+    def is_surrounded(self) -> bool:
+        """Whether something is ambient that it is not to compute with."""
+        return (
+            torch.get_default_dtype() is not self._default_dtype
+            or torch.is_inference_mode_enabled()
+            or torch._C._is_any_autocast_enabled()
+            or top_hooks(True) is not None
+            or (function_modes() != 0 and default_device() != self._default_device)
+            or (self._default_device is not None and not function_modes())
+        )
 
     def _inlined(self, compute: Computation, weights: list[Any], inputs: list[Any]) -> Any:
         owns = self.asks or self.differentiates
         if self.only_reads and not owns:
             floats, *rest = self._tried(compute, [*weights, *inputs])
-            return [_apart(y, inputs) for y in floats], *rest
+            return [apart(y, inputs) for y in floats], *rest
         if self._has_written:
             raise Unsupported(f"{self.label} writes to its parameters")
         records = before = torch.is_grad_enabled()
@@ -98,7 +101,7 @@ class InlinedModel(Model):
         if not is_followed:
             floats = [y.detach() for y in floats]
         # What it did not compute is perhaps its own, or the program's.
-        floats = [_apart(y, weights) if y.grad_fn is not None else y.clone() for y in floats]
+        floats = [apart(y, weights) if y.grad_fn is not None else y.clone() for y in floats]
         return floats, [y.clone() for y in others], *rest
 
     def _tried(self, compute: Computation, leaves: list[Any]) -> Any:
@@ -165,7 +168,7 @@ def _alias(weight: torch.Tensor, is_followed: bool) -> torch.Tensor:
     return weight.view_as(weight) if is_followed else weight.detach()
 
 
-def _apart(output: torch.Tensor, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
+def apart(output: torch.Tensor, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
     """An output that is a tensor of the program, or a view of one, gets memory of its own."""
     for leaf in leaves:
         if leaf is output:

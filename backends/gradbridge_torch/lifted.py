@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import Function, forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from gradbridge.lifting import Node
 from gradbridge_torch.crossing import lent, taken
@@ -30,25 +31,23 @@ class Operation(Function):
     """One of the three: a function of what is static about it, then of tensors.
 
     Attributes:
-        lean: the same where no transform of `torch.func` is active: torch hands its forward the context, which takes
-            a quarter of the time.
+        lean: the same where no transform of `torch.func` is active: torch hands its forward the context, and is called
+            without a line of Python of its own, which takes a quarter of the time.
     """
 
-    lean: type[Operation]
+    lean: Any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "lean" in vars(cls):
-            return
 
         def forward(ctx: Any, *inputs: Any) -> Any:
             output = cls.forward(*inputs)
             cls.setup_context(ctx, inputs, output)
             return output
 
-        no_setup = torch.autograd.function._SingleLevelFunction.setup_context
-        members = {"forward": staticmethod(forward), "setup_context": no_setup, "lean": None}
-        cls.lean = type(cls.__name__, (cls,), members)
+        rules = {name: vars(cls)[name] for name in ("backward", "jvp") if name in vars(cls)}
+        members = {"forward": staticmethod(forward), "vmap": cls.vmap, **rules}
+        cls.lean = type(cls.__name__, (_SingleLevelFunction,), members)
 
 
 class Apply(Operation):
@@ -56,22 +55,21 @@ class Apply(Operation):
 
     @staticmethod
     def forward(record: Record, node: Node, wrt: tuple[int, ...], *operands: torch.Tensor) -> Any:
-        run = record.at(node, list(map(lent, operands)), wrt)
-        return placed(run.outputs, [operands[0]] * len(run.outputs) if operands else ())
+        run = record.at(node, lent(operands), wrt)
+        return placed(run.outputs, of_first(operands, run.outputs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        record, ctx.node, _, *operands = inputs
+        record, ctx.node, ctx.wrt, *operands = inputs
         ctx.set_materialize_grads(False)
-        ctx.kinds = tuple([_is_inexact(y) for y in output])
-        ctx.like = [Like.of(y) for y, yes in zip(output, ctx.kinds) if yes]
-        ctx.places = [Like.of(x) for x in operands]
-        if not all(ctx.kinds):
-            ctx.mark_non_differentiable(*[y for y, yes in zip(output, ctx.kinds) if not yes])
-        is_plain = transform() is None
-        if not is_plain or forward_ad._current_level >= 0:
+        ctx.count, ctx.devices = len(operands), elsewhere(operands)
+        ctx.like = [Like.of(y) if y.is_floating_point() or y.is_complex() else None for y in output]
+        if None in ctx.like:
+            ctx.mark_non_differentiable(*[y for y, like in zip(output, ctx.like) if like is None])
+        is_alone = transform() is None
+        if not is_alone or forward_ad._current_level >= 0:
             ctx.save_for_forward(*operands)
-        if is_plain and _top_hooks(True) is None:
+        if is_alone and _top_hooks(True) is None:
             # Torch frees what was saved when it has gone back; what was recorded is to go with it.
             ticket = torch.empty(0)
             ticket.record, ctx.record = record, weakref.ref(record)
@@ -82,22 +80,25 @@ class Apply(Operation):
 
     @staticmethod
     def backward(ctx: Any, *arrived: Any) -> Any:
-        wrt = tuple([i for i, yes in enumerate(ctx.needs_input_grad[3:]) if yes])
-        record, node = ctx.record() or _freed(ctx), ctx.node
-        cotangents = incoming([c for c, yes in zip(arrived, ctx.kinds) if yes], ctx.like)
-        if is_plain(cotangents) and record.run is not None and record.run.covers(wrt):
+        needs, record = ctx.needs_input_grad, ctx.record() or _freed(ctx)
+        wrt = tuple([i for i in range(ctx.count) if needs[i + 3]])
+        cotangents = incoming(arrived, ctx.like)
+        run = record.run
+        if is_plain(cotangents) and run is not None and (wrt == ctx.wrt or run.covers(wrt)):
             # Nothing else is read: the operands may have changed since.
-            found = placed(record.run.pull(list(map(lent, cotangents)), wrt), [ctx.places[i] for i in wrt])
+            found = run.pull(lent(cotangents), wrt)
+            gradients = placed(found, ctx.devices and [ctx.devices[i] for i in wrt])
         else:
-            operands = ctx.saved_tensors[: len(ctx.places)]
-            found = called(Pull, record, node, wrt, False, *operands, *cotangents)
-        return None, None, None, *spread(turned(found), wrt, len(ctx.places))
+            operands = ctx.saved_tensors[: ctx.count]
+            gradients = called(Pull, record, ctx.node, wrt, False, *operands, *cotangents)
+        return None, None, None, *spread(turned(gradients), wrt, ctx.count)
 
     @staticmethod
     def jvp(ctx: Any, *arrived: Any) -> Any:
-        operands, (wrt, moved) = ctx.saved_tensors[: len(ctx.places)], _moving(arrived[3:])
-        pushed = called(Push, ctx.record(), ctx.node, wrt, False, *operands, *moved) if ctx.like else ()
-        return spread(pushed, [i for i, yes in enumerate(ctx.kinds) if yes], len(ctx.kinds))
+        operands, (wrt, moved) = ctx.saved_tensors[: ctx.count], _moving(arrived[3:])
+        places = [i for i, like in enumerate(ctx.like) if like is not None]
+        pushed = called(Push, ctx.record(), ctx.node, wrt, False, *operands, *moved) if places else ()
+        return spread(pushed, places, len(ctx.like))
 
     @staticmethod
     def vmap(info: Any, dims: Any, record: Record, node: Node, wrt: tuple[int, ...], *operands: Any) -> Any:
@@ -126,10 +127,10 @@ class Pull(Linear):
 
     @staticmethod
     def forward(record: Record, node: Node, wrt: tuple[int, ...], many: bool, *tensors: torch.Tensor) -> Any:
-        arrays, count = list(map(lent, tensors)), node.operands
+        arrays, count = lent(tensors), node.operands
         run = record.at(node, arrays[:count], wrt)
         found = (run.pull_many if many else run.pull)(arrays[count:], wrt)
-        return placed(found, [tensors[i] for i in wrt])
+        return placed(found, elsewhere([tensors[i] for i in wrt]))
 
     @staticmethod
     def backward(ctx: Any, *arrived: Any) -> Any:
@@ -166,10 +167,10 @@ class Push(Linear):
 
     @staticmethod
     def forward(record: Record, node: Node, wrt: tuple[int, ...], many: bool, *tensors: torch.Tensor) -> Any:
-        arrays, count = list(map(lent, tensors)), node.operands
+        arrays, count = lent(tensors), node.operands
         run = record.at(node, arrays[:count], wrt).at(arrays[:count])
         found = (run.push_many if many else run.push)(arrays[count:], wrt)
-        return placed(found, [tensors[0]] * len(found))
+        return placed(found, of_first(tensors, found))
 
     @staticmethod
     def backward(ctx: Any, *arrived: Any) -> Any:
@@ -235,10 +236,6 @@ class Like(NamedTuple):
         return torch.zeros(self.shape[axis:], dtype=self.dtype, device=self.device)
 
 
-def _is_inexact(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
 def _freed(ctx: Any) -> Record:
     """Let torch say that it has freed what was saved."""
     ctx.saved_tensors  # noqa: B018
@@ -251,17 +248,29 @@ def _gradient(ctx: Any) -> Node:
     return node.derivative(ctx.wrt, inexact)
 
 
-def placed(arrays: Sequence[Any], like: Sequence[Any]) -> tuple[torch.Tensor, ...]:
-    """New arrays as tensors, each on the device of something."""
-    tensors = [taken(a) for a in arrays]
-    return tuple(
-        [t if x.device.type == "cpu" else t.to(x.device) for t, x in zip(tensors, like)] if like else tensors
-    )
+def elsewhere(tensors: Sequence[torch.Tensor]) -> list[torch.device] | None:
+    """Where tensors are; None where all of them are on the CPU."""
+    for tensor in tensors:
+        if not tensor.is_cpu:
+            return [x.device for x in tensors]
+    return None
 
 
-def incoming(cotangents: Iterable[Any], like: Sequence[Like]) -> list[torch.Tensor]:
-    """What torch hands to reverse mode: zeros for None, and by core's convention."""
-    return turned([x.zeros() if c is None else c for c, x in zip(cotangents, like)])
+def of_first(tensors: Sequence[torch.Tensor], arrays: Sequence[Any]) -> list[torch.device] | None:
+    """Where outputs belong: to the first tensor."""
+    return [tensors[0].device] * len(arrays) if tensors and not tensors[0].is_cpu else None
+
+
+def placed(arrays: Sequence[Any], devices: Sequence[torch.device] | None) -> tuple[torch.Tensor, ...]:
+    """New arrays as tensors on devices; None is the CPU."""
+    if devices is None:
+        return tuple([taken(a) for a in arrays])
+    return tuple([taken(a, device) for a, device in zip(arrays, devices)])
+
+
+def incoming(cotangents: Iterable[Any], like: Sequence[Like | None]) -> list[torch.Tensor]:
+    """What torch hands to reverse mode, of the floating outputs: zeros for None, and by core's convention."""
+    return turned([x.zeros() if c is None else c for c, x in zip(cotangents, like) if x is not None])
 
 
 def turned(tensors: Iterable[Any]) -> list[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 from gradbridge.errors import HostError
@@ -16,6 +17,7 @@ from gradbridge_torch.surroundings import transform
 Dims = Sequence[int | None]
 
 _is_legacy = torch._C._functorch.is_legacy_batchedtensor
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 class _Rows(NamedTuple):
@@ -29,8 +31,11 @@ def called(operation: Any, *arguments: Any) -> Any:
     if transform() is not None:
         return operation.apply(*arguments)
     for argument in arguments:
-        if isinstance(argument, torch.Tensor) and _is_legacy(argument):
-            return _called_in_old_map(operation, arguments)
+        if isinstance(argument, torch.Tensor):
+            if _is_legacy(argument):
+                return _called_in_old_map(operation, arguments)
+            if _is_wrapped(argument):  # of a transform that is over
+                return operation.lean.apply(*unwrap_dead_wrappers(arguments))
     return operation.lean.apply(*arguments)
 
 

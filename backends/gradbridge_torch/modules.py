@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -26,6 +26,8 @@ from gradbridge_torch.admission import (
     writes,
 )
 from gradbridge_torch.copies import Deep
+from gradbridge_torch.explain import steers
+from gradbridge_torch.inlining import apart
 from gradbridge_torch.isolation import TorchModel, seeded
 from gradbridge_torch.memos import stale
 from gradbridge_torch.places import count
@@ -180,6 +182,44 @@ class ModuleModel(TorchModel):
                 for slots, key, _ in replica.slots:
                     slots[key] = EMPTIED
                 self._idle.append(replica)
+
+    def quick_part(
+        self, spec: CallSpec, run: Callable[[Sequence[Any]], Any]
+    ) -> Callable[[Sequence[Any]], Any]:
+        is_simple = self.only_reads and not self.asks and not self._lends and len(set(self.dtypes)) == 1
+        if not is_simple or spec != CallSpec.of_arrays(spec.count, spec.noise):
+            return run
+        count, dtype, idle, is_surrounded = len(self.layout), self.dtypes[0], self._idle, self.is_surrounded
+
+        def quick(leaves: Sequence[Any]) -> Any:
+            """`run`, without a step between: on the smallest models each takes a fiftieth of the model's time."""
+            for leaf in leaves:
+                if leaf.dtype is not dtype:
+                    return run(leaves)
+            if is_surrounded():
+                return run(leaves)
+            try:
+                replica = idle.pop()
+            except IndexError:
+                return run(leaves)  # which makes one
+            inputs = leaves[count:]
+            try:
+                for slots, key, index in replica.slots:
+                    slots[key] = leaves[index]
+                output = replica.module(*inputs)
+            except Exception as error:
+                if steers(error):
+                    raise
+                return run(leaves)  # which explains it
+            finally:
+                for slots, key, _ in replica.slots:
+                    slots[key] = EMPTIED
+                idle.append(replica)
+            if type(output) is not torch.Tensor or output.dtype is not dtype:
+                return run(leaves)
+            return apart(output, inputs)
+
+        return quick
 
     def move(self, after: Sequence[Any]) -> None:
         with self._lock:

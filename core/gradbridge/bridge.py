@@ -238,7 +238,7 @@ class Bridge(Calling):
 
     def __getstate__(self) -> dict[str, Any]:
         # The host half belongs to the process; another one has its own.
-        theirs = ("_hosts", "_host", "_settings", "_is_special", "_key")
+        theirs = ("_hosts", "_host", "_settings", "_is_special", "_key", "_shortcuts")
         return {k: v for k, v in self.__dict__.items() if k not in theirs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

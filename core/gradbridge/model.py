@@ -107,6 +107,17 @@ class Model(Inspectable, ABC):
         """
         return compute([*weights, *others])
 
+    def quick_part(
+        self, spec: CallSpec, run: Callable[[Sequence[Any]], Any]
+    ) -> Callable[[Sequence[Any]], Any]:
+        """`within` for calls with which nothing is unusual, and all around it; as it is here.
+
+        Args:
+            spec: of the calls.
+            run: natives, weights and inputs → what the model returns, in any case.
+        """
+        return run
+
     def keep_for_rerun(self) -> bool:
         """Before a call is made again: make this and later calls keep what they are computed with.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -45,6 +45,8 @@ class Calling(Derivatives, Wrappable):
         self._key = key_for(self)
         hosts.load_compiling_hosts()
         self._size = (self._adapter.layout.size,)
+        #: {class of the params: a quicker way for calls like the latest one with these}.
+        self._shortcuts: dict[type, Callable[[Any, tuple[Any, ...]], Any]] = {}
         #: {class: whether its objects are trees of others, or some other host's arrays}, of those that were met.
         self._is_special: dict[type, Any] = {} if isinstance(host, LiftingHost) else {np.ndarray: False}
 
@@ -75,9 +77,21 @@ class Calling(Derivatives, Wrappable):
             if compiler.is_reading():
                 return compiler.call(self._key, (params,), inputs, kwargs)
         if self._is_special.get(type(params), True):
-            host = self._host_of(params, inputs, kwargs)
-            return self._apply(*self._weights(host, params), inputs, kwargs, host)
+            shortcut = self._shortcuts.get(type(params))
+            made = NotImplemented if shortcut is None or kwargs else shortcut(params, inputs)
+            return self._called(params, inputs, kwargs) if made is NotImplemented else made
         return self._apply((params,), True, inputs, kwargs)
+
+    def _called(self, params: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call with params that are a tree, or some other host's array."""
+        host = self._host_of(params, inputs, kwargs)
+        call, arguments, reading, host = self._bind(*self._weights(host, params), inputs, kwargs, host)
+        made = host.apply(call, arguments, reading)
+        if isinstance(host, LiftingHost) and self._constants is None and not kwargs:
+            shortcut = host.shortcut(call, params, inputs)
+            if shortcut is not None:
+                self._shortcuts[type(params)] = shortcut
+        return made
 
     def _of_arrays(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a function without params."""

@@ -22,7 +22,7 @@ from gradbridge.execution import derivation, steps
 from gradbridge.execution.arguments import Arguments
 from gradbridge.execution.cotangents import cotangents_to_guest
 from gradbridge.execution.settings import BridgeSettings
-from gradbridge.layout import Array
+from gradbridge.layout import Array, name_of
 from gradbridge.protocol import Adapter
 
 
@@ -112,7 +112,7 @@ class Call:
         call, values = self.prepared(values, wrt)
         if self.order:
             return call.evaluate_at(values, wrt)
-        if settings.audit.awaits_call(self.dtype.name, bool(wrt)):
+        if settings.audit.awaits_call(name_of(self.dtype), bool(wrt)):
             looked_at: Evaluation = first_call.evaluated(call, values, wrt)
             return looked_at
         return call.remembered(values, wrt)

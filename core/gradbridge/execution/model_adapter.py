@@ -134,6 +134,8 @@ class ModelAdapter(Adapter):
         )
 
         def run(leaves: Sequence[Any]) -> Any:
+            if self.has_strangers or not model.inlines():
+                raise Unsupported(f"{self.label} is no part of a program")  # as a call since has shown
             try:
                 weights = [framework.native(w, d) for w, d in zip(leaves[:first], model.dtypes)]
                 inputs = [framework.native(x, model.dtype) for x in leaves[first:]]
@@ -148,7 +150,7 @@ class ModelAdapter(Adapter):
                 raise explained from error
             return form.assemble(form.merge(floats, others))
 
-        return run
+        return run if constants else model.quick_part(spec, run)
 
     def strangers(self, residuals: Any) -> Sequence[Stranger]:
         if residuals is None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from gradbridge.errors import OptionError, UnknownModelError
 from gradbridge.forks import fork_safe_lock
+from gradbridge.layout import name_of
 from gradbridge.notices import notice
 from gradbridge.protocol import Adapter
 
@@ -57,7 +58,7 @@ class Precisions:
         """
         if not self._follows:
             return self.own
-        known = self._known.get(dtype.name)
+        known = self._known.get(name_of(dtype))
         if known is not None:
             return known
         with self._lock:

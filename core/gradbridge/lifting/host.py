@@ -70,6 +70,20 @@ class LiftingHost(Host):
         """The flat vector of all weights → the weights, differentiably."""
         return layout.cut(vector)
 
+    def shortcut(
+        self, call: Call, params: Any, inputs: tuple[Any, ...]
+    ) -> Callable[[Any, tuple[Any, ...]], Any] | None:
+        """A quicker way for calls like one that was made; None where there is none, as here.
+
+        Args:
+            call: that was made, without constants.
+            params, inputs: as the user gave them.
+
+        Returns:
+            (params of the same class, inputs) ↦ what the call returns; NotImplemented where it is not like that one.
+        """
+        return None
+
     def read(self, arguments: list[Any]) -> Reading:
         arguments[:] = [
             self.array(x, False) if isinstance(x, np.ndarray) and x.dtype.kind in "fiubc" else x

@@ -21,6 +21,7 @@ from gradbridge.execution.derivation import derivative_of
 from gradbridge.execution.evaluation import Call, Evaluation
 from gradbridge.execution.shapes import output_spec
 from gradbridge.layout import Array
+from gradbridge.lifting import plain
 from gradbridge.protocol import ArraySpec
 
 
@@ -99,8 +100,12 @@ class Node:
             values: list[Any] = [self.constants.get(i) for i in range(len(self.call.arguments.vectors))]
             for place, operand in zip(self.places, operands):
                 values[place] = operand
-            call = self.call if noise is None else self.call.again(noise)
-            return Run(self, call.evaluate(values, arguments))
+            if noise is None:
+                return Run(
+                    self,
+                    plain.evaluated(self.call, values, arguments) or self.call.evaluate(values, arguments),
+                )
+            return Run(self, self.call.again(noise).evaluate(values, arguments))
         first = self.parent.operands
         if parent is None:
             parent = self.parent.evaluate(operands[:first], self.recorded(wrt), noise=noise)
@@ -228,6 +233,10 @@ class Run:
             wrt: operands.
             views: whether gradients may share the guest's memory, since the caller copies them at once.
         """
+        arguments = self._arguments(wrt)
+        found = plain.pulled(self.evaluation, cotangents, arguments)
+        if found is not None:
+            return found
         views = views or self.evaluation.adapter.traits.gives_gradients
         every = self.every_cotangent(cotangents)
         return self._typed(self.evaluation.pull(every, self._arguments(wrt), (), views), wrt)
