@@ -193,7 +193,7 @@ class _ApplyRule(_SingleLevelFunction):
     @staticmethod
     def forward(ctx: Any, below: Callable[..., Any], key: str, wrt: list[int], *operands: Any) -> Any:
         outputs = below(key, wrt, *operands)
-        ctx.key, ctx.wrt = key, wrt
+        ctx.key = key
         ctx.save_for_backward(*operands, outputs[-1])
         ctx.like = [Like.of(y) if y.is_floating_point() or y.is_complex() else None for y in outputs]
         ctx.mark_non_differentiable(*[y for y, like in zip(outputs, ctx.like) if like is None])
@@ -203,7 +203,7 @@ class _ApplyRule(_SingleLevelFunction):
     @staticmethod
     def backward(ctx: Any, *arrived: Any) -> Any:
         *operands, number = ctx.saved_tensors
-        wrt = [i for i in ctx.wrt if ctx.needs_input_grad[3 + i]]
+        wrt = [i for i, yes in enumerate(ctx.needs_input_grad[3:]) if yes]
         cotangents = incoming(arrived, ctx.like)
         pull = _operation("pull", len(operands) + len(cotangents), len(wrt))
         found = several(pull(ctx.key, wrt, number, *operands, *cotangents))
@@ -269,6 +269,8 @@ def _operation(name: str, takes: int, gives: int) -> Any:
                 return overload.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
         if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+            if name == "apply":  # a program may have been traced with other tensors
+                wrt = sorted({*wrt, *(i for i, x in enumerate(given) if x.requires_grad)})
             with enable_single_level_autograd_function():  # within a transform each level comes by here
                 return rule.apply(below, key, wrt, *given)
         return below(key, wrt, *given)
