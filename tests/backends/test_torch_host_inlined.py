@@ -1,0 +1,338 @@
+"""A model of torch's own within a program of torch: natively, in the program's own graph, and as pure as elsewhere."""
+
+import threading
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+
+import gradbridge as gb  # noqa: E402
+from gradbridge.errors import GuestError, HostError, InputError  # noqa: E402
+
+X = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def weights_of(f):
+    return [torch.tensor(w, requires_grad=True) for w in f.layout.cut(np.asarray(f.params))]
+
+
+def called_once(model, x=X, **options):
+    """A bridge whose first gradient was taken, so that it is known what its model does."""
+    f = gb.bridge(model, **options)
+    output = f(weights_of(f), x)
+    (output if isinstance(output, torch.Tensor) else output[0]).sum().backward()
+    return f
+
+
+def linear(outputs=2):
+    return nn.Linear(3, outputs, dtype=torch.float64)
+
+
+class Net(nn.Module):
+    """A model of the user's own class around what `body` does with its layer."""
+
+    def __init__(self, body, outputs=2):
+        super().__init__()
+        self.layer, self.body = linear(outputs), body
+
+    def forward(self, x):
+        return self.body(self, x)
+
+
+def test_it_is_a_part_of_the_programs_own_graph():
+    f = called_once(nn.Sequential(linear(), nn.Tanh()))
+    w = weights_of(f)
+    y = f(w, X)
+    assert "Tanh" in type(y.grad_fn).__name__
+    named = dict(zip(f.layout.names, w))
+    expected = torch.tanh(X @ named["0.weight"].T + named["0.bias"])
+    assert torch.equal(y, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(y.sum(), w), torch.autograd.grad(expected.sum(), w), rtol=0, atol=1e-14
+    )
+
+
+def test_steps_are_counted_where_somebody_counts():
+    f = called_once(nn.Sequential(linear(), nn.Tanh()))
+    w = weights_of(f)
+    with gb.trace() as t:
+        torch.autograd.grad(f(w, X).sum(), w)
+    assert t.counts == {"update": 1, "forward": 1, "zero": 1, "backward": 1}
+
+
+# -- law 5: what belongs to the program stays as it is -------------------------------------------
+
+
+def test_a_model_that_writes_to_its_input_writes_to_a_copy():
+    f = called_once(Net(lambda m, x: m.layer(x.add_(1.0))))
+    x = X.clone()
+    f(weights_of(f), x)
+    assert torch.equal(x, X)
+
+
+def test_a_model_that_comes_to_write_to_its_input_writes_to_a_copy_too():
+    f = called_once(Net(lambda m, x: m.layer(x.add_(1.0) if x.sum() > 100 else x)))
+    x = X + 50
+    f(weights_of(f), x)
+    assert torch.equal(x, X + 50)
+
+
+def test_a_model_that_comes_to_write_to_a_parameter_is_told_of_and_computed_with_copies_then():
+    def body(model, x):
+        if x.sum() > 100:
+            with torch.no_grad():
+                model.layer.weight.add_(1.0)
+        return model.layer(x)
+
+    f = called_once(Net(body))
+    with pytest.raises(GuestError, match="wrote to its parameters in place"):
+        f(weights_of(f), X + 50)
+    w = weights_of(f)
+    before = [t.detach().clone() for t in w]
+    f(w, X + 50)
+    assert all(torch.equal(a, b) for a, b in zip(w, before))
+
+
+def test_the_programs_tensors_are_neither_made_parameters_nor_tracked():
+    f = called_once(Net(lambda m, x: m.layer(x) * isinstance(m.layer.weight, nn.Parameter)))
+    plain = [w.detach() for w in weights_of(f)]
+    frozen = [nn.Parameter(w.clone(), requires_grad=False) for w in plain]
+    for w in (plain, frozen):
+        y = f(w, X)
+        assert y.abs().sum() > 0
+        assert not y.requires_grad
+        assert not any(t.requires_grad for t in w)
+    assert not any(isinstance(t, nn.Parameter) for t in plain)
+
+
+def test_outputs_have_memory_of_their_own():
+    constant = torch.ones(2, dtype=torch.float64)
+    params = {"a": torch.ones(2, dtype=torch.float64)}
+    f = gb.bridge(lambda p, x: (p["a"] * 2, x, p["a"], x.T, constant), params=params, backend="torch")
+    p = {"a": torch.ones(2, dtype=torch.float64, requires_grad=True)}
+    f(p, X)[0].sum().backward()
+    for grad in (torch.enable_grad(), torch.no_grad()):
+        with grad:
+            outputs = f(p, X)
+        held = [t.untyped_storage().data_ptr() for t in (p["a"], X, constant)]
+        assert not any(y.untyped_storage().data_ptr() in held for y in outputs)
+    flatten = gb.bridge(nn.Flatten())
+    x = torch.ones(2, 2)
+    assert flatten(torch.empty(0), x).untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+
+
+# -- law 9: what is ambient is neither changed nor trusted ---------------------------------------
+
+
+def lossy(t):
+    return t.half()
+
+
+AMBIENT = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "lossy hooks": lambda: torch.autograd.graph.saved_tensors_hooks(lossy, lambda t: t.double()),
+    "a default device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("ambient", AMBIENT)
+@pytest.mark.parametrize("model", ["torch's own", "the user's"])
+def test_what_is_ambient_changes_nothing(model, ambient):
+    module = nn.Sequential(linear(), nn.Tanh())
+    if model == "the user's":
+        module = Net(lambda m, x: torch.tanh(m.layer(x)) + torch.zeros(2))
+    f = called_once(module)
+    w = weights_of(f)
+    expected = torch.autograd.grad((f(w, X) ** 2).sum(), w)
+    with AMBIENT[ambient]():
+        y = f(w, X)
+    found = torch.autograd.grad((y**2).sum(), w)
+    assert y.dtype is torch.float64
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+def test_the_default_dtype_is_that_of_when_it_was_bridged():
+    f = called_once(Net(lambda m, x: m.layer(x) + torch.ones(2) / 3))
+    w = weights_of(f)
+    expected = f(w, X)
+    torch.set_default_dtype(torch.float16)
+    try:
+        assert torch.equal(f(w, X), expected)
+        assert torch.get_default_dtype() is torch.float16
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_what_was_computed_in_inference_mode_serves_gradients_later():
+    f = called_once(Net(lambda m, x: m.layer(x)))
+    w = weights_of(f)
+    with torch.inference_mode():
+        assert not f(w, X).requires_grad
+    f(w, X).sum().backward()
+    assert all(t.grad is not None for t in w)
+
+
+def test_random_numbers_of_a_model_are_its_own_whenever_it_comes_to_draw_them():
+    always = called_once(Net(lambda m, x: nn.functional.dropout(m.layer(x), 0.5, True)))
+    late = called_once(Net(lambda m, x: m.layer(x) + (torch.randn(2) if x.sum() > 100 else 0.0)))
+    state = torch.get_rng_state()
+    for f, x in ((always, X), (late, X + 50), (late, X + 50)):
+        w = weights_of(f)
+        assert torch.equal(f(w, x), f(w, x))
+    mapped = torch.func.vmap(lambda x: late(weights_of(late), x))(torch.stack([X + 50, X + 50]))
+    assert torch.equal(mapped[0], mapped[1])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_model_in_train_mode_draws_its_masks_by_the_bridges_seed():
+    model = nn.Sequential(linear(20), nn.Dropout(0.5))
+    w = weights_of(gb.bridge(model, mode="train"))
+    frozen = called_once(model, mode="train")
+    assert torch.equal(frozen(w, X), frozen(w, X))
+    each = called_once(model, mode="train", noise="per_call")
+    assert not torch.equal(each(w, X), each(w, X))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_call_that_draws_anew_is_refused_within_a_checkpoint_which_makes_it_twice(reentrant):
+    f = called_once(nn.Sequential(linear(20), nn.Dropout(0.5)), mode="train", noise="per_call")
+    w = weights_of(f)
+    with pytest.raises(HostError, match="would not belong together"):
+        checkpoint(lambda *w: (f(list(w), X) ** 2).sum(), *w, use_reentrant=reentrant).backward()
+
+
+# -- laws 3, 4 and 10: what a model keeps, and what it computes with -----------------------------
+
+
+def test_what_a_model_keeps_between_calls_is_not_seen_by_the_next():
+    def body(model, x):
+        if getattr(model, "memo", None) is None:
+            model.memo = model.layer.weight * 2
+        return x @ model.memo.T
+
+    f = called_once(Net(body))
+    w = weights_of(f)
+    twice = [2 * t.detach() for t in w]
+    torch.testing.assert_close(f(twice, X), 2 * f(w, X), rtol=0, atol=1e-12)
+
+
+def test_buffers_that_a_forward_writes_to_are_fresh_in_each_call():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = linear()
+            self.register_buffer("count", torch.zeros(2, dtype=torch.float64))
+
+        def forward(self, x):
+            self.count += 1
+            return self.layer(x) + self.count
+
+    f = called_once(Counting())
+    w = weights_of(f)
+    assert torch.equal(f(w, X), f(w, X))
+
+
+def test_a_tensor_of_the_users_that_takes_part_is_held_constant():
+    outside = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    with pytest.warns(gb.errors.GradbridgeWarning, match="held constant"):
+        f = called_once(Net(lambda m, x: m.layer(x) * outside))
+    w = weights_of(f)
+    f(w, X).sum().backward()
+    assert outside.grad is None
+    assert w[0].grad is not None
+
+
+def test_a_checkpoint_within_the_model_keeps_the_weights_of_its_call():
+    f = called_once(Net(lambda m, x: checkpoint(m.layer, x, use_reentrant=False)))
+    w = weights_of(f)
+    first, second = f(w, X), f([2 * t.detach() for t in w], X)
+    named = dict(zip(f.layout.names, torch.autograd.grad((first**2).sum(), w)))
+    own = dict(zip(f.layout.names, w))
+    y = X @ own["layer.weight"].T + own["layer.bias"]
+    torch.testing.assert_close(named["layer.weight"], (2 * y.T @ X).detach(), rtol=0, atol=1e-11)
+    assert second.shape == first.shape
+
+
+def test_a_model_that_takes_gradients_itself_is_differentiated():
+    def body(model, x):
+        u = torch.tanh(model.layer(x))
+        return torch.autograd.grad(u.sum(), x, create_graph=True)[0]
+
+    f = called_once(Net(body, 1))
+    own = dict(zip(f.layout.names, weights_of(f)))
+    x = X.clone().requires_grad_()
+    u = torch.tanh(x @ own["layer.weight"].T + own["layer.bias"])
+    expected = (torch.autograd.grad(u.sum(), x, create_graph=True)[0] ** 2).sum()
+    for inputs in (X, x):
+        found = torch.autograd.grad((f(own, inputs) ** 2).sum(), own["layer.weight"])
+        torch.testing.assert_close(
+            found, torch.autograd.grad(expected, own["layer.weight"], retain_graph=True), rtol=0, atol=1e-11
+        )
+
+
+def test_a_model_with_another_way_for_values_alone_gives_the_same_values():
+    layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True, dtype=torch.float64).eval()
+    z = torch.randn(2, 3, 4, dtype=torch.float64)
+    mask = torch.tensor([[False, False, True], [False, False, False]])
+    f = gb.bridge(layer)
+    w = weights_of(f)
+    f(w, z, src_key_padding_mask=mask).sum().backward()
+    y = f([t.detach() for t in w], z, src_key_padding_mask=mask)
+    torch.testing.assert_close(y, f(w, z, src_key_padding_mask=mask).detach(), rtol=0, atol=1e-13)
+    assert not y.requires_grad
+
+
+def test_threads_have_replicas_of_their_own():
+    f = called_once(Net(lambda m, x: torch.tanh(m.layer(x))))
+    wrong = []
+
+    def work(seed):
+        w = [(t.detach() * (1 + seed)).requires_grad_() for t in weights_of(f)]
+        own = dict(zip(f.layout.names, w))
+        expected = torch.tanh(X @ own["layer.weight"].T + own["layer.bias"])
+        expected = torch.autograd.grad((expected**2).sum(), w)
+        for _ in range(30):
+            found = torch.autograd.grad((f(w, X) ** 2).sum(), w)
+            wrong.extend(seed for a, b in zip(found, expected) if not torch.allclose(a, b, rtol=1e-12))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_model_that_fails_says_what_failed_as_in_any_host():
+    f = called_once(nn.Sequential(linear(), nn.Tanh()))
+    with pytest.raises(InputError, match="layer '0'"):
+        f(weights_of(f), X[:, :1])
+    with pytest.raises(InputError, match="layer '0'"):
+        torch.func.grad(lambda x: f(weights_of(f), x).sum())(X[:, :1])
+
+
+def test_a_recording_of_it_holds_for_other_arrays():
+    f = called_once(nn.Sequential(linear(), nn.Tanh()))
+    w = [t.detach() for t in weights_of(f)]
+    traced = torch.jit.trace(lambda a, b, x: f([a, b], x), (*w, X))
+    assert torch.equal(traced(2 * w[0], w[1], X), f([2 * w[0], w[1]], X))
+
+
+@pytest.mark.parametrize("options", [{"reuse": 2}, {"check_finite": True}, {"rows_per_chunk": 2}], ids=str)
+def test_options_of_the_bridge_hold_as_in_any_host(options):
+    f, plain = (
+        called_once(nn.Sequential(linear(), nn.Tanh()), **options),
+        called_once(nn.Sequential(linear(), nn.Tanh())),
+    )
+    w = weights_of(f)
+    torch.testing.assert_close(f(w, X), plain(w, X), rtol=0, atol=1e-14)
+    if "reuse" in options:
+        f(w, X)
+        assert f.memory.hits
+    if "check_finite" in options:
+        with pytest.raises(gb.errors.NonFiniteParamsError):
+            f([t.detach() * float("nan") for t in w], X)
