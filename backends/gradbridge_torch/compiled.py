@@ -155,7 +155,7 @@ def _apply(key: str, wrt: list[int], *operands: torch.Tensor) -> tuple[torch.Ten
             f"whose shapes depend on numbers cannot be compiled in, and outputs= must tell the shapes that it returns"
         )
     number = torch.tensor([_store.put(run) if wrt else 0, run.noise])
-    return *placed(run.outputs, of_first(operands, came)), number
+    return *_as_told(placed(run.outputs, of_first(operands, came))), number
 
 
 def _apply_shapes(key: str, wrt: list[int], *operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -168,7 +168,12 @@ def _apply_shapes(key: str, wrt: list[int], *operands: torch.Tensor) -> tuple[to
 def _pull(key: str, wrt: list[int], number: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     node, arrays = _node_of(key), lent(tensors)
     run = _recorded(node, *number.tolist(), arrays[: node.operands], tuple(wrt))
-    return placed(run.pull(arrays[node.operands :], tuple(wrt)), elsewhere([tensors[i] for i in wrt]))
+    return _as_told(placed(run.pull(arrays[node.operands :], tuple(wrt)), elsewhere([tensors[i] for i in wrt])))
+
+
+def _as_told(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Compiled code reads memory by the strides that the shapes' rules tell, and a guest's array may have any."""
+    return tuple([tensor.contiguous() for tensor in tensors])
 
 
 def _pull_shapes(key: str, wrt: list[int], number: torch.Tensor, *tensors: torch.Tensor) -> Any:

@@ -17,8 +17,6 @@ from gradbridge_torch.surroundings import dispatch_modes, function_modes, set_as
 #: By versioned DLPack, the one way that takes memory which is marked as read-only.
 _of_dlpack: Callable[[Any], torch.Tensor] = torch._C._from_dlpack
 
-_jit_trace = torch._C._get_tracing_state
-
 
 @lru_cache(maxsize=64)
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:

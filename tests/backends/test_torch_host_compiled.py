@@ -51,6 +51,17 @@ def test_a_compiled_program_gives_values_and_gradients_of_every_call(f, backend)
         assert_same([loss, *torch.autograd.grad(loss, p)], [expected, *torch.autograd.grad(expected, q)])
 
 
+def test_outputs_and_gradients_of_any_strides_reach_compiled_code_as_it_reads_them():
+    def rule(ans, a):
+        return lambda g: np.asfortranarray(2 * g.T)
+
+    double = gb.primitive(lambda a: 2 * a.T, vjp=rule, outputs=lambda a: (a.shape[::-1], a.dtype))
+    a = torch.arange(6.0, dtype=torch.float64).reshape(2, 3).requires_grad_()
+    for backend in ("aot_eager", "inductor"):
+        program = compiled(lambda a: (double(a) ** 2).sum() + torch.sin(a).sum(), backend)
+        assert_same(torch.autograd.grad(program(a), a), [8 * a + torch.cos(a)])
+
+
 def test_a_compiled_gradient_costs_one_forward(f):
     program, p = compiled(loss_of(f)), params_of(f).requires_grad_()
     torch.autograd.grad(program(p, X), p)
