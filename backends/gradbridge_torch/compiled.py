@@ -168,7 +168,9 @@ def _apply_shapes(key: str, wrt: list[int], *operands: torch.Tensor) -> tuple[to
 def _pull(key: str, wrt: list[int], number: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     node, arrays = _node_of(key), lent(tensors)
     run = _recorded(node, *number.tolist(), arrays[: node.operands], tuple(wrt))
-    return _as_told(placed(run.pull(arrays[node.operands :], tuple(wrt)), elsewhere([tensors[i] for i in wrt])))
+    return _as_told(
+        placed(run.pull(arrays[node.operands :], tuple(wrt)), elsewhere([tensors[i] for i in wrt]))
+    )
 
 
 def _as_told(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -5,23 +5,20 @@ Who calls, how the weights lie in what the user gave, whether they fit: on a sma
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 
 from gradbridge import trees
 from gradbridge.errors import Unsupported
 from gradbridge.execution.evaluation import Call
 from gradbridge.layout import ParameterLayout
 from gradbridge.lifting import Node
-from gradbridge_torch.crossing import CROSSING, PLAIN, REAL, taken
-from gradbridge_torch.inlining import top_hooks
-from gradbridge_torch.lifted import Apply, Like
+from gradbridge_torch.crossing import CROSSING, PLAIN, REAL
+from gradbridge_torch.lifted import Apply
 from gradbridge_torch.records import Record
 from gradbridge_torch.surroundings import dispatch_modes, recording, transform
 
@@ -177,51 +174,3 @@ def of_guest(call: Call, node: Node, read: Reader) -> Shortcut:
         return trees.unflatten(structure, (made,) if type(made) is torch.Tensor else made)
 
     return shortcut
-
-
-class _Apply(_SingleLevelFunction):
-    """`Apply` of tensors on the CPU, without a step between where it has one floating output and that alone is pulled."""
-
-    @staticmethod
-    def forward(ctx: Any, record: Record, node: Node, wrt: tuple[int, ...], *operands: torch.Tensor) -> Any:
-        run = record.run = node.evaluate([x.numpy(force=True) for x in operands], wrt)
-        arrays = run.evaluation.outputs
-        is_one = ctx.is_one = len(arrays) == 1 and arrays[0].dtype.kind == "f" and top_hooks(True) is None
-        outputs = [taken(y) for y in arrays]
-        if not is_one:
-            Apply.setup_context(ctx, (record, node, wrt, *operands), outputs)
-            return tuple(outputs)
-        output = outputs[0]
-        ticket = torch.empty(0)  # as in `Apply`
-        ticket.record, ctx.record = record, weakref.ref(record)
-        ctx.node, ctx.wrt, ctx.count, ctx.devices, ctx.like = (
-            node,
-            wrt,
-            len(operands),
-            None,
-            [Like.of(output)],
-        )
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*operands, ticket)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *arrived: Any) -> Any:
-        record, one = ctx.record(), arrived[0]
-        if (
-            not ctx.is_one
-            or record is None
-            or one is None
-            or torch.is_grad_enabled()
-            or transform() is not None
-            or forward_ad._current_level >= 0
-            or dispatch_modes()
-            or torch._C._functorch.is_legacy_batchedtensor(one)
-        ):
-            return Apply.backward(ctx, *arrived)
-        needs = ctx.needs_input_grad
-        wrt = tuple([i for i in ctx.wrt if needs[i + 3]])
-        gradients = [None] * (ctx.count + 3)
-        for i, gradient in zip(wrt, record.run.pull([one.numpy(force=True)], wrt)):
-            gradients[i + 3] = taken(gradient)  # type: ignore[call-overload]
-        return tuple(gradients)
