@@ -21,5 +21,6 @@ def gradbridge_backend() -> Backend:
         builder="gradbridge_tensorflow.architectures:build",
         models=("tensorflow.python.module.module.Module", "keras.src.backend.tensorflow.layer.TFLayer"),
         aliases=("keras", "tf"),
+        has_compiler=True,  # AutoGraph
         wrappers={"as_layer": "gradbridge_keras.wrapping:as_layer"},
     )

@@ -381,3 +381,24 @@ def test_what_a_run_recorded_goes_with_its_tensors(f):
         both(p)
     gc.collect()
     assert len(records._runs) == before
+
+
+def test_a_first_call_within_a_function_is_not_rewritten_by_autograph(tmp_path):
+    program = tmp_path / "program.py"  # AutoGraph reads the source of what it rewrites
+    program.write_text(
+        """
+import numpy as np, tensorflow as tf, gradbridge as gb
+f = gb.bridge(
+    lambda p, x: x @ p, params=np.ones(2), backend="numpy", gradient="numeric", outputs=lambda x: (x.shape[:1], x.dtype)
+)
+
+@tf.function
+def call(x):
+    return f(tf.ones(2, tf.float64), x)
+
+assert call(tf.ones((3, 2), tf.float64)).numpy().tolist() == [2, 2, 2]
+"""
+    )
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "AutoGraph" not in done.stdout + done.stderr

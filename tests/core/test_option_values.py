@@ -167,3 +167,11 @@ def test_an_option_of_one_backend_takes_nothing_odd(backend, option, value):
         return
     with pytest.raises(OptionError, match=f"{option} must be"):
         bridge(backend=backend, **{**numeric, option: value})
+
+
+def test_a_function_of_shapes_that_asks_for_numbers_is_told_what_it_is_given():
+    f = bridge(outputs=lambda x: x.T)
+    with pytest.raises(
+        OptionError, match=r"outputs= of line is raised AttributeError.*an ArraySpec, with shape and dtype"
+    ):
+        f.output_spec(np.ones(3))

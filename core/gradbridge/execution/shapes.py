@@ -11,6 +11,7 @@ from gradbridge import trees
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import OptionError, OutputError
 from gradbridge.protocol import Adapter, ArraySpec
+from gradbridge.wording import first_line
 
 
 def output_spec(adapter: Adapter, declared: Any, inputs: Sequence[Any], spec: CallSpec) -> Any:
@@ -24,7 +25,7 @@ def output_spec(adapter: Adapter, declared: Any, inputs: Sequence[Any], spec: Ca
 
     Raises:
         Unsupported: nobody knows them before the model has run.
-        OptionError: what was declared names no shapes.
+        OptionError: what was declared names no shapes, or raises.
     """
     if declared is None:
         told = adapter.output_spec(inputs, spec)
@@ -34,8 +35,17 @@ def output_spec(adapter: Adapter, declared: Any, inputs: Sequence[Any], spec: Ca
                 f"ArraySpec in place of each array, or raise Unsupported"
             )
         return told
-    args, kwargs = spec.bind(inputs)
-    return _specs(declared(*args, **kwargs) if callable(declared) else declared, adapter.label)
+    if callable(declared):
+        args, kwargs = spec.bind(inputs)
+        try:
+            declared = declared(*args, **kwargs)
+        except Exception as error:
+            raise OptionError(
+                f"the function that outputs= of {adapter.label} is raised {type(error).__name__}: {first_line(error)}; it is "
+                f"given an ArraySpec, with shape and dtype and no numbers, for each input that is an array, and returns "
+                f"(shape, dtype) or such an ArraySpec for each output"
+            ) from error
+    return _specs(declared, adapter.label)
 
 
 def refuse_no_shapes(declared: Any, label: str) -> None:
