@@ -89,9 +89,10 @@ def is_traced(tensors: Sequence[torch.Tensor]) -> bool:
 
 def _refusal(label: str, what: str) -> str:
     return (
-        f"{what} of {label} was asked for within torch.compile, where it is an operation with reverse mode alone: torch "
-        f"would make the derivative zero without a word. Take {what} outside of what is compiled, where all transforms "
-        f"work, or keep the part that takes it out of the compiler (torch.compiler.disable)"
+        f"{what} of {label} was asked for within a program that torch traces (torch.compile, torch.export, make_fx, "
+        f"torch.func.linearize), where it is an operation with reverse mode alone: torch would make the derivative zero "
+        f"without a word. Take {what} outside of what is compiled, where all transforms work (torch.func.jvp for "
+        f"linearize), or keep the part that takes it out of the compiler (torch.compiler.disable)"
     )
 
 

@@ -42,6 +42,11 @@ class Elementary(TorchFunctionMode):
         return self._formulas.get(func, func)(*args, **(kwargs or {}))
 
 
+def has_sparse_gradients(nodes: Iterable[Node]) -> bool:
+    """Whether the graph of a model gives sparse gradients, which few operations and optimizers take."""
+    return any(getattr(node, "_saved_sparse", False) for node in nodes)
+
+
 def fused_beyond_its_order(nodes: Iterable[Node]) -> str | None:
     """The operation in a graph whose gradients, recorded, would have a wrong derivative; None where there is none."""
     for node in nodes:

@@ -24,6 +24,7 @@ from gradbridge.notices import notice
 from gradbridge.protocol import ArraySpec, Traits
 from gradbridge_torch.beside import without_graph
 from gradbridge_torch.crossing import taken
+from gradbridge_torch.elementary import has_sparse_gradients
 from gradbridge_torch.foreign import foreign_leaves
 from gradbridge_torch.forward_mode import pushed
 from gradbridge_torch.graphs import (
@@ -67,8 +68,11 @@ class TorchFramework(RecordedVJPs):
         #: Whether the model takes gradients by its inputs itself, and expects them to be tracked.
         self.tracks_inputs = False
         #: Whether a program of torch may have the model for a part: not if it writes to what it is given, or moves
-        #: state. None where that is not known before it has run.
+        #: state, or has sparse gradients, where those of other calls are dense. None where that is not known before
+        #: it has run.
         self.inlines: bool | None = True if only_reads else None
+        #: Whether it has run, recorded.
+        self.ran = False
 
     @property
     def host(self) -> str:  # type: ignore[override]
@@ -194,10 +198,12 @@ class TorchProgram(Program):
                 leaves[place] = leaf = leaves[place].detach().requires_grad_()
                 tracked.append(leaf)
             nesting.differentiated = False
-            versions = [x._version for x in leaves] if self.framework.inlines is None else None
+            before = None
+            if self.framework.inlines is None:
+                before = [(x._version, x.detach().clone()) for x in leaves]
             floats, others, form, after = self.fn(leaves)
-            if versions is not None:
-                self.framework.inlines = versions == [x._version for x in leaves]
+            if before is not None:
+                self.framework.inlines = _are_as_before(leaves, before)
         except RuntimeError as error:
             if self.framework.tracks_inputs or "does not require grad" not in str(error):
                 raise
@@ -208,6 +214,10 @@ class TorchProgram(Program):
         graph = Graph(
             floats, tracked, nesting.differentiated, threading.RLock(), [], self.framework.checked, leaves
         )
+        if not self.framework.ran:
+            self.framework.ran = True
+            if has_sparse_gradients(graph.nodes()):
+                self.framework.inlines = False
         outputs = [floats[0].detach()] if len(floats) == 1 else [y.detach() for y in floats]
         return outputs, others, form, after, graph
 
@@ -283,6 +293,14 @@ class TorchProgram(Program):
                 f"no output of {self.framework.label} depends on what is differentiated, as torch sees it, so its gradient "
                 f"is zero; if it should depend, look for .detach(), .item(), .numpy() or no_grad in the model",
             )
+
+
+def _are_as_before(tensors: Sequence[torch.Tensor], before: Sequence[tuple[int, torch.Tensor]]) -> bool:
+    """Whether nothing was written to tensors, by their content, too: what goes by ``.data`` is not counted."""
+    return all(
+        x._version == version and bool(((x == own) | (x != x)).all())
+        for x, (version, own) in zip(tensors, before)
+    )
 
 
 class TorchBorder(FrameworkBorder):

@@ -22,7 +22,7 @@ from gradbridge_torch.lifted import Apply
 from gradbridge_torch.mapped import called
 from gradbridge_torch.records import Record, is_tracked, moving
 from gradbridge_torch.shortcuts import is_settled, of_guest, of_part, reader
-from gradbridge_torch.surroundings import recording
+from gradbridge_torch.surroundings import apart_from_compiler, recording
 from gradbridge_torch.tensors import FLOATING, in_precision
 
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
@@ -64,6 +64,7 @@ class TorchHost(LiftingHost):
             )
         return lent([made_to_cross(value.detach())])[0]
 
+    @apart_from_compiler
     def lift(self, node: Node, operands: Sequence[torch.Tensor]) -> Any:
         if recording() is not None:
             raise HostError(

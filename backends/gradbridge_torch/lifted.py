@@ -22,7 +22,7 @@ from gradbridge.lifting import Node
 from gradbridge_torch.crossing import lent, taken
 from gradbridge_torch.mapped import Dims, called, is_plain, mapped, mapped_apply
 from gradbridge_torch.records import Record
-from gradbridge_torch.surroundings import transform
+from gradbridge_torch.surroundings import apart_from_compiler, transform
 
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
@@ -45,6 +45,9 @@ class Operation(Function):
             cls.setup_context(ctx, inputs, output)
             return output
 
+        for name in ("backward", "jvp"):
+            if name in vars(cls):
+                setattr(cls, name, staticmethod(apart_from_compiler(getattr(cls, name))))
         rules = {name: vars(cls)[name] for name in ("backward", "jvp") if name in vars(cls)}
         members = {"forward": staticmethod(forward), "vmap": cls.vmap, **rules}
         cls.lean = type(cls.__name__, (_SingleLevelFunction,), members)

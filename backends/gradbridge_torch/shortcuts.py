@@ -20,7 +20,7 @@ from gradbridge.lifting import Node
 from gradbridge_torch.crossing import CROSSING, PLAIN, REAL
 from gradbridge_torch.lifted import Apply
 from gradbridge_torch.records import Record
-from gradbridge_torch.surroundings import dispatch_modes, recording, transform
+from gradbridge_torch.surroundings import compiler, dispatch_modes, recording, transform
 
 Shortcut = Callable[[Any, tuple[Any, ...]], Any]
 
@@ -159,6 +159,7 @@ def of_guest(call: Call, node: Node, read: Reader) -> Shortcut:
             or forward_ad._current_level >= 0
             or dispatch_modes()
             or recording() is not None
+            or compiler() is not None
         ):
             return NotImplemented
         operands = [*weights, *inputs]

@@ -6,15 +6,19 @@ a default device) get every operation. All of them are lists of the thread, so t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import partial, wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _disable_current_modes
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: The innermost transform, or None; how many modes there are of either kind. All without a call of Python's,
 #: since they are asked in every step.
@@ -74,6 +78,24 @@ def set_aside(device: torch.device | None = None) -> Iterator[None]:
         if device is not None:
             stack.enter_context(device)
         yield
+
+
+def apart_from_compiler(function: Callable[P, T]) -> Callable[P, T]:
+    """A function whose calls are made without what compiles each frame: it would read the guest's own code."""
+
+    @wraps(function)
+    def apart(*args: P.args, **kwargs: P.kwargs) -> T:
+        callback = compiler()
+        if callback is None:
+            return function(*args, **kwargs)
+        set_compiler = torch._C._dynamo.eval_frame.set_eval_frame
+        set_compiler(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            set_compiler(callback)
+
+    return apart
 
 
 @contextmanager

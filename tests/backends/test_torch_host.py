@@ -14,6 +14,7 @@ from torch_programs import INPUTS, assert_same, bridge_over, native, vector  # n
 
 import gradbridge as gb  # noqa: E402
 from gradbridge.errors import (  # noqa: E402
+    GradbridgeWarning,
     HigherOrderError,
     HostError,
     InputError,
@@ -387,3 +388,20 @@ def test_shortcuts_do_not_take_what_only_looks_like_the_last_call():
     with gb.trace() as t:
         f(tree, X)
     assert t.counts["forward"] == 1
+
+
+def test_a_model_of_one_precision_serves_call_after_call_in_another():
+    jnp = pytest.importorskip("jax.numpy")
+
+    def single(p, x):
+        if p["w"].dtype != jnp.float32:
+            raise TypeError("float32 only")
+        return jnp.sin(p["w"]) * x
+
+    f = gb.bridge(single, params={"w": np.ones(3, np.float32)}, backend="jax")
+    w, x = (torch.ones(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    with pytest.warns(GradbridgeWarning, match="It computes in float32"):
+        f({"w": w}, x)
+    for _ in range(3):
+        (g,) = torch.autograd.grad(f({"w": w}, x).sum(), w)
+        assert torch.allclose(g, torch.cos(w), rtol=1e-6)

@@ -209,3 +209,18 @@ def test_shapes_are_known_to_fake_tensors(f):
         y = f(mode.from_tensor(params_of(f)), mode.from_tensor(X))
     assert tuple(y.shape) == tuple(f(params_of(f), X).shape)
     assert y.dtype is torch.float64
+
+
+@pytest.mark.parametrize("is_warm", [False, True])
+def test_the_compiler_does_not_read_the_guests_code_where_it_gave_up(is_warm):
+    jnp = pytest.importorskip("jax.numpy")
+    f = gb.bridge(lambda p, x: jnp.tanh(x @ p["w"]), params={"w": np.ones((2, 2))}, backend="jax")
+    w = torch.ones(2, 2, dtype=torch.float64)
+
+    def call(x):
+        return f({"w": w}, x)
+
+    if is_warm:
+        call(X)
+    for program in (torch.func.vmap(call), torch.func.hessian(lambda x: call(x).sum())):
+        assert_same([torch.compile(program, backend="aot_eager")(X)], [program(X)])

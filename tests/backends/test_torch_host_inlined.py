@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
+from torch_programs import assert_same  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
 from gradbridge.errors import GuestError, HostError, InputError  # noqa: E402
@@ -336,3 +337,38 @@ def test_options_of_the_bridge_hold_as_in_any_host(options):
     if "check_finite" in options:
         with pytest.raises(gb.errors.NonFiniteParamsError):
             f([t.detach() * float("nan") for t in w], X)
+
+
+def test_sparse_gradients_are_dense_in_every_call():
+    f = gb.bridge(nn.Embedding(5, 3, sparse=True))
+    module, vector = f.as_module(), torch.ones(15, requires_grad=True)
+    expected = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0])[:, None].expand(5, 3)
+    for _ in range(4):
+        module.zero_grad()
+        module(torch.tensor([0, 1])).sum().backward()
+        (weight,) = module.parameters()
+        (gradient,) = torch.autograd.grad(f(vector, torch.tensor([0, 1])).sum(), vector)
+        assert_same([weight.grad, gradient.view(5, 3)], [expected, expected])
+
+
+class Clamps(nn.Module):
+    """Writes to its weight where torch does not count it."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.w, self.write = nn.Parameter(torch.tensor([-1.0, 2.0])), write
+
+    def forward(self, x):
+        self.write(self.w)
+        return (self.w * x).sum()
+
+
+@pytest.mark.parametrize(
+    "write", [lambda w: w.data.clamp_(min=0), lambda w: w.detach().numpy().clip(0, out=w.detach().numpy())]
+)
+def test_what_a_model_writes_to_its_weights_uncounted_stays_in_the_model(write):
+    f = gb.bridge(Clamps(write))
+    w = torch.tensor([-1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    for _ in range(4):
+        assert f({"w": w}, torch.ones(2, dtype=torch.float64)).item() == 2.0
+        assert w.tolist() == [-1.0, 2.0]

@@ -13,7 +13,7 @@ from gradbridge import borders, trees
 from gradbridge.call_spec import CallSpec
 from gradbridge.derivatives.jacobians import Derivatives
 from gradbridge.derivatives.points import EvaluationPoint
-from gradbridge.errors import NotDifferentiableError
+from gradbridge.errors import GuestError, InputError, NotDifferentiableError, OutputError
 from gradbridge.execution.arguments import Arguments
 from gradbridge.execution.constant_arguments import ConstantArguments
 from gradbridge.execution.evaluation import Call
@@ -78,7 +78,14 @@ class Calling(Derivatives, Wrappable):
                 return compiler.call(self._key, (params,), inputs, kwargs)
         if self._is_special.get(type(params), True):
             shortcut = self._shortcuts.get(type(params))
-            made = NotImplemented if shortcut is None or kwargs else shortcut(params, inputs)
+            if shortcut is None or kwargs:
+                return self._called(params, inputs, kwargs)
+            try:
+                made = shortcut(params, inputs)
+            except (GuestError, InputError, OutputError) as error:
+                if error.__cause__ is None:
+                    raise  # our own word
+                made = NotImplemented  # the whole way may know another
             return self._called(params, inputs, kwargs) if made is NotImplemented else made
         return self._apply((params,), True, inputs, kwargs)
 
@@ -87,7 +94,7 @@ class Calling(Derivatives, Wrappable):
         host = self._host_of(params, inputs, kwargs)
         call, arguments, reading, host = self._bind(*self._weights(host, params), inputs, kwargs, host)
         made = host.apply(call, arguments, reading)
-        if isinstance(host, LiftingHost) and self._constants is None and not kwargs:
+        if isinstance(host, LiftingHost) and self._constants is None and not kwargs and call.is_current:
             shortcut = host.shortcut(call, params, inputs)
             if shortcut is not None:
                 self._shortcuts[type(params)] = shortcut

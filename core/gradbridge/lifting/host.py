@@ -124,7 +124,19 @@ class LiftingHost(Host):
             leaves: Sequence[Any] = operands
             if call.arguments.vectors[:1] == (True,) and not call.spec.packed:
                 leaves = [*self.cut(operands[0], call.adapter.layout), *operands[1:]]
-            made = self.inline(call, native, leaves)
+            refusal = None
+            try:
+                made = self.inline(call, native, leaves)
+            except (GuestError, InputError, OutputError) as error:
+                if error.__cause__ is None:
+                    raise  # our own word
+                # A derivative that its own system refuses in a program may be had of a call from outside.
+                made, refusal = NotImplemented, error
             if made is not NotImplemented:
                 return made
+            if refusal is not None:
+                try:
+                    return self.lift(node_of(call, constants, self.lends), operands)
+                except GradbridgeError:
+                    raise refusal from refusal.__cause__
         return self.lift(node_of(call, constants, self.lends), operands)
