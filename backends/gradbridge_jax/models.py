@@ -124,6 +124,13 @@ class JaxModel(OnDevice, Model):
     def move(self, after: Sequence[Any]) -> None:
         self.state = tuple(after)
 
+    def follow(self, other: Self) -> None:
+        with isolated(True):
+            self.state = tuple(
+                new if new.dtype == own.dtype else new.astype(own.dtype)
+                for new, own in zip(other.state, self.state)
+            )
+
     def uses_x64(self, inputs: Sequence[Any]) -> bool:
         """Whether 64-bit numbers exist in a call: if any of its numbers is one, or nobody says."""
         return self._x64 if self._x64 is not None else has_64_bits(inputs)

@@ -88,6 +88,12 @@ class KerasModel(functions.TensorFlowModel):
     def move(self, after: Sequence[Any]) -> None:
         self._rest = list(after)  # all at once
 
+    def follow(self, other: Self) -> None:
+        pairs = zip(other._rest, self._rest)
+        self._rest = eagerly(
+            None, lambda: [x if x.dtype == own.dtype else tf.cast(x, own.dtype) for x, own in pairs]
+        )
+
     def isolated(
         self, thunk: Callable[[], Any], inputs: Sequence[Any], noise: int | None, record: bool
     ) -> Any:

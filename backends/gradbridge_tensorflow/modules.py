@@ -6,7 +6,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
@@ -86,6 +86,12 @@ class ModuleModel(TensorFlowModel):
 
     def move(self, after: Sequence[Any]) -> None:
         self._rest = list(after)  # all at once
+
+    def follow(self, other: Self) -> None:
+        pairs = zip(other._rest, self._rest)
+        self._rest = eagerly(
+            None, lambda: [x if x.dtype == own.dtype else tf.cast(x, own.dtype) for x, own in pairs]
+        )
 
     def call(
         self, weights: Sequence[Any], inputs: list[Any], spec: CallSpec, extras: Sequence[Any]

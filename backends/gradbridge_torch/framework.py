@@ -27,13 +27,8 @@ from gradbridge_torch.crossing import taken
 from gradbridge_torch.elementary import has_sparse_gradients
 from gradbridge_torch.foreign import foreign_leaves
 from gradbridge_torch.forward_mode import pushed
-from gradbridge_torch.graphs import (
-    Gradients,
-    Graph,
-    differentiated,
-    refuse_cut_graph,
-    run_backward,
-)
+from gradbridge_torch.graphs import Gradients, Graph, differentiated, refuse_cut_graph, run_backward
+from gradbridge_torch.inlining import are_as_they_were, as_they_are
 from gradbridge_torch.replicas import EmptiedError
 from gradbridge_torch.runtime import RUNTIME
 from gradbridge_torch.shapes import shapes_of
@@ -198,12 +193,10 @@ class TorchProgram(Program):
                 leaves[place] = leaf = leaves[place].detach().requires_grad_()
                 tracked.append(leaf)
             nesting.differentiated = False
-            before = None
-            if self.framework.inlines is None:
-                before = [(x._version, x.detach().clone()) for x in leaves]
+            before = as_they_are(leaves) if self.framework.inlines is None else None
             floats, others, form, after = self.fn(leaves)
             if before is not None:
-                self.framework.inlines = _are_as_before(leaves, before)
+                self.framework.inlines = are_as_they_were(leaves, before)
         except RuntimeError as error:
             if self.framework.tracks_inputs or "does not require grad" not in str(error):
                 raise
@@ -293,14 +286,6 @@ class TorchProgram(Program):
                 f"no output of {self.framework.label} depends on what is differentiated, as torch sees it, so its gradient "
                 f"is zero; if it should depend, look for .detach(), .item(), .numpy() or no_grad in the model",
             )
-
-
-def _are_as_before(tensors: Sequence[torch.Tensor], before: Sequence[tuple[int, torch.Tensor]]) -> bool:
-    """Whether nothing was written to tensors, by their content, too: what goes by ``.data`` is not counted."""
-    return all(
-        x._version == version and bool(((x == own) | (x != x)).all())
-        for x, (version, own) in zip(tensors, before)
-    )
 
 
 class TorchBorder(FrameworkBorder):

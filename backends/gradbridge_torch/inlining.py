@@ -182,3 +182,16 @@ def apart(output: torch.Tensor, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _versions(tensors: Sequence[torch.Tensor]) -> list[int]:
     return [0 if t.is_inference() else t._version for t in tensors]
+
+
+def as_they_are(tensors: Sequence[torch.Tensor]) -> list[tuple[int, torch.Tensor]]:
+    """Tensors as `are_as_they_were` compares them."""
+    return [(x._version, x.detach().clone()) for x in tensors]
+
+
+def are_as_they_were(tensors: Sequence[torch.Tensor], before: Sequence[tuple[int, torch.Tensor]]) -> bool:
+    """Whether nothing was written to tensors, by their content, too: what goes by ``.data`` is not counted."""
+    return all(
+        x._version == version and bool(((x == own) | (x != x)).all())
+        for x, (version, own) in zip(tensors, before)
+    )

@@ -229,6 +229,17 @@ class ModuleModel(TorchModel):
                     if value is not None:
                         lent(part._buffers[key])
 
+    def follow(self, other: Self) -> None:
+        with other._lock:
+            theirs = [dict(part._buffers) for part in other._template.modules()]
+        with torch.no_grad():
+            self.move(
+                [
+                    {key: _like(value, part._buffers[key]) for key, value in buffers.items()}
+                    for part, buffers in zip(self._template.modules(), theirs)
+                ]
+            )
+
     def keep_for_rerun(self) -> bool:
         """From now on every call has a replica of its own, that holds its weights as long as its graph lives."""
         return self.isolate_calls()
@@ -329,3 +340,10 @@ def _moved(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device | None
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(moved, tensor.requires_grad)
     return moved.requires_grad_(tensor.requires_grad)
+
+
+def _like(buffer: torch.Tensor | None, own: torch.Tensor | None) -> torch.Tensor | None:
+    """A copy of a buffer in the dtype of the one that it replaces."""
+    if buffer is None or own is None:
+        return buffer
+    return buffer.detach().to(own.dtype, copy=True)

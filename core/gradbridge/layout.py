@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -15,10 +15,13 @@ import optree
 
 from gradbridge import trees
 from gradbridge.admission import as_array
-from gradbridge.errors import LayoutError, ParamsDtypeError
+from gradbridge.errors import InputError, LayoutError, ParamsDtypeError
 
 Array = npt.NDArray[Any]
 Float64Vector = npt.NDArray[np.float64]
+
+#: (class of an array) ↦ the host half whose it is, or None: what the registry knows, which knows layouts.
+systems: list[Callable[[type], Any]] = []
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,13 @@ class ParameterLayout:
         Raises:
             LayoutError: a name is missing or unknown, or a shape is not the layout's.
             ParamsDtypeError: an array is not of real numbers.
-            InputError: NumPy cannot read an array of it, or it is more than its numbers, as a masked one.
+            InputError: NumPy cannot read an array of it, or it is more than its numbers, as a masked one, or a system is
+                differentiating it.
         """
-        arrays = [_as_array(name, array) for name, array in zip(self.names, self.arrays(tree))]
+        own = self.arrays(tree)
+        for name, array in zip(self.names, own):
+            _refuse_followed(name, array)
+        arrays = [_as_array(name, array) for name, array in zip(self.names, own)]
         self.check(arrays)
         return self.join(arrays)
 
@@ -149,11 +156,16 @@ class ParameterLayout:
         Raises:
             LayoutError: the vector is not of shape (size,).
         """
+        cut = None
         if not hasattr(params, "reshape"):
-            params = as_array(params, "params")
+            cut = _cut_by_its_system(params)
+            if cut is None:
+                params = as_array(params, "params")
         shape = tuple(params.shape)
         if shape != (self.size,):
             raise LayoutError(f"expected params of shape {(self.size,)}, got {shape}")
+        if cut is not None:
+            return dict(zip(self.names, cut(params, self)))
         return {
             name: params[where].reshape(shape)
             for name, shape, where in zip(self.names, self.shapes, self.slices)
@@ -258,6 +270,27 @@ def _as_array(name: str, value: Any) -> Array:
 def leaf_names(structure: optree.PyTreeSpec) -> tuple[str, ...]:
     """What the leaves of a tree of parameters are called: their paths, as in ``layers/0/w``."""
     return tuple("/".join(map(str, path)) or "params" for path in structure.paths())
+
+
+def _cut_by_its_system(vector: Any) -> Callable[[Any, ParameterLayout], Sequence[Any]] | None:
+    """How the system whose array it is cuts a vector that cannot be reshaped as NumPy's can; None where it is nobody's."""
+    return getattr(_system_of(vector), "cut", None)
+
+
+def _refuse_followed(name: str, array: Any) -> None:
+    """Refuse an array whose gradient would end here, without a word from its own system."""
+    system = None if type(array) is np.ndarray else _system_of(array)
+    if system is not None and system.follows(array):
+        raise InputError(
+            f"{system.name} is differentiating the array for parameter {name!r}, and a flat vector of NumPy's would lose "
+            f"its gradient; call the bridge with the tree of arrays itself, or join them by {system.name}'s own functions, "
+            f"in the order of f.layout.names"
+        )
+
+
+def _system_of(array: Any) -> Any:
+    """The host half whose array it is; None where it is nobody's."""
+    return next((half for find in systems if (half := find(type(array))) is not None), None)
 
 
 @lru_cache(maxsize=64)

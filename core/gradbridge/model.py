@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -73,6 +73,9 @@ class Model(Inspectable, ABC):
 
     def move(self, after: Sequence[Any]) -> None:
         """Take over the state that a forward left behind."""
+
+    def follow(self, other: Self) -> None:
+        """Take over the state of the same model in another precision (`in_dtype`), in dtypes of its own."""
 
     def isolated(self, thunk: Callable[[], T], inputs: Sequence[Any], noise: int | None, record: bool) -> T:
         """Run a step so that ambient state is neither changed nor trusted (law 9). It may be run twice.

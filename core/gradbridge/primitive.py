@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 import types
 from collections.abc import Callable
 from dataclasses import replace
@@ -139,11 +141,28 @@ class Primitive:
     def __repr__(self) -> str:
         return f"<Primitive {self._bridge.adapter.label}>"
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # As a function: by its name, where that leads here. The function itself has it no more.
+        module, name = getattr(self, "__module__", None), getattr(self, "__qualname__", "")
+        if _by_name(module, name) is self:
+            return _by_name, (module, name)
+        return super().__reduce_ex__(protocol)
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+
+def _by_name(module: str | None, name: str) -> Any:
+    """What a module has by a qualified name; None where it is not imported, or has nothing of it."""
+    found = sys.modules.get(module or "")
+    if found is None and module:
+        found = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 class Method(Primitive):

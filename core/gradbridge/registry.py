@@ -13,6 +13,7 @@ import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from gradbridge import layout
 from gradbridge.declarations import Backend, BackendInfo
 from gradbridge.errors import (
     BackendUnavailableError,
@@ -283,6 +284,14 @@ def _stays(plugin: Plugin, name: str, model: str, owner: Plugin, other: str) -> 
 
 
 _default: Registry | None = None
+
+
+def _half_of(kind: type) -> Host | None:
+    name = default_registry().host_of(kind)
+    return None if name is None else default_registry().host(name)
+
+
+layout.systems.append(_half_of)
 
 
 def default_registry() -> Registry:

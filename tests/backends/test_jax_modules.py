@@ -227,3 +227,16 @@ def test_numbers_that_an_equinox_module_was_made_with_are_no_parameters():
         backend="jax",
     )
     assert inside.layout.size == 3 * 2 + 2 + 1  # a number in a plain tree is one
+
+
+def test_statistics_move_on_in_whatever_precision_a_call_is():
+    module, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(3, "batch", mode="ema", momentum=0.5)
+    f = gb.bridge(module, state=state, vmap=True, mode="train")
+    g = gb.bridge(module, state=state, vmap=True, mode="train", dtype="float64")
+    single = f.params.astype("float32")
+    for p in (single, f.params, single):
+        f(p, X), g(f.params, X)
+    expected = jax.tree.leaves(g.model(g.params)[1])
+    for p in (single, f.params):
+        for found, wanted in zip(jax.tree.leaves(f.model(p)[1]), expected):
+            np.testing.assert_allclose(found, wanted, rtol=1e-6)

@@ -155,3 +155,14 @@ def test_in_eval_mode_a_model_is_random_that_draws_there_not_one_that_could():
                 chunked(f.params, x)
         else:
             np.testing.assert_allclose(chunked(f.params, x), whole, rtol=1e-14)
+
+
+def test_statistics_move_on_in_whatever_precision_a_call_is():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(momentum=0.5)])
+    f = gb.bridge(model, mode="train")
+    x = np.array([[1.0, 2.0], [3.0, 6.0]])
+    for dtype in ("float32", "float64", "float32"):
+        f(f.params.astype(dtype), x)
+    for dtype in ("float32", "float64"):
+        found = f.model(f.params.astype(dtype)).layers[0]
+        np.testing.assert_allclose(found.moving_mean.numpy(), [2 * 0.875, 4 * 0.875], rtol=1e-6)

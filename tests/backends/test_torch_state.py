@@ -274,3 +274,18 @@ def test_a_fresh_model_shares_no_moving_state():
     assert f.model(f.params)[1].num_batches_tracked == 1
     assert fresh.model(fresh.weights())[1].num_batches_tracked == 0
     assert net[1].num_batches_tracked == 0
+
+
+def test_statistics_move_on_in_whatever_precision_a_call_is():
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    native = copy.deepcopy(net).double().train()
+    f = gb.bridge(net, mode="train")
+    single = f.params.astype("float32")
+    for p in (single, f.params, f.params, single):
+        f(p, X)
+        native(torch.as_tensor(X))
+    for p in (f.params, single):
+        found = f.model(p)[1]
+        assert found.num_batches_tracked == 4
+        onp.testing.assert_allclose(found.running_mean, native[1].running_mean, rtol=1e-5)
+        onp.testing.assert_allclose(found.running_var, native[1].running_var, rtol=1e-5)

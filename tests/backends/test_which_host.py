@@ -136,3 +136,84 @@ def test_params_of_any_host_are_saved_and_made_a_model(f, tmp_path):
 def test_a_host_that_there_is_not_is_answered_with_the_nearest(f):
     with pytest.raises(gb.errors.UnknownBackendError, match="'jax'"):
         gb.bridge(f.model(f.params), host="jaxx")
+
+
+def test_what_another_system_differentiates_is_refused_by_a_bridge_that_has_one(f):
+    tf = pytest.importorskip("tensorflow")
+    network = f.model(f.params)
+    w = tf.Variable(f.params)
+    for host in ("torch", "jax", "autograd"):
+        pinned = gb.bridge(network, host=host)
+        with (
+            tf.GradientTape(),
+            pytest.raises(gb.errors.HostError, match="that tensorflow is differentiating"),
+        ):
+            pinned(w, X)
+        with (
+            tf.GradientTape(),
+            pytest.raises(gb.errors.HostError, match="that tensorflow is differentiating"),
+        ):
+            pinned(pinned.params, tf.Variable(X))
+        assert np.asarray(pinned(tf.constant(f.params), X)).shape == (3, 1)  # a constant
+    pinned = gb.bridge(network, host="tensorflow")
+    with pytest.raises(gb.errors.HostError, match="that torch is differentiating"):
+        pinned(torch.tensor(f.params, requires_grad=True), X)
+    for grad in (autograd.grad, jax.grad):
+        with pytest.raises(gb.errors.HostError, match="is differentiating"):
+            grad(lambda p: pinned(p, X))(f.params)
+
+
+def test_arrays_of_numpy_among_the_weights_are_data():
+    f = gb.bridge(
+        lambda p, x: x @ p["w"] + p["b"], params={"b": np.zeros(2), "w": np.ones((3, 2))}, backend="jax"
+    )
+    x = torch.ones(4, 3)
+    for tree in (
+        {"b": np.zeros(2, np.float32), "w": torch.ones(3, 2)},
+        {"b": torch.zeros(2), "w": np.ones((3, 2))},
+    ):
+        assert type(f(tree, x)) is torch.Tensor
+    assert type(f(f.params, x)) is np.ndarray
+
+
+@pytest.mark.parametrize("kind", ["torch", "jax", "tensorflow"])
+def test_a_vector_of_any_system_is_cut_differentiably_and_what_it_differentiates_is_not_joined(f, kind):
+    values = np.asarray(f.params)
+    if kind == "torch":
+        v = torch.tensor(values, requires_grad=True)
+        cut = f.layout.unravel(v)
+        gradients = torch.autograd.grad(sum((w**2).sum() for w in cut.values()), v)[0]
+    elif kind == "jax":
+        gradients = jax.grad(lambda v: sum(jnp.sum(w**2) for w in f.layout.unravel(v).values()))(
+            jnp.asarray(values)
+        )
+        with pytest.raises(gb.errors.InputError, match="jax is differentiating"):
+            jax.jit(lambda v: f.layout.ravel(f.layout.unravel(v)))(values)
+    else:
+        tf = pytest.importorskip("tensorflow")
+        v = tf.Variable(values)
+        with tf.GradientTape() as tape:
+            cut = f.layout.unravel(v)
+            loss = sum(tf.reduce_sum(w**2) for w in cut.values())
+            with pytest.raises(gb.errors.InputError, match="tensorflow is differentiating"):
+                f.layout.ravel(cut)
+        gradients = tape.gradient(loss, v)
+        np.testing.assert_array_equal(f.layout.ravel(f.layout.unravel(tf.constant(values))), values)
+    np.testing.assert_allclose(np.asarray(gradients), 2 * values, rtol=1e-12)
+
+
+@gb.primitive
+def cube(x):
+    return x**3
+
+
+@cube.defvjp
+def _(ans, x):
+    return lambda v: 3 * x**2 * v
+
+
+def test_a_primitive_is_pickled_by_its_name():
+    assert pickle.loads(pickle.dumps(cube)) is cube
+    assert pickle.loads(pickle.dumps({"f": cube}))["f"] is cube
+    named = gb.primitive(np.sinh)
+    assert pickle.loads(pickle.dumps(named))(X).tolist() == np.sinh(X).tolist()

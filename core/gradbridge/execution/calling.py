@@ -94,7 +94,8 @@ class Calling(Derivatives, Wrappable):
         host = self._host_of(params, inputs, kwargs)
         call, arguments, reading, host = self._bind(*self._weights(host, params), inputs, kwargs, host)
         made = host.apply(call, arguments, reading)
-        if isinstance(host, LiftingHost) and self._constants is None and not kwargs and call.is_current:
+        is_current = self._precisions.of(call.dtype).adapter is call.adapter
+        if isinstance(host, LiftingHost) and self._constants is None and not kwargs and is_current:
             shortcut = host.shortcut(call, params, inputs)
             if shortcut is not None:
                 self._shortcuts[type(params)] = shortcut
@@ -227,11 +228,12 @@ class Calling(Derivatives, Wrappable):
         """Who calls: the host that the bridge was made for; else that of the arrays of the call.
 
         Raises:
-            HostError: two of them differentiate.
+            HostError: two of them differentiate, or another one than it was made for.
         """
-        if self._host_name != AUTO:
-            return self._host
-        return host_of_arrays(self._hosts, self._host, params, (inputs, kwargs), self._adapter.label)
+        is_fixed = self._host_name != AUTO
+        return host_of_arrays(
+            self._hosts, self._host, params, (inputs, kwargs), self._adapter.label, is_fixed
+        )
 
     @property
     def _concrete(self) -> Host:

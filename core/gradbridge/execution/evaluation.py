@@ -57,12 +57,6 @@ class Call:
         """The call of the model that this is a derivative of; itself where it is none."""
         return self if self.parent is None else self.parent.root
 
-    @property
-    def is_current(self) -> bool:
-        """Whether its adapter is still the one that serves hosts of this dtype."""
-        precisions = self.settings.precisions
-        return precisions is None or precisions.of(self.dtype).adapter is self.adapter
-
     def by(self, adapter: Adapter) -> Call:
         """The same call of another adapter of the model."""
         arguments = Arguments.of(self.arguments.vectors, len(adapter.layout))

@@ -69,7 +69,9 @@ class FunctionalAdapter(TransformingAdapter):
         if not residuals.dtypes:
             self._refuse_no_output()
         if self.renews:
-            self._make_again(residuals)
+            if residuals.is_pulled:  # its graph gives a gradient once
+                self._renew(residuals, RunAgain())
+            residuals.is_pulled = True
         step = partial(residuals.pull, self.framework, cotangents, wrt)
         return self._isolated(step, residuals.inputs, None, True, "the derivative of", residuals)
 
@@ -96,12 +98,6 @@ class FunctionalAdapter(TransformingAdapter):
             return again
         return RecordedPullback(again, self.framework, wrt, residuals, self._isolated)
 
-    def _make_again(self, residuals: Residuals) -> None:
-        """Before another pull of the same call, whose graph gives a gradient once."""
-        if residuals.is_pulled:
-            self._renew(residuals, RunAgain())
-        residuals.is_pulled = True
-
     def _derivative(self, structure: Any, wrt: tuple[int, ...]) -> FunctionalAdapter:
         derivative = FunctionalAdapter(
             self.framework, PullbackModel(self.framework, self.source, structure, wrt)
@@ -119,6 +115,7 @@ class FunctionalAdapter(TransformingAdapter):
         record: bool,
         doing: str = "",
         residuals: Residuals | None = None,
+        is_settled: bool = False,
     ) -> T:
         """Run a step in the model's isolation, again where that is asked for, and its errors explained.
 
@@ -127,14 +124,15 @@ class FunctionalAdapter(TransformingAdapter):
             inputs, noise, record: for `Model.isolated`.
             doing: for `Model.explain`.
             residuals: of the call that is made again before; None where the step is all that there is.
+            is_settled: whether it is known that the framework can be used.
 
         Raises:
             GradbridgeError: the model failed, or its framework did not survive a fork (`ForkError`). What a
                 framework raises to steer a program around us, and no model explains, goes on as it came.
         """
-        if (runtime := self.traits.runtime) is not None and not runtime.is_settled:
-            with runtime.settling():
-                return self._isolated(step, inputs, noise, record, doing, residuals)
+        if not is_settled and (runtime := self.traits.runtime) is not None and not runtime.is_settled:
+            with runtime.settling():  # which other threads may keep as it is
+                return self._isolated(step, inputs, noise, record, doing, residuals, True)
         model = self.source
         try:
             try:
@@ -162,6 +160,8 @@ class FunctionalAdapter(TransformingAdapter):
     ) -> tuple[list[Any], dict[int, Any]]:
         framework, model = self.framework, self.source
         take = framework.take if lent else framework.asarray
+        if self._moved.times != self._seen:
+            self._follow()
         leaves, constants = list[Any](loaded), dict[int, Any]()
         for index, leaf in enumerate(inputs):
             if type(leaf) is not np.ndarray and not framework.is_leaf(leaf):
@@ -204,7 +204,7 @@ class FunctionalAdapter(TransformingAdapter):
             floats, others, form, after, kept = program.run(leaves)
             self._surroundings.settle(before)
         if after and not spec.replay:
-            self.source.move(after)
+            self._move(after)
         if form.structure is None and floats:  # by far the most models return one floating array
             outputs = floats[0]
         else:

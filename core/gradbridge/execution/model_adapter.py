@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -14,6 +15,19 @@ from gradbridge.inspection import Stranger
 from gradbridge.protocol import Adapter
 
 T = TypeVar("T")
+
+
+@dataclass
+class Moved:
+    """Which of the precisions of one model has moved its state last; they share it.
+
+    Attributes:
+        times: how often one has.
+        by: which.
+    """
+
+    times: int = 0
+    by: Model | None = None
 
 
 class ModelAdapter(Adapter):
@@ -37,6 +51,21 @@ class ModelAdapter(Adapter):
     def __init__(self, framework: Framework, source: Model) -> None:
         self.traits = framework.traits  # first, and so first in a pickle: see `Runtime.__reduce__`
         self.framework, self.source = framework, source
+        self._moved, self._seen = Moved(), 0
+
+    def _move(self, after: Sequence[Any]) -> None:
+        """Take over the state that a forward left behind."""
+        self.source.move(after)
+        self._moved.by = self.source
+        self._moved.times += 1
+        self._seen = self._moved.times
+
+    def _follow(self) -> None:
+        """Take over the state that a forward in another precision left behind."""
+        times, other = self._moved.times, self._moved.by
+        if other is not None and other is not self.source:
+            self.source.follow(other)
+        self._seen = times
 
     def _require_runtime(self) -> None:
         """Before the framework is used, in a forked child.
@@ -103,15 +132,23 @@ class ModelAdapter(Adapter):
 
     def model(self, weights: Sequence[Any]) -> Any:
         self._require_runtime()
+        if self._moved.times != self._seen:
+            self._follow()
         return self.source.native(weights)
 
     def in_dtype(self, name: str) -> Self:
         self._require_runtime()
         model = self.source.in_dtype(name)
-        return self if model is self.source else type(self)(self.framework, model)
+        if model is self.source:
+            return self
+        twin = type(self)(self.framework, model)
+        twin._moved = self._moved
+        return twin
 
     def fresh(self) -> Self | None:
         self._require_runtime()
+        if self._moved.times != self._seen:
+            self._follow()
         model = self.source.fresh()
         return None if model is None else type(self)(self.framework, model)
 

@@ -61,7 +61,7 @@ class TransformingAdapter(ModelAdapter):
         count = sum(form.floating)
         moved = iter(floats[count:])
         if after and not spec.replay:
-            self.source.move(after)
+            self._move(after)
         outputs = form.assemble(form.merge(floats[:count], others))
         return outputs, [
             next(moved) if yes else np.zeros(shape) for yes, shape in zip(form.floating, form.shapes)
