@@ -36,7 +36,8 @@ def lowered(primitive: Any, ctx: Any, operands: Sequence[Any], params: dict[str,
         require_pushes(node, params["wrt"], params["outputs"])
     callback = called_back(RUNS[primitive], params, ctx.avals_out, blocks)
     # What draws numbers in each call, or moves a state, is called as often as the program says.
-    effects = node.call.root.adapter.stochastic
+    root = node.call.root.adapter
+    effects = root.stochastic or root.moves
     context = ctx.module_context.axis_context
     if platforms == ("cpu",) and getattr(context, "num_devices", 0) == 1:
         # As JAX does, but for its own look at the results: 20 µs a callback, and they are looked at here.
@@ -132,7 +133,7 @@ def _runs_in_the_calling_thread() -> bool:
 
 def _reentry(node: Node) -> str:
     adapter, settings = node.call.root.adapter, node.call.settings
-    if adapter.stochastic:
+    if adapter.stochastic or adapter.moves:
         why = "draws random numbers or moves a state of its own"
     elif settings.checks_finite:
         why = "is to have its params looked at (check_finite=True)"

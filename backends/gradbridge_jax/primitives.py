@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import effects
 from jax.extend.core import Primitive
 from jax.interpreters import batching
 
@@ -177,9 +178,36 @@ def _batched(
     return results, [0] * len(results)
 
 
+class OncePerCall(effects.Effect):
+    """Of a call that draws new numbers or moves a state: it is neither dropped nor merged, hoisted or made again."""
+
+    def __repr__(self) -> str:
+        return "a gradbridge call that draws new numbers (noise='per_call') or moves a state of its own"
+
+
+for _allowed in (
+    effects.lowerable_effects,
+    effects.control_flow_allowed_effects,
+    effects.custom_derivatives_allowed_effects,
+):
+    _allowed.add_type(OncePerCall)
+
+_ONCE, _PURE = frozenset([OncePerCall()]), frozenset[Any]()
+
+
+def _effects(primitive: Primitive, node: Node) -> frozenset[Any]:
+    call = node.call
+    counts = call.adapter.moves or (
+        call.settings.noise == "per_call" and call.settings.draw_noise is not None
+    )
+    return _ONCE if counts and node.parent is None and primitive is apply_p else _PURE
+
+
 def _register(primitive: Primitive) -> None:
     primitive.multiple_results = True
-    primitive.def_abstract_eval(AVALS[primitive])
+    primitive.def_effectful_abstract_eval(
+        lambda *avals, **params: (AVALS[primitive](*avals, **params), _effects(primitive, params["node"]))
+    )
     primitive.def_impl(lambda *operands, **params: run_eagerly(primitive, operands, params))
     batching.primitive_batchers[primitive] = lambda operands, dims, **params: _batched(
         primitive, operands, dims, params

@@ -58,7 +58,7 @@ class KerasModel(functions.TensorFlowModel):
         self._latest: CallSpec | None = None
         state = snapshot.roles.of(snapshot.twin())[len(self._own) : len(dtypes) - self._seeds]
         self._rest = [tf.cast(value, v.dtype) for v, value in zip(state, snapshot.fixed)]
-        self._moves = self._train and bool(self._rest)
+        self.moves = self._train and bool(self._rest)
         # In eval mode the first trace tells: most layers with a generator leave it alone there.
         self.draws = self._train and len(dtypes) > len(self._own)
 
@@ -83,7 +83,7 @@ class KerasModel(functions.TensorFlowModel):
     def extras(self, noise: int) -> Sequence[Any]:
         # The moving variables: none in eval mode, where they are compiled in.
         seeds = [tf.constant(_seeds(noise, self._seeds))] if self._seeds else []
-        return [*seeds, *self._rest] if self._moves else seeds
+        return [*seeds, *self._rest] if self.moves else seeds
 
     def move(self, after: Sequence[Any]) -> None:
         self._rest = list(after)  # all at once
@@ -115,13 +115,13 @@ class KerasModel(functions.TensorFlowModel):
         self._latest = spec
         args, kwargs = spec.bind(inputs)
         seeds = tf.unstack(extras[0]) if self._seeds else []
-        rest = extras[bool(seeds) :] if self._moves else self._rest
+        rest = extras[bool(seeds) :] if self.moves else self._rest
         output, after = self._snapshot.call(
             self._snapshot.twin(), (*weights, *rest, *seeds), args, kwargs, self._train, call=functions.called
         )
         first = len(weights) + len(rest)
         self.draws = self.draws or any(new is not old for new, old in zip(after[first:], seeds))
-        return output, after[len(weights) : first] if self._moves else ()
+        return output, after[len(weights) : first] if self.moves else ()
 
 
 def _seeds(noise: int, count: int) -> np.ndarray[Any, Any]:

@@ -47,7 +47,7 @@ class ModuleModel(TensorFlowModel):
         self.argument_names = argument_names(_body(module))
         train = options.mode == "train"
         self._mode = dict.fromkeys(_mode_arguments(module), train)
-        self.draws = self._moves = train and bool(self._rest)
+        self.draws = self.moves = train and bool(self._rest)
 
     def _computes(self, module: tf.Module, dtype: tf.DType | None) -> None:
         """Compute what a module computes, in a dtype; None keeps its own."""
@@ -82,7 +82,7 @@ class ModuleModel(TensorFlowModel):
 
     def extras(self, noise: int) -> Sequence[Any]:
         # The variables that are no weights: none in eval mode, where they are compiled in.
-        return self._rest if self._moves else ()
+        return self._rest if self.moves else ()
 
     def move(self, after: Sequence[Any]) -> None:
         self._rest = list(after)  # all at once
@@ -110,7 +110,7 @@ class ModuleModel(TensorFlowModel):
                 lambda x: tf.convert_to_tensor(x) if isinstance(x, tf.Variable) else x, output
             )
         self._refuse_strays()
-        return output, [values[id(s)] for s in slots[len(own) :]] if self._moves else ()
+        return output, [values[id(s)] for s in slots[len(own) :]] if self.moves else ()
 
     # -- private ------------------------------------------------------------------------------
 

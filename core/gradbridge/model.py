@@ -28,6 +28,7 @@ class Model(Inspectable, ABC):
         dtype: that floating inputs are cast to, the framework's; None keeps theirs.
         argument_names: what it calls its inputs.
         draws: whether it draws random numbers, or moves state (`Adapter.stochastic`).
+        moves: whether a forward leaves another state behind (`move`).
         any_rows: whether it takes any length of its inputs' first axes, so that one trace is for all.
         surroundings: what it reads from outside as it is traced, for a framework that compiles; None where
             that is nothing that could change.
@@ -39,6 +40,7 @@ class Model(Inspectable, ABC):
     dtype: Any = None
     argument_names: ArgumentNames = ArgumentNames()
     draws: bool = False
+    moves: bool = False
     any_rows: bool = False
     surroundings: Surroundings | None = None
 

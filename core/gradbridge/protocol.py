@@ -66,7 +66,6 @@ class Adapter(Inspectable, ABC):
 
     #: What errors call the model, e.g. ``Net``.
     label: str
-
     #: The weights in order; empty for a function of arrays alone.
     layout: ParameterLayout
 
@@ -79,8 +78,9 @@ class Adapter(Inspectable, ABC):
     #: How its gradient comes about, where that is worth telling users: ``"numeric: …"``.
     gradient_note: str = ""
 
-    #: Whether `mode="train"` makes this model random or moves state of its own.
+    #: Whether `mode="train"` makes this model random, and whether a forward moves state of its own there.
     stochastic: bool = False
+    moves: bool = False
 
     #: Whether what it returns is of the right dtypes by its making.
     results_are_typed: bool = False

@@ -181,23 +181,3 @@ def test_results_are_where_the_operands_are():
     found = lines_of(code, XLA_FLAGS="--xla_force_host_platform_device_count=2")
     assert found == ["True"] * len(found)
     assert len(found) == 22
-
-
-def test_other_threads_call_guests_of_jax_while_a_program_waits_for_a_callback():
-    entered, release = threading.Event(), threading.Event()
-
-    @gb.primitive(outputs=lambda x: x)
-    def slow(x):
-        entered.set()
-        release.wait(60)
-        return x * 1.0
-
-    f = gb.bridge(lambda p, x: jnp.sin(p["w"] * x), params={"w": np.ones(3)}, backend="jax")
-    thread = threading.Thread(target=lambda: jax.block_until_ready(jax.jit(slow)(jnp.ones(3))))
-    thread.start()
-    try:
-        assert entered.wait(60)
-        np.testing.assert_allclose(f(f.params, np.ones(3)), np.sin(np.ones(3)), rtol=1e-12)
-    finally:
-        release.set()
-        thread.join()

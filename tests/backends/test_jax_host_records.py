@@ -217,3 +217,63 @@ def test_a_bridge_that_was_dropped_leaves_nothing_behind():
         jax.clear_caches()  # it cannot be told to refer weakly to what it staged
     gc.collect()
     assert adapter() is None
+
+
+def test_other_threads_call_guests_of_jax_while_a_program_waits_for_a_callback():
+    entered, release = threading.Event(), threading.Event()
+
+    @gb.primitive(outputs=lambda x: x)
+    def slow(x):
+        entered.set()
+        release.wait(60)
+        return x * 1.0
+
+    f = gb.bridge(lambda p, x: jnp.sin(p["w"] * x), params={"w": np.ones(3)}, backend="jax")
+    thread = threading.Thread(target=lambda: jax.block_until_ready(jax.jit(slow)(jnp.ones(3))))
+    thread.start()
+    try:
+        assert entered.wait(60)
+        np.testing.assert_allclose(f(f.params, np.ones(3)), np.sin(np.ones(3)), rtol=1e-12)
+    finally:
+        release.set()
+        thread.join()
+
+
+def in_train_mode(*layers, **options):
+    torch = pytest.importorskip("torch")
+    return gb.bridge(
+        torch.nn.Sequential(*(getattr(torch.nn, n)(*a) for n, *a in layers)), mode="train", **options
+    )
+
+
+def test_a_call_that_moves_a_state_is_made_as_often_as_the_program_says():
+    b = in_train_mode(("BatchNorm1d", 1))
+    Q, X = jnp.asarray(b.params), jnp.ones((10, 1))
+    b(Q, X)
+
+    def moved(program):
+        before = int(b.model(b.params)[0].num_batches_tracked)
+        jax.block_until_ready(program(Q))
+        return int(b.model(b.params)[0].num_batches_tracked) - before
+
+    assert moved(jax.jit(lambda Q: jax.lax.fori_loop(0, 5, lambda i, c: c + b(Q, X).sum(), 0.0))) == 5
+    assert moved(jax.jit(lambda Q: (b(Q, X), b(Q, X)))) == 2
+    assert moved(jax.jit(jax.grad(lambda Q: (b(Q, X) ** 2).sum()))) == 1
+    assert moved(jax.jit(lambda Q: (b(Q, X), 1.0)[1])) == 1
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_new_numbers_at_each_call_are_those_of_the_gradient_or_refused(wrap):
+    d = in_train_mode(("Linear", 1, 1), ("Dropout", 0.5), noise="per_call")
+    P, X = jnp.ones(2, jnp.float32), jnp.ones((1000, 1), jnp.float32)
+
+    def call(b):
+        return d(P.at[1].set(b), X)
+
+    y, vjp = jax.vjp(wrap(call), 1.0)
+    assert vjp(y)[0] == (y * jnp.where(y != 0, 2, 0)).sum()
+    with pytest.raises(NotImplementedError, match="checkpoint.*draws new numbers"):
+        jax.vjp(wrap(jax.checkpoint(call)), 1.0)
+    fixed = in_train_mode(("Linear", 1, 1), ("Dropout", 0.5), noise="per_params")
+    y, vjp = jax.vjp(wrap(jax.checkpoint(lambda b: fixed(P.at[1].set(b), X))), 1.0)
+    assert vjp(y)[0] == (y * jnp.where(y != 0, 2, 0)).sum()

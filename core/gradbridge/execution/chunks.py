@@ -69,6 +69,11 @@ class ChunkedAdapter(PiecewiseAdapter):
         return self._inner.stochastic
 
     @property
+    def moves(self) -> bool:  # type: ignore[override]
+        """As the inner one."""
+        return self._inner.moves
+
+    @property
     def refusals_met(self) -> Mapping[str, str]:  # type: ignore[override]
         """As the inner one."""
         return self._inner.refusals_met

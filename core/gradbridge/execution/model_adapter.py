@@ -126,6 +126,11 @@ class ModelAdapter(Adapter):
         """Whether the model draws random numbers or moves state."""
         return self.source.draws
 
+    @property
+    def moves(self) -> bool:  # type: ignore[override]
+        """Whether a forward of the model leaves another state behind."""
+        return self.source.moves
+
     def weights(self) -> Sequence[Any]:
         self._require_runtime()
         return self.source.weights()

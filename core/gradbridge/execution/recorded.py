@@ -62,6 +62,11 @@ class RecordedPullback(Adapter):
         """As the model."""
         return self._again.stochastic
 
+    @property
+    def moves(self) -> bool:  # type: ignore[override]
+        """As the model."""
+        return self._again.moves
+
     def weights(self) -> Sequence[Any]:
         return self._again.weights()
 
