@@ -10,7 +10,7 @@ import numpy as np
 from gradbridge import trees
 from gradbridge.call_spec import CallSpec
 from gradbridge.constants import constant_key
-from gradbridge.notices import notice
+from gradbridge.notices import notice, tried
 from gradbridge.protocol import ArraySpec
 
 #: How many tries of a function are remembered.
@@ -42,11 +42,7 @@ class TriedOutputs:
             return self._tried[key]
         if not self._is_announced:
             self._is_announced = True
-            notice(
-                f"the shapes of what {self._label} returns were asked for before it ran, so it is evaluated once, at "
-                f"arrays of ones, for each shape of its inputs; say what it returns with outputs=, a tree of "
-                f"(shape, dtype) or a function of its inputs' shapes and dtypes"
-            )
+            notice(tried(self._label))
         output = function([np.ones(x.shape, x.dtype) if isinstance(x, ArraySpec) else x for x in inputs])
         leaves, structure = trees.flatten(output)
         specs = trees.unflatten(structure, list(map(ArraySpec.of, leaves)))

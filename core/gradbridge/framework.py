@@ -294,10 +294,18 @@ class Framework(ABC):
     def shapes(self, fn: Computation, specs: Sequence[ArraySpec]) -> tuple[list[ArraySpec], Form]:
         """Shapes and dtypes of a computation's outputs, in the model's order, without computing.
 
+        Here by one evaluation at arrays of ones, of which the adapter tells: for frameworks that know them no sooner.
+
         Raises:
-            Unsupported: it has no such transform.
+            Unsupported: a size is not known.
         """
-        raise Unsupported("the framework knows shapes only after it has computed")
+        if any(None in spec.shape for spec in specs):
+            raise Unsupported(
+                "the framework knows shapes only after it has computed, at inputs of known sizes"
+            )
+        ones = [self.asarray(np.ones(spec.shape, np.dtype(spec.dtype)), spec.dtype) for spec in specs]
+        floats, others, form, _ = fn(ones)
+        return [ArraySpec(tuple(x.shape), x.dtype) for x in form.merge(floats, others)], form
 
 
 class FrameworkBorder(Border):

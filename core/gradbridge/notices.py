@@ -9,6 +9,15 @@ from gradbridge.errors import GradbridgeWarning
 from gradbridge.outside import is_installed
 
 
+def tried(label: str) -> str:
+    """What is said of a model that is evaluated to find the shapes of its outputs."""
+    return (
+        f"the shapes of what {label} returns were asked for before it ran, so it is evaluated once, at arrays of ones, for "
+        f"each shape of its inputs; say what it returns with outputs=, a tree of (shape, dtype) or a function of its "
+        f"inputs' shapes and dtypes"
+    )
+
+
 def notice(text: str) -> None:
     """Warn at the innermost line that is neither ours nor of an installed package through which we are called.
 

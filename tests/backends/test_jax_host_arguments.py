@@ -357,3 +357,12 @@ def test_forward_mode_of_a_rule_that_has_none_leaves_later_calls_as_they_were():
             assert primal.dtype == tangent.dtype == jnp.float32
             np.testing.assert_array_equal(tangent, 2 * w)  # made from the gradient
             np.testing.assert_array_equal(jax.jit(program)(w), before)
+
+
+def test_a_framework_that_knows_no_shapes_before_it_runs_is_tried_at_ones():
+    f = gb.primitive(lambda x: anp.tanh(x), backend="autograd")
+    with pytest.warns(gb.errors.GradbridgeWarning, match="evaluated once, at arrays of ones"):
+        y = jax.jit(f)(X)
+    np.testing.assert_allclose(y, np.tanh(X), rtol=1e-12)
+    hessian = jax.jit(jax.hessian(lambda x: f(x).sum()))(jnp.ones(1))
+    np.testing.assert_allclose(hessian, [[-2 * np.tanh(1) / np.cosh(1) ** 2]], rtol=1e-8)

@@ -219,6 +219,4 @@ class ModelAdapter(Adapter):
             return f"the framework of {self.label} cannot differentiate a gradient again"
         if operation in ("pushforward_many", "row_jacobians", "backward_many") and not traits.has_vmap:
             return f"the framework of {self.label} maps no function over a leading axis"
-        if operation == "output_spec" and type(self.framework).shapes is Framework.shapes:
-            return f"the framework of {self.label} knows shapes only after it has computed"
         return ""

@@ -17,6 +17,7 @@ from gradbridge.execution.model_adapter import ModelAdapter
 from gradbridge.execution.programs import LRUCache
 from gradbridge.execution.pullbacks import PullbackModel
 from gradbridge.framework import Computation, Form, Framework, Model, Program, filled
+from gradbridge.notices import notice, tried
 from gradbridge.protocol import ArraySpec
 from gradbridge.wording import in_short
 
@@ -38,6 +39,7 @@ class TransformingAdapter(ModelAdapter):
     framework: Framework
     source: Model
     _surroundings: Surroundings | None
+    _tells_of_trying = False
     _noise: int | None
     _programs: LRUCache[Program]
     _refused: dict[tuple[str, Any], str]  # transforms that were tried in vain
@@ -168,6 +170,10 @@ class TransformingAdapter(ModelAdapter):
 
     def output_spec(self, inputs: Sequence[Any], spec: CallSpec) -> Any:
         framework, model = self.framework, self.source
+        is_tried = type(framework).shapes is Framework.shapes and not isinstance(model, PullbackModel)
+        if is_tried and not self._tells_of_trying:
+            self._tells_of_trying = True
+            notice(tried(self.label))
         weights = [ArraySpec(s, d) for s, d in zip(self.layout.shapes, model.dtypes)]
 
         def run() -> Any:
