@@ -2,7 +2,7 @@
 
 A `tf.function` remembers its traces, and what these have in them: a size that was open, a global's old
 value, gradients with TensorFlow's faults. And it would remember ours, so that the user's own calls found
-traces that a bridge has made. One with an input signature has one trace in any case: it is called.
+traces that a bridge has made.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def inlined(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 
 def is_inlinable(function: Any) -> bool:
-    """Whether it has a trace for each kind of arguments."""
-    return function.input_signature is None
+    """Whether it may have been traced before: one without arguments is made where it is called."""
+    return function.input_signature != ()
 
 
 def _argument(value: Any) -> Any:

@@ -296,15 +296,6 @@ def test_what_does_not_fit_is_refused_while_jax_traces(sine):
         jax.jit(gb.primitive(gradient="numeric")(lambda x: x * 2))(jnp.array([1j]))
 
 
-def test_shapes_that_nobody_knows_are_asked_for_by_name_of_the_option():
-    f = gb.primitive(backend="autograd")(anp.sin)
-    np.testing.assert_allclose(
-        jax.grad(lambda x: f(x).sum())(jnp.asarray(X)), np.cos(X)
-    )  # eagerly nobody asks
-    with pytest.raises(HostError, match=r"outputs=\(shape, dtype\)"):
-        jax.jit(f)(jnp.asarray(X))
-
-
 def test_shapes_that_were_announced_and_do_not_come_are_refused():
     f = gb.primitive(backend="autograd", outputs=((7,), float))(anp.sin)
     with pytest.raises(Exception, match=r"shapes \[\(3, 2\)\] where \[\(7,\)\] were announced"):

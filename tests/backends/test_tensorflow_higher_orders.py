@@ -91,8 +91,10 @@ def test_a_gradient_of_a_variance_within_the_model():
 SIGNATURE = [tf.TensorSpec([3], tf.float64)]
 
 
-def traced_before(signature):
+def traced_before(signature, is_concrete=False):
     function = tf.function(variance, input_signature=signature)
+    if is_concrete:
+        function = function.get_concrete_function()
     with tf.GradientTape() as tape:
         x = tf.constant(X)
         tape.watch(x)
@@ -101,12 +103,13 @@ def traced_before(signature):
     return function
 
 
-def test_a_function_that_was_called_before_has_its_derivatives_of_every_order():
-    check_variance(bridged(traced_before(None)))
+@pytest.mark.parametrize("signature", [None, SIGNATURE])
+def test_a_function_that_was_called_before_has_its_derivatives_of_every_order(signature):
+    check_variance(bridged(traced_before(signature)))
 
 
 def test_a_graph_of_an_earlier_trace_has_first_derivatives_only():
-    f = bridged(traced_before(SIGNATURE))
+    f = bridged(traced_before(SIGNATURE, True))
     np.testing.assert_allclose(gradient(f)(X), SLOPE, rtol=1e-12)
     np.testing.assert_allclose(f.jvp(E, X, tangent=V, wrt=1), SLOPE @ V, rtol=1e-12)
     np.testing.assert_allclose(f.jacobian(E, X, wrt=1), SLOPE, rtol=1e-12)
@@ -116,7 +119,7 @@ def test_a_graph_of_an_earlier_trace_has_first_derivatives_only():
 
 
 def test_a_gradient_within_the_model_of_an_earlier_trace_is_refused():
-    inner = traced_before(SIGNATURE)
+    inner = traced_before(SIGNATURE, True)
 
     def force(x):
         with tf.GradientTape() as tape:
@@ -304,7 +307,9 @@ def test_recomputed_layers_have_gradients_by_their_variables():
 
 
 def test_a_trace_of_before_that_recomputes_has_first_derivatives_only():
-    inner = tf.function(tf.recompute_grad(lambda x: tf.tanh(x)), input_signature=SIGNATURE)
+    inner = tf.function(
+        tf.recompute_grad(lambda x: tf.tanh(x)), input_signature=SIGNATURE
+    ).get_concrete_function()
     inner(tf.constant(X))
     f = bridged(inner)
     slope = np.diag(1 / np.cosh(X) ** 2)
