@@ -101,10 +101,10 @@ class TensorFlowHost(LiftingHost):
             call = _looked_at(call, arguments, reading)
         return super().apply(call, arguments, reading)
 
-    def inlines(self, call: Call, operands: Sequence[Any]) -> bool:
+    def inlines(self, call: Call, operands: Sequence[Any], constants: dict[int, Any]) -> bool:
         # See `gradbridge_tensorflow.replays`: what is called eagerly is called as any other guest there.
         is_called = tf.executing_eagerly() and is_recording() and any(map(is_pushed, operands))
-        return super().inlines(call, operands) and not is_called
+        return super().inlines(call, operands, constants) and not is_called
 
     def lift(self, node: Node, operands: Sequence[Any]) -> Any:
         narrow = _narrowing(operands, node.call.first_input)

@@ -21,8 +21,9 @@ from gradbridge_torch.inlining import top_hooks
 from gradbridge_torch.lifted import Apply
 from gradbridge_torch.mapped import called
 from gradbridge_torch.records import Record, is_tracked, moving
+from gradbridge_torch.runtime import RUNTIME
 from gradbridge_torch.shortcuts import is_settled, of_guest, of_part, reader
-from gradbridge_torch.surroundings import apart_from_compiler, recording
+from gradbridge_torch.surroundings import apart_from_compiler, recording, set_aside
 from gradbridge_torch.tensors import FLOATING, in_precision
 
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
@@ -91,14 +92,24 @@ class TorchHost(LiftingHost):
             leaves = [y.to(dtype) if y.is_floating_point() else y for y in leaves]
         return leaves[0] if structure is None else trees.unflatten(structure, leaves)
 
-    def inlines(self, call: Call, operands: Sequence[torch.Tensor]) -> bool:
+    def inlines(self, call: Call, operands: Sequence[torch.Tensor], constants: dict[int, Any]) -> bool:
         settings = call.settings
-        return (
-            super().inlines(call, operands)
-            and settings.memory is None
-            and not settings.observers.observed
-            and not settings.audit.awaits_call(call.dtype.name, bool(moving(operands)))
-        )
+        if (
+            not super().inlines(call, operands, constants)
+            or settings.memory is not None
+            or settings.observers.observed
+        ):
+            return False
+        wrt = moving(operands)
+        if not settings.audit.awaits_call(call.dtype.name, bool(wrt)):
+            return True
+        if top_hooks(True) is None or call.adapter.traits.runtime is not RUNTIME:
+            return False
+        # What is around (a checkpoint) may call again, and expects what was saved here; so it is looked at beside.
+        with set_aside():
+            arrays = lent([made_to_cross(x.detach()) for x in operands])
+            node_of(call, constants).evaluate(arrays, wrt)
+        return True
 
     def cut(self, vector: torch.Tensor, layout: ParameterLayout) -> Sequence[torch.Tensor]:
         # The derivative of slices would fill as many vectors as there are; that of one split is one concatenation.

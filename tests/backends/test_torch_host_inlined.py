@@ -372,3 +372,13 @@ def test_what_a_model_writes_to_its_weights_uncounted_stays_in_the_model(write):
     for _ in range(4):
         assert f({"w": w}, torch.ones(2, dtype=torch.float64)).item() == 2.0
         assert w.tolist() == [-1.0, 2.0]
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+def test_a_first_call_within_a_checkpoint_saves_what_the_second_does(calls):
+    f = gb.bridge(Net(lambda m, x: torch.tanh(m.layer(x))))
+    w = weights_of(f)
+    for _ in range(calls):
+        f(w, X)
+    found = torch.autograd.grad(checkpoint(lambda x: f(w, x), X, use_reentrant=False).sum(), w)
+    assert_same(found, torch.autograd.grad(f(w, X).sum(), w))

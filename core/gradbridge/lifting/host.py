@@ -62,8 +62,14 @@ class LiftingHost(Host):
             f"{self.name} has no inline()"
         )
 
-    def inlines(self, call: Call, operands: Sequence[Any]) -> bool:
-        """Whether a guest of this same system is to be called as a part of the program, or as any other."""
+    def inlines(self, call: Call, operands: Sequence[Any], constants: dict[int, Any]) -> bool:
+        """Whether a guest of this same system is to be called as a part of the program, or as any other.
+
+        Args:
+            call: to make.
+            operands: its arrays of this system.
+            constants: {argument: what is none}.
+        """
         return not call.settings.checks_finite and call.settings.draw_noise is None
 
     def cut(self, vector: Any, layout: ParameterLayout) -> Sequence[Any]:
@@ -118,7 +124,7 @@ class LiftingHost(Host):
                 constants[index] = value
         first = call.first_input
         native = None
-        if self.inlines(call, operands):
+        if self.inlines(call, operands, constants):
             native = call.adapter.inlined(self.name, call.spec, {i - first: x for i, x in constants.items()})
         if native is not None:
             leaves: Sequence[Any] = operands
