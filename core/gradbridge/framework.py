@@ -303,7 +303,7 @@ class Framework(ABC):
             raise Unsupported(
                 "the framework knows shapes only after it has computed, at inputs of known sizes"
             )
-        ones = [self.asarray(np.ones(spec.shape, np.dtype(spec.dtype)), spec.dtype) for spec in specs]
+        ones = [self.asarray(np.ones(spec.shape, dtype_name(spec)), spec.dtype) for spec in specs]
         floats, others, form, _ = fn(ones)
         return [ArraySpec(tuple(x.shape), x.dtype) for x in form.merge(floats, others)], form
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gradbridge as gb
-from gradbridge.errors import HostError, OptionError
+from gradbridge.errors import GradbridgeWarning, HostError, OptionError
 
 keras = pytest.importorskip("keras")
 
@@ -156,11 +156,12 @@ def test_models_are_cloned(f):
     assert twin.layers[1] is not net.layers[1]
 
 
-def test_shapes_that_nobody_knows_are_asked_for():
+def test_shapes_that_nobody_knows_before_a_run_are_found_at_ones():
     f = gb.bridge(model, params=PARAMS, backend="autograd")
     assert numpy(f.as_layer()(X)).shape == (70, 3)
-    with pytest.raises(HostError, match="say outputs="):
-        f.as_layer()(keras.Input((2,)))
+    with pytest.warns(GradbridgeWarning, match="at arrays of ones"):
+        assert f.as_layer()(keras.Input((2,), batch_size=5)).shape == (5, 3)
+    assert f.as_layer()(keras.Input((2,))).shape == (None, 3)
 
 
 def test_guests_of_the_frameworks():
