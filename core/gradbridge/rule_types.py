@@ -6,12 +6,9 @@ A `Primitive` hands `defvjp` and `defjvp` on to its adapter, which no type check
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
-if TYPE_CHECKING:
-    from gradbridge.primitive import Primitive
-
-    Maker = Callable[..., Any] | None
+Maker = Callable[..., Any] | None
 
 
 class TakesRules:
@@ -24,7 +21,7 @@ class TakesRules:
     @overload
     def defvjp(
         self, first: Maker, second: Maker, /, *more: Maker, argnums: Sequence[int] | None = None
-    ) -> Primitive: ...
+    ) -> Any: ...
     def defvjp(self, *makers: Maker, argnums: Sequence[int] | None = None) -> Any:
         """Write down the VJP: ``maker(ans, *arguments)`` returns ``v ↦ vᵀ ∂ans/∂argument``."""
         raise NotImplementedError
@@ -36,7 +33,7 @@ class TakesRules:
     @overload
     def defjvp(
         self, first: Maker, second: Maker, /, *more: Maker, argnums: Sequence[int] | None = None
-    ) -> Primitive: ...
+    ) -> Any: ...
     def defjvp(self, *makers: Maker, argnums: Sequence[int] | None = None) -> Any:
         """Write down the JVP: ``maker(t, ans, *arguments)`` returns ``∂ans/∂argument · t``."""
         raise NotImplementedError

@@ -26,14 +26,16 @@ def under_test_of(module: str, registry: Registry, said: str, what: str, how: st
     """
     try:
         try:
-            found = importlib.import_module(module).UnderTest
-        except (ModuleNotFoundError, AttributeError) as error:
-            missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
-            if not missing and getattr(error, "name", None) != "UnderTest":
-                raise  # it is there, and its own code looks for something that is not
+            found = getattr(importlib.import_module(module), "UnderTest", None)
+            why = f"{module} has none"
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise  # it is there, and imports something that is not
+            found, why = None, str(error)
+        if found is None:
             raise BackendUnavailableError(
-                f"{said} brings no {what}: expected a class UnderTest in the module {module} ({error}); {how}"
-            ) from error
+                f"{said} brings no {what}: expected a class UnderTest in the module {module} ({why}); {how}"
+            )
         return found(registry)
     except BackendUnavailableError:
         raise
