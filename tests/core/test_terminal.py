@@ -245,6 +245,17 @@ def test_scenarios_that_raise_are_told_with_file_and_line(broken, code, line, sa
     assert f'File "{broken.file}", line {line}, in ' in str(caught.value)
 
 
+def test_a_half_that_raises_is_told_with_file_and_line_by_the_command(imported, plugin, monkeypatch):
+    imported("half_that_raises", "x = 1\n\nraise ValueError('of its own')\n")
+    declared = Backend(name="half", guest="half_that_raises:adapt")
+    known = Registry([plugin("half_plugin", f=hookimpl(lambda: declared, specname="gradbridge_backend"))])
+    monkeypatch.setattr("gradbridge.testing.commands.default_registry", lambda: known)
+    result = CliRunner().invoke(cli.cli, ["check", "half"])
+    assert result.exit_code == 1
+    assert "ValueError: of its own\n" in result.output
+    assert re.search(r'\n  File "\S+half_that_raises\.py", line 3, in <module>\n', result.output)
+
+
 def test_scenarios_that_are_not_there_are_asked_for(broken):
     with pytest.raises(
         BackendUnavailableError, match="expected a class UnderTest in the module broken_backend"
