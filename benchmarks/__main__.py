@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 
 import click
 from rich.console import Console
@@ -32,7 +33,12 @@ ALL = (
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME ...] | compare OLD_CHECKOUT [CASE ...]")
-@click.option("--json", "path", type=click.Path(dir_okay=False), help="Write every figure there, too.")
+@click.option(
+    "--json",
+    "path",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Write every figure there, too; - for standard output, with the tables on standard error.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Print what lies behind the figures: calls lists them.")
 @click.option("--wall", is_flag=True, help="Take wall times, not CPU times: for quiet machines.")
 def main(names: tuple[str, ...], path: str | None, verbose: bool, wall: bool) -> None:
@@ -50,9 +56,11 @@ def main(names: tuple[str, ...], path: str | None, verbose: bool, wall: bool) ->
     one_thread(os.environ)
     if wall:
         take_wall_times()
-    report = Report(Console(width=118), verbose)
+    report = Report(Console(stderr=path == "-"), verbose)
     try:
-        for name, arguments in runs.items():
+        for i, (name, arguments) in enumerate(runs.items(), 1):
+            if sys.stderr.isatty():  # a line, not a bar: whatever draws itself anew is measured, too
+                click.echo(f"measuring {name} ({i} of {len(runs)}) …", err=True)
             report.benchmark = name
             importlib.import_module(f"benchmarks.{name}").run(report, *arguments)
     finally:

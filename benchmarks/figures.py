@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from benchmarks.timing import readable
+from gradbridge.terminal import print_table
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,12 @@ class Report:
         )
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write every figure so far as a JSON list of {name, value, unit, budget, kept}."""
-        pathlib.Path(path).write_text(json.dumps(self._figures, indent=1, ensure_ascii=False) + "\n")
+        """Write every figure so far as a JSON list of {name, value, unit, budget, kept}; "-" is standard output."""
+        text = json.dumps(self._figures, indent=1, ensure_ascii=False) + "\n"
+        if path == "-":
+            sys.stdout.write(text)
+        else:
+            pathlib.Path(path).write_text(text)
 
 
 class Table:
@@ -171,7 +177,7 @@ class Table:
     def __exit__(self, kind: type | None, *ignored: object) -> None:
         # What was measured before something went wrong is worth seeing, too.
         if self._rows:
-            self._report.console.print(self._drawn())
+            print_table(self._report.console, self._drawn())
 
     def _drawn(self) -> RichTable:
         budgeted = any(isinstance(cell, Figure) and cell.budget for row in self._rows for cell in row)

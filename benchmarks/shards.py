@@ -35,7 +35,7 @@ def run(report: Report) -> None:
     try:
         import ray
     except ImportError:
-        report.say("shards needs Ray: pip install gradbridge[ray]")
+        report.say('shards needs Ray: pip install "ray>=2.40"')
         return
     if not ray.is_initialized():
         ray.init(num_cpus=8, include_dashboard=False, logging_level="ERROR", log_to_driver=False)

@@ -10,7 +10,7 @@ def gradbridge_backend() -> Backend:
     return Backend(
         name="jax",
         framework=("jax", "jax"),
-        install='pip install "gradbridge[jax]"',
+        install='pip install "jax>=0.7"',
         guest="gradbridge_jax.guest:adapt",
         host="gradbridge_jax.host:JaxHost",
         arrays=(

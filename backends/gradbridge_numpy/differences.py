@@ -291,6 +291,6 @@ def _rule(ratio: float, power: int, terms: int) -> Any:
     except ImportError as error:
         raise BackendUnavailableError(
             "gradient='numeric' needs numdifftools, which is not installed; install it with: "
-            'pip install "gradbridge[numeric]"'
+            'pip install "numdifftools>=0.9.41"'
         ) from error
     return tuple(map(float, Richardson(step_ratio=ratio, step=power, order=power, num_terms=terms).rule()))

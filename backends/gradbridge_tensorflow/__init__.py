@@ -10,7 +10,7 @@ def gradbridge_backend() -> Backend:
     return Backend(
         name="tensorflow",
         framework=("tensorflow", "tensorflow"),
-        install='pip install "gradbridge[tensorflow]"',
+        install='pip install "tensorflow>=2.18"',
         guest="gradbridge_tensorflow.guest:adapt",
         host="gradbridge_tensorflow.host:TensorFlowHost",
         arrays=(

@@ -10,7 +10,7 @@ def gradbridge_backend() -> Backend:
     return Backend(
         name="torch",
         framework=("torch", "torch"),
-        install='pip install "gradbridge[torch]"',
+        install='pip install "torch>=2.6"',
         guest="gradbridge_torch.guest:adapt",
         builder="gradbridge_torch.architectures:build",
         models=("torch.nn.modules.module.Module",),

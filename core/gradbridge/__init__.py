@@ -14,7 +14,7 @@ from gradbridge.protocol import Adapter
 from gradbridge.registry import default_registry
 from gradbridge.tracing import Trace, trace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def backends() -> dict[str, BackendInfo]:

@@ -46,5 +46,5 @@ def default_backend(registry: Registry) -> str:
         if framework is None or has_module(framework[0]):
             return name
     raise UnknownBackendError(
-        "no backend that builds architectures is installed; pip install gradbridge[torch]"
+        'no backend that builds architectures is installed; install one, for example with: pip install "torch>=2.6"'
     )

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import pathlib
+import subprocess
 import sys
+import traceback
+from collections.abc import Callable, Iterable
 
 import click
 from rich.console import Console
@@ -11,9 +17,11 @@ from rich.markup import escape
 from rich.table import Table
 
 import gradbridge
-from gradbridge.errors import GradbridgeError, PluginError
+from gradbridge.declarations import BackendInfo
+from gradbridge.errors import GradbridgeError, OptionError, PluginError
 from gradbridge.foreign import foreign_code
 from gradbridge.registry import Registry, default_registry
+from gradbridge.terminal import print_table
 from gradbridge.wording import suggestion
 
 
@@ -34,46 +42,115 @@ class _Commands(click.Group):
         except GradbridgeError as error:
             said = escape(str(error))  # "gradbridge[torch]" is no markup
             Console(stderr=True).print(
-                f"[bold red]{type(error).__name__}[/]: {said}", highlight=False, soft_wrap=True
+                f"[bold red]{type(error).__name__}[/]: {said}{escape(_place(error))}",
+                highlight=False,
+                soft_wrap=True,
             )
             sys.exit(1)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+_COMPLETION = """\b
+Completion of commands, backends and checks by the Tab key, for the present shell:
+  bash  eval "$(_GRADBRIDGE_COMPLETE=bash_source gradbridge)"
+  zsh   eval "$(_GRADBRIDGE_COMPLETE=zsh_source gradbridge)"
+  fish  _GRADBRIDGE_COMPLETE=fish_source gradbridge | source
+In ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish the same line is for all shells.
+
+\b
+NO_COLOR=1 turns colours off; COLUMNS=N sets the width of tables, which is 80 in a pipe.
+"""
+
+
+def _place(error: GradbridgeError) -> str:
+    """The file and line where others' code raised what the error tells of, on a line of its own; "" if nobody did."""
+    cause = error.__cause__
+    if cause is None or isinstance(cause, GradbridgeError):
+        return ""
+    if isinstance(cause, SyntaxError):
+        return f'\n  File "{cause.filename}", line {cause.lineno}'
+    frames = [f for f in traceback.extract_tb(cause.__traceback__) if not f.filename.startswith("<frozen")]
+    if not frames or pathlib.Path(frames[-1].filename).parent.name.startswith("gradbridge"):
+        return ""  # nobody's code, or ours, whose message says enough
+    return f'\n  File "{frames[-1].filename}", line {frames[-1].lineno}, in {frames[-1].name}'
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_COMPLETION)
 @click.version_option(gradbridge.__version__, prog_name="gradbridge")
 def cli() -> None:
     """Differentiate straight through a model that lives in another framework."""
 
 
+_json = click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+
+
+def _completed(known: Callable[[], Iterable[str]]) -> Callable[..., list[str]]:
+    """What completes a name: those that begin with what is written."""
+    return lambda context, parameter, written: [name for name in known() if name.startswith(written)]
+
+
+def _backends() -> list[str]:
+    return default_registry().names()
+
+
+def _checks() -> list[str]:
+    from gradbridge.testing.checks import CHECKS
+    from gradbridge.testing.hosts.checks import HOST_CHECKS
+
+    return [*CHECKS, *HOST_CHECKS]
+
+
 @cli.command()
-def backends() -> None:
-    """List the backends: what each can be, whether it works here, and if not, why."""
+@_json
+def backends(as_json: bool) -> None:
+    """List the backends: what each can be, whether it works here, and if not, why.
+
+    A plugin that could not be taken in stands among them, as failed.
+    """
+    infos = gradbridge.backends()
+    if as_json:
+        click.echo(json.dumps([_as_dict(key, info) for key, info in infos.items()], indent=2))
+        return
     console = Console()
     table = Table(title="gradbridge backends", title_justify="left")
     for heading in ("backend", "package", "roles", "framework", "works here"):
         table.add_column(heading, overflow="fold")
-    for name, info in gradbridge.backends().items():
-        works = "[green]yes[/]" if info.available else f"[red]no[/]: {escape(str(info.reason))}"
-        if info.note:
-            works += f", but {escape(info.note)}"
-        version = info.version or ("needs none" if info.installed else "not installed" if info.roles else "")
-        table.add_row(escape(name), escape(info.package), " and ".join(info.roles), version, works)
-    console.print(table)
+    for key, info in infos.items():
+        version = info.version or ("needs none" if info.installed else "not installed" if info.roles else "–")
+        cells = (key, info.package, " and ".join(info.roles) or "–", version)
+        table.add_row(*map(escape, cells), _STATES[info.state] + (", but see below" if info.note else ""))
+    print_table(console, table)
+    for key, info in infos.items():
+        for text in filter(None, (info.reason, info.note)):
+            console.print(f"[bold]{escape(key)}[/]: {escape(text)}", highlight=False, soft_wrap=True)
+
+
+_STATES = {"works": "[green]yes[/]", "missing": "[yellow]not installed[/]", "failed": "[bold red]failed[/]"}
+
+
+def _as_dict(key: str, info: BackendInfo) -> dict[str, object]:
+    """A row of `backends --json`."""
+    told = ("state", "reason", "note", "package", "version", "install")
+    return {"name": key, "roles": list(info.roles), **{name: getattr(info, name) for name in told}}
 
 
 _only = click.option(
-    "--only", metavar="CHECK", multiple=True, help="Name of a check to run, and no other; may be given again."
+    "--only",
+    metavar="CHECK",
+    multiple=True,
+    shell_complete=_completed(_checks),
+    help="Name of a check to run, and no other; may be given again.",
 )
 
 
 @cli.command()
-@click.argument("backend")
+@click.argument("backend", shell_complete=_completed(_backends))
 @_only
 @click.option(
     "--guest",
     "guests",
     metavar="NAME",
     multiple=True,
+    shell_complete=_completed(_backends),
     help="Of a host: a backend whose models it is checked with, in place of its own; may be given again.",
 )
 def check(backend: str, only: tuple[str, ...], guests: tuple[str, ...]) -> None:
@@ -86,7 +163,7 @@ def check(backend: str, only: tuple[str, ...], guests: tuple[str, ...]) -> None:
 @cli.command()
 @_only
 @click.option("--save", type=click.Path(dir_okay=False), help="Draw the matrix into this file, as SVG.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@_json
 def matrix(only: tuple[str, ...], save: str | None, as_json: bool) -> None:
     """Check every backend that works here: host × guest, and guest × law."""
     from gradbridge.testing import matrix_command
@@ -116,6 +193,27 @@ def audit(
     from gradbridge.audit.command import audit_command
 
     sys.exit(audit_command(target, inputs, backend, dtype, params))
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[NAME ...]")
+@_json
+def bench(names: tuple[str, ...], as_json: bool) -> None:
+    """Measure what bridges cost here, by NAME or all of it; in a clone.
+
+    The same as python -m benchmarks, which has more options. With --json the figures are printed as
+    [{name, value, unit, budget, kept}] when all are there, and the tables go to standard error.
+    """
+    root = pathlib.Path(gradbridge.__file__).resolve().parents[2]
+    if not (root / "benchmarks" / "__main__.py").is_file():
+        raise OptionError(
+            "the benchmarks are in a clone of the repository and not in the installed package; run gradbridge bench, "
+            "or python -m nox -s bench, in a clone"
+        )
+    path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    # A process of its own: it sets how many threads libraries may have before any is imported.
+    command = [sys.executable, "-m", "benchmarks", *names, *(["--json", "-"] if as_json else [])]
+    sys.exit(subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode)
 
 
 @cli.command("new-backend")

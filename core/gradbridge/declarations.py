@@ -115,6 +115,13 @@ class BackendInfo:
     _load: Callable[[], str | None] = field(repr=False, compare=False)
     note: str = ""
 
+    @property
+    def state(self) -> str:
+        """``"works"``; ``"missing"``, where its framework is not installed; or ``"failed"``, for `reason`."""
+        if self.available:
+            return "works"
+        return "failed" if self.installed or not self.roles else "missing"
+
     @functools.cached_property
     def reason(self) -> str | None:
         """Why it cannot be used, with the line that mends it; None if it can."""

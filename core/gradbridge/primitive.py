@@ -8,7 +8,7 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from gradbridge import trees
 from gradbridge.audit.examination import audited
@@ -24,11 +24,16 @@ from gradbridge.option_values import check_options
 from gradbridge.protocol import GuestOptions
 from gradbridge.registry import Registry, default_registry
 
+if TYPE_CHECKING:
+    from gradbridge.rule_types import TakesRules
+else:
+    TakesRules = object  # `__getattr__` hands rules on to the adapter
+
 #: The backend of functions without a framework: plain Python, NumPy, ctypes …
 PLAIN = "numpy"
 
 
-class Primitive:
+class Primitive(TakesRules):
     """A function of arrays that the host differentiates through; made by `primitive`.
 
     It works on functions, methods, lambdas, closures and callable objects alike.

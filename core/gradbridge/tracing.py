@@ -24,8 +24,8 @@ class Trace:
     """
 
     def __init__(self) -> None:
-        self.counts = dict.fromkeys(STEPS, 0)
-        self.seconds = dict.fromkeys(STEPS, 0.0)
+        self.counts: dict[str, int] = dict.fromkeys(STEPS, 0)
+        self.seconds: dict[str, float] = dict.fromkeys(STEPS, 0.0)
         self.steps: list[Step] = []
         self._lock = fork_safe_lock()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradbridge.errors import BackendUnavailableError, GradbridgeError
 
-INSTALL = 'pip install "gradbridge[ray]"'
+INSTALL = 'pip install "ray>=2.40"'
 
 
 class ClusterError(GradbridgeError, RuntimeError):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from gradbridge.errors import BackendUnavailableError
 
-INSTALL = 'pip install "gradbridge[torch,seldonian]" && pip install --no-deps seldonian-engine==0.8.11'
+INSTALL = (
+    'pip install cma graphviz "matplotlib>=3.8" "pandas>=2.1" pytest "scikit-learn>=1.4" "scipy>=1.11" tqdm '
+    "&& pip install --no-deps seldonian-engine==0.8.11"
+)
 
 try:
     from seldonian.candidate_selection.candidate_selection import CandidateSelection

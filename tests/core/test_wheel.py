@@ -7,6 +7,8 @@ import zipfile
 
 import pytest
 
+import gradbridge
+
 ROOT = pathlib.Path(__file__).parents[2]
 pytest.importorskip("hatchling", reason="building a wheel needs hatchling")
 
@@ -27,5 +29,9 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path):
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert names == sources
-    assert "gradbridge/py.typed" in names  # its annotations are for those who use it, too
+    assert wheel.name.startswith(f"gradbridge-{gradbridge.__version__}-")
+    packages = {name.partition("/")[0] for name in names}
+    assert {
+        f"{package}/py.typed" for package in packages
+    } <= names  # annotations are for those who use it, too
     assert any(name.startswith("gradbridge/scaffold/templates/") for name in names)

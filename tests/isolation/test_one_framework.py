@@ -58,8 +58,7 @@ for name, info in found.items():
     for name in MISSING:
         installed, available, reason = told[name]
         assert (installed, available) == ("False", "False")
-        assert f"{name}, which is not installed; install it with: pip install" in reason
-        assert f"gradbridge[{name}]" in reason
+        assert f'{name}, which is not installed; install it with: pip install "{name}>=' in reason
 
 
 @each_missing
@@ -70,7 +69,7 @@ def test_a_missing_framework_is_refused_with_the_line_that_installs_it(backend):
         lambda: gb.bridge(lambda p, x: p * x, params=np.ones(2), backend=backend),
         lambda: gb.primitive(backend=backend)(lambda x: x)(np.ones(2)),
     ):
-        with pytest.raises(BackendUnavailableError, match=rf"install it with: pip install .*\[{backend}\]"):
+        with pytest.raises(BackendUnavailableError, match=rf'install it with: pip install "{backend}>='):
             ask()
 
 

@@ -138,7 +138,7 @@ except BackendUnavailableError as error:
 """
     )
     assert done.returncode == 0, done.stderr
-    assert 'pip install "gradbridge[ray]"' in done.stdout
+    assert 'pip install "ray>=2.40"' in done.stdout
 
 
 def test_naming_the_plugin_imports_neither_ray_nor_a_framework():

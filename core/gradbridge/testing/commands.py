@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gradbridge.errors import OptionError
 from gradbridge.registry import Registry, default_registry
+from gradbridge.terminal import Told, print_table, progress
 from gradbridge.testing.backend import BackendUnderTest
 from gradbridge.testing.checks import CHECKS
 from gradbridge.testing.drawing import drawing
@@ -51,14 +52,14 @@ def check_command(
         own = [find(name, registry)]
         checks = [check for check in only if check in CHECKS]
         if checks or not only:
-            with console.status(f"checking {name}"):
-                reports.append(run(own[0], checks or None))
+            with progress(f"checking {name}") as told:
+                reports.append(run(own[0], checks or None, told=told))
             _print(console, reports[-1])
     if declared.host is not None:
         checks = [check for check in only if check in HOST_CHECKS]
         if checks or not only:
-            with console.status(f"checking {name} as a host"):
-                reports.append(_checked_host(name, registry, own, guests, checks or None))
+            with progress(f"checking {name} as a host") as told:
+                reports.append(_checked_host(name, registry, own, guests, checks or None, told))
             _print(console, reports[-1])
     return 0 if all(report.passed for report in reports) else 1
 
@@ -69,15 +70,19 @@ def _checked_host(
     own: Iterable[BackendUnderTest],
     guests: Iterable[str],
     checks: Iterable[str] | None,
+    told: Told | None,
 ) -> HostReport:
     """The report of a host with the reference and some guests."""
     host = find_host(name, registry)
     others = [find(guest, registry) for guest in guests] or list(own)
-    return run_hosts(host, [reference(registry), *others], checks)
+    return run_hosts(host, [reference(registry), *others], checks, told)
 
 
 def _print(console: Console, report: Report | HostReport) -> None:
-    console.print(report.table())
+    if isinstance(report, Report):
+        print_table(console, report.table(), report.count_table())
+    else:
+        print_table(console, report.table())
     for note in report.notes():
         console.print(Text(note), soft_wrap=True)
     console.print(Text(report.summary, style="bold green" if report.passed else "bold red"))
@@ -110,7 +115,7 @@ def matrix_command(
         raise OptionError(f"--save: there is no folder for {os.fspath(save)!r}; make it first")
     registry = registry if registry is not None else default_registry()
     console = Console(stderr=as_json)
-    matrix = matrix_of(registry, only, console.status)
+    matrix = matrix_of(registry, only, progress)
     if as_json:
         print(json.dumps(matrix.as_dict(), indent=2, ensure_ascii=False))
     else:
@@ -125,12 +130,12 @@ def _print_matrix(console: Console, matrix: Matrix) -> None:
     for line in matrix.left_out:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     if matrix.hosts:
-        console.print(matrix.host_table())
+        print_table(console, matrix.host_table())
         console.print(Text(LEGEND))
         for line in matrix.reasons():
             console.print(Text(line))
         console.print()
     if matrix.guests:
-        console.print(matrix.guest_table())
+        print_table(console, matrix.guest_table())
     for note in matrix.failures():
         console.print(note, markup=False, highlight=False, soft_wrap=True)

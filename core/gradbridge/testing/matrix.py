@@ -165,7 +165,7 @@ def matrix_of(
     Args:
         registry: the plugins to choose from.
         only: names of the checks to run; all by default.
-        working: entered while something is checked, with what.
+        working: entered while something is checked, with what; what it yields is told of each check.
 
     Raises:
         OptionError: there is no check of such a name.
@@ -184,8 +184,8 @@ def matrix_of(
             continue
         made.append(BackendGuest(under_test))
         if of_guests or not only:
-            with working(f"checking {name}"):
-                guests[name] = run(under_test, of_guests or None)
+            with working(f"checking {name}") as told:
+                guests[name] = run(under_test, of_guests or None, told=told)
     if of_hosts or not only:
         for name in _available((n for n, i in infos.items() if "host" in i.roles), registry, left_out):
             try:
@@ -193,8 +193,8 @@ def matrix_of(
             except BackendUnavailableError as error:
                 left_out.append(f"{name} is left out as a host: {error}")
                 continue
-            with working(f"checking {name} as a host"):
-                hosts[name] = run_hosts(host, made, of_hosts or None)
+            with working(f"checking {name} as a host") as told:
+                hosts[name] = run_hosts(host, made, of_hosts or None, told)
     versions = {name: infos[name].version for name in dict.fromkeys([*hosts, *guests])}
     return Matrix(guests, hosts, tuple(left_out), versions)
 

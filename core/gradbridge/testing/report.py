@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from gradbridge.testing import rows as rows_
 from gradbridge.testing.backend import BackendUnderTest
 from gradbridge.testing.checks import CHECKS
 from gradbridge.testing.checks.catalogue import Check
+from gradbridge.testing.factories import under_test_of
 from gradbridge.testing.laws import LAWS
 from gradbridge.testing.rows import FAILED, MARKS, PASSED, Row, row_of, worst
 from gradbridge.testing.scenarios import BATCHNORM_TRAIN, SCENARIOS
@@ -20,6 +20,8 @@ from gradbridge.testing.subject import Subject
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from gradbridge.terminal import Told
 
 #: What a backend may offer or not, and the check that tells.
 ABILITIES = {
@@ -98,7 +100,7 @@ class Report:
         }
 
     def table(self) -> Table:
-        """Checks × scenarios, for rich."""
+        """Checks × scenarios, for rich: some three hundred columns wide."""
         from rich.table import Table
 
         scenarios = list(dict.fromkeys(row.scenario for row in self.rows))
@@ -117,6 +119,10 @@ class Report:
                 table.add_row(f"  {check}", *(MARKS[cells.get((check, s), "")] for s in scenarios))
         return table
 
+    def count_table(self) -> Table:
+        """Checks × outcomes, for rich: how many scenarios each has; fits into eighty columns."""
+        return rows_.count_table(self.rows, f"gradbridge conformance of {self.backend}")
+
     def notes(self) -> list[str]:
         """What failed, in full; and each reason for skipping, once, with what it concerns.
 
@@ -125,18 +131,14 @@ class Report:
         return rows_.notes(self.rows)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=120, color_system=None)
-        with console.capture() as captured:
-            console.print(self.table())
-        return "\n".join([captured.get().rstrip(), *self.notes(), self.summary])
+        return "\n".join([rows_.drawn(self.count_table()), *self.notes(), self.summary])
 
 
 def run(
     under_test: BackendUnderTest,
     checks: Iterable[str] | None = None,
     scenarios: Iterable[str] | None = None,
+    told: Told | None = None,
 ) -> Report:
     """Run the conformance kit on a backend.
 
@@ -144,6 +146,7 @@ def run(
         under_test: the author's factories.
         checks: names of those to run; all by default.
         scenarios: names of those to run on; all by default.
+        told: called before each with (how many are done, of how many, ``check[scenario]``).
 
     Returns:
         One row per check and scenario; a check never stops the next.
@@ -154,7 +157,10 @@ def run(
     bench = Bench(under_test)
     chosen = [CHECKS[name] for name in rows_.known(checks, CHECKS, "check")]
     models = set(rows_.known(scenarios, SCENARIOS, "scenario"))
-    rows = [_row(bench, check, s) for check in chosen for s in check.scenarios if s in models]
+    cases = [(check, s) for check in chosen for s in check.scenarios if s in models]
+    rows = []
+    for check, s in rows_.telling(cases, told, lambda case: f"{case[0].name}[{case[1]}]"):
+        rows.append(_row(bench, check, s))
     return Report(under_test.name, tuple(rows))
 
 
@@ -174,14 +180,13 @@ def find(name: str, registry: Registry | None = None) -> BackendUnderTest:
     registry.guest(name)  # its own error says how to install the framework
     package = declared.guest.partition(":")[0].rpartition(".")[0]
     module = f"{package}.conformance" if package else "conformance"
-    try:
-        found = importlib.import_module(module).UnderTest
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise BackendUnavailableError(
-            f"backend {name!r} brings no factories for the conformance kit: expected a class UnderTest in the "
-            f"module {module} ({error}); write one as gradbridge.testing.BackendUnderTest tells"
-        ) from error
-    under_test: BackendUnderTest = found(registry)
+    under_test: BackendUnderTest = under_test_of(
+        module,
+        registry,
+        f"backend {name!r}",
+        "factories for the conformance kit",
+        "write one as gradbridge.testing.BackendUnderTest tells",
+    )
     if declared.builder is not None:
         under_test.builds = True
     return under_test

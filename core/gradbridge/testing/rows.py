@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import indent
+from typing import TYPE_CHECKING, TypeVar
 
 from gradbridge.errors import GradbridgeWarning, OptionError
 from gradbridge.testing import tracebacks
 from gradbridge.testing.backend import NotOfferedError
+from gradbridge.testing.laws import LAWS
 from gradbridge.wording import suggestion
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from gradbridge.terminal import Told
+
+Case = TypeVar("Case")
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
@@ -30,7 +39,7 @@ class Row:
         outcome: ``"passed"``, ``"failed"`` or ``"skipped"``.
         message: what was expected and what came, or why it was skipped.
         seconds: wall time.
-        traceback: where the backend raised, with files and lines; empty where it did not.
+        traceback: where it was raised, with files and lines; empty where a check found the law broken.
         statement: the law in words.
         guest: of a check of a host: the backend that the scenario is of.
     """
@@ -67,6 +76,7 @@ def row_of(
         outcome, message, where = FAILED, str(error), tracebacks.of_backend(error)
         if not (isinstance(error, AssertionError) and tracebacks.is_of_kit(error)):
             message = f"raised {type(error).__name__}: {error}"
+            where = where or tracebacks.whole(error)  # a check that stumbles over what it was given
     seconds = time.perf_counter() - start
     return Row(name, law, scenario, outcome, message, seconds, where, statement, guest)
 
@@ -120,6 +130,50 @@ def skips(rows: Sequence[Row]) -> list[str]:
         few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         lines.append(f"– {reason}\n    skipped: {few}")
     return lines
+
+
+def telling(cases: Sequence[Case], told: Told | None, name: Callable[[Case], str]) -> Iterator[Case]:
+    """Each of some cases, told of before it is taken, and once more after the last."""
+    for i, case in enumerate(cases):
+        if told is not None:
+            told(i, len(cases), name(case))
+        yield case
+    if told is not None:
+        told(len(cases), len(cases), "")
+
+
+def count_table(rows: Sequence[Row], title: str) -> Table:
+    """Checks × outcomes, for rich: of how many scenarios each check has which outcome."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("law and its checks")
+    for outcome in (PASSED, FAILED, SKIPPED):
+        table.add_column(outcome, justify="right")
+    for law, statement in LAWS.items():
+        checks = list(dict.fromkeys(row.check for row in rows if row.law == law))
+        if not checks:
+            continue
+        table.add_section()
+        table.add_row(f"[bold]{law} {statement}[/]")
+        for check in checks:
+            own = [row for row in rows if row.check == check]
+            counts = {outcome: len(of(own, outcome)) for outcome in (PASSED, FAILED, SKIPPED)}
+            cells = (f"{n} {MARKS[outcome]}" if n else "" for outcome, n in counts.items())
+            table.add_row(f"  {check}", *cells)
+    return table
+
+
+def drawn(table: Table) -> str:
+    """A table as plain text of at most eighty columns."""
+    from rich.console import Console
+
+    from gradbridge.terminal import print_table
+
+    console = Console(width=80, color_system=None)
+    with console.capture() as captured:
+        print_table(console, table)
+    return captured.get().rstrip()
 
 
 def known(names: Iterable[str] | None, all_names: Iterable[str], what: str) -> list[str]:

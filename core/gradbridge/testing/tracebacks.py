@@ -19,13 +19,29 @@ def of_backend(error: BaseException) -> str:
     """
     parts = []
     for each in reversed(list(_chain(error))):
-        frames = traceback.extract_tb(each.__traceback__)
+        frames = _frames(each)
         while frames and _is_kit(frames[0]):
             del frames[0]
         if frames and not _is_kit(frames[-1]):
             said = traceback.format_exception_only(each)
             parts.append("".join([*_listed(frames), *said]).rstrip())
     return "\nfrom this came:\n".join(parts)
+
+
+def whole(error: BaseException) -> str:
+    """The traceback of an error, with the kit's own frames: for what a check did not foresee."""
+    frames = _frames(error)
+    return "".join([*_listed(frames), *traceback.format_exception_only(error)]).rstrip()
+
+
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Where an error passed, without the import machinery, whose lines cannot be read."""
+    return [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if not f.filename.startswith("<frozen importlib")
+        and pathlib.PurePath(f.filename).parts[-2:] != ("importlib", "__init__.py")
+    ]
 
 
 def _listed(frames: Sequence[traceback.FrameSummary]) -> list[str]:

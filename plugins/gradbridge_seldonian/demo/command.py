@@ -20,6 +20,7 @@ from rich.table import Table
 
 import gradbridge
 from gradbridge.choice import default_backend
+from gradbridge.terminal import print_table
 from gradbridge.wording import suggestion
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _tell(console: Console, name: str, options: dict[str, Any], out: pathlib.Pat
     tell = getattr(importlib.import_module(module), function)
     console.print()
     try:
-        story, seconds = _with_progress(console, name, lambda tick: tell(Setting(tick=tick, **options)))
+        story, seconds = _with_progress(name, lambda tick: tell(Setting(tick=tick, **options)))
     except LeftOut as reason:
         console.print(f"[bold]{name}[/] is left out: {escape(str(reason))}", highlight=False)
         return None
@@ -125,7 +126,7 @@ def _tell(console: Console, name: str, options: dict[str, Any], out: pathlib.Pat
     return story
 
 
-def _with_progress(console: Console, label: str, tell: Callable[..., Any]) -> tuple[Any, float]:
+def _with_progress(label: str, tell: Callable[..., Any]) -> tuple[Any, float]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -134,7 +135,14 @@ def _with_progress(console: Console, label: str, tell: Callable[..., Any]) -> tu
         TimeElapsedColumn(),
     )
     start = time.perf_counter()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    bars = Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        disable=not sys.stderr.isatty(),  # rich takes FORCE_COLOR for a terminal
+    )
+    with bars as progress:
         task = progress.add_task(label, total=None)
         told = tell(lambda: progress.advance(task))
     return told, time.perf_counter() - start
@@ -152,7 +160,7 @@ def _print(console: Console, story: Story, seconds: float) -> None:
     table.add_row("safety test", *verdicts)
     for heading, cell in story.rows:
         table.add_row(escape(heading), *[cell(outcome) for outcome in story.outcomes])
-    console.print(table)
+    print_table(console, table)
     for note in story.notes:
         console.print(escape(note), highlight=False)
     console.print(f"{story.data}, {seconds:.1f} s", highlight=False)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 
 from gradbridge.errors import BackendUnavailableError
 from gradbridge.installed import has_module
 from gradbridge.registry import Registry, default_registry
+from gradbridge.testing.factories import under_test_of
 from gradbridge.testing.hosts.paper import PAPER
 from gradbridge.testing.hosts.paper.under_test import PaperHostUnderTest
 from gradbridge.testing.hosts.under_test import HostUnderTest
@@ -35,14 +35,13 @@ def find_host(name: str, registry: Registry | None = None) -> HostUnderTest:
     registry.host(name)  # its own error says how to install the framework
     modules = list(_modules(declared.host.partition(":")[0]))
     module = next(filter(has_module, modules), modules[0])
-    try:
-        found = importlib.import_module(module).UnderTest
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise BackendUnavailableError(
-            f"backend {name!r} brings no operations for the kit that checks hosts: expected a class UnderTest in the "
-            f"module {module} ({error}); write one as gradbridge.testing.hosts.HostUnderTest tells"
-        ) from error
-    under_test: HostUnderTest = found(registry)
+    under_test: HostUnderTest = under_test_of(
+        module,
+        registry,
+        f"backend {name!r}",
+        "operations for the kit that checks hosts",
+        "write one as gradbridge.testing.hosts.HostUnderTest tells",
+    )
     return under_test
 
 

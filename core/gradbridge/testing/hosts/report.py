@@ -22,6 +22,8 @@ from gradbridge.testing.rows import FAILED, MARKS, PASSED, Row, row_of, worst
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from gradbridge.terminal import Told
+
 #: What a host may offer or not, in a cell of the matrix: {ability: its letter there}.
 ABILITIES = {
     "second order": "2",
@@ -143,12 +145,7 @@ class HostReport:
         return rows_.notes(self.rows)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=120, color_system=None)
-        with console.capture() as captured:
-            console.print(self.table())
-        return "\n".join([captured.get().rstrip(), *self.notes(), self.summary])
+        return "\n".join([rows_.drawn(self.table()), *self.notes(), self.summary])
 
 
 @dataclass(frozen=True)
@@ -191,6 +188,7 @@ def run_hosts(
     host: HostUnderTest,
     guests: Iterable[Guest | BackendUnderTest] | None = None,
     checks: Iterable[str] | None = None,
+    told: Told | None = None,
 ) -> HostReport:
     """Run the kit on a host.
 
@@ -198,6 +196,7 @@ def run_hosts(
         host: the operations of its author.
         guests: the scenarios of some backends; by default those of the reference, which needs no framework.
         checks: names of those to run; all by default.
+        told: called before each with (how many are done, of how many, ``check[guest-scenario]``).
 
     Returns:
         One row per check, guest and scenario; a check never stops the next.
@@ -208,7 +207,10 @@ def run_hosts(
     made = [_guest(guest) for guest in guests] if guests is not None else [reference(host.registry)]
     bench = HostBench(host, made)
     chosen = [HOST_CHECKS[name] for name in rows_.known(checks, HOST_CHECKS, "check")]
-    rows = [_row(bench, *case) for case in cases(chosen, made)]
+    every = list(cases(chosen, made))
+    rows = []
+    for case in rows_.telling(every, told, lambda case: f"{case[0].name}[{case[1]}-{case[2]}]"):
+        rows.append(_row(bench, *case))
     return HostReport(host.name, tuple(bench.guests), tuple(rows))
 
 

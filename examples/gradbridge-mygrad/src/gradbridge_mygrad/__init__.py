@@ -9,7 +9,7 @@ def gradbridge_backend() -> Backend:
     return Backend(
         name="mygrad",
         framework=("mygrad", "mygrad"),
-        install="pip install gradbridge-mygrad",
+        install="pip install mygrad",
         guest="gradbridge_mygrad.guest:adapt",
         host="gradbridge_mygrad.host:MyGradHost",
         arrays=("mygrad.tensor_base.Tensor",),

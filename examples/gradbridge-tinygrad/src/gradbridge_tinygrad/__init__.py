@@ -9,7 +9,7 @@ def gradbridge_backend() -> Backend:
     return Backend(
         name="tinygrad",
         framework=("tinygrad", "tinygrad"),
-        install="pip install gradbridge-tinygrad",
+        install="pip install tinygrad",
         guest="gradbridge_tinygrad.guest:adapt",
         models=(),  # tinygrad's models have no class in common, so users say backend="tinygrad"
     )
