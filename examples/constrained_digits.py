@@ -46,7 +46,9 @@ def main():
         left.plot(DIGITS, [sure[labels == d].mean() for d in DIGITS], look, ms=8, color=color, label=name)
         predicted = (-FREE if free else LEAST) - training.cs_result["g_vals"][:, 0]
         right.plot(predicted, line, color=color, label=name)
-    left.set(xlabel="digit", ylabel="mean probability of the true digit", title="On unseen images")
+    left.set(
+        xlabel="digit", ylabel="mean probability of the true digit", title="On unseen images", ylim=(0.3, 1)
+    )
     left.set_xticks(DIGITS)
     right.set(xlabel="iteration", ylabel='lower bound for "8"', title="In training", ylim=(0, 1))
     for ax in (left, right):
