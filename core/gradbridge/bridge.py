@@ -323,7 +323,7 @@ def bridge(
             raise OptionError("an Adapter is complete: give its dtype, device and options where it is made")
         adapter, follows = model, False
     else:
-        name = find_backend(model, backend, registry)
+        name = find_backend(model, backend, registry, params is not None)
         own = None if isinstance(dtype, str) and dtype == "model" else dtype
         guest = GuestOptions(params=params, dtype=own, device=device, mode=mode, extra=options)
         adapter, follows = registry.guest(name)(model, guest), dtype is None
