@@ -39,7 +39,7 @@ def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
 
     A model without a dtype of its own (a function without parameters) computes in that of its
     inputs: float64 NumPy arrays are computed in float64, whatever ``jax_enable_x64`` says. Input
-    leaves that are no arrays (strings, booleans, functions) are compiled in, once for each value; so
+    leaves that are not arrays (strings, booleans, functions) are compiled in, once for each value; so
     are Python integers where the model asks for their values (in a shape, a ``range``, an ``if``).
 
     Args:

@@ -193,7 +193,7 @@ def check_finite(params: Array, layout: ParameterLayout, label: str) -> None:
 def admit(leaf: Any, index: int, label: str, takes_complex: bool, takes_placed: bool = False) -> Any:
     """Bring one untraced input leaf, or what is known of a traced one, into the form that guests take.
 
-    Floating values become NumPy arrays, other arrays stay as they are, and what is no array
+    Floating values become NumPy arrays, other arrays stay as they are, and what is not an array
     (Python integers, strings, callables …) goes through untouched. An array that lives elsewhere is
     brought here unless the guest takes it as it is.
 

@@ -17,7 +17,7 @@
     │   └── OutputError                  (TypeError)     the model returned something not an array
     │       └── GradientMismatchError    a backend returned other gradients than it was asked for
     ├── GuestError                       (RuntimeError)  the model itself failed
-    ├── AuditError                       (RuntimeError)  the model is no function of its arguments
+    ├── AuditError                       (RuntimeError)  the model is not a function of its arguments
     ├── ForkError                        (RuntimeError)  a framework that was started before this process was forked
     ├── HostError                        (TypeError)     who differentiates is not to be told, or cannot do that there
     │   └── ReentryError                 (RuntimeError)  a framework would wait for itself

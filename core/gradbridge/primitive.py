@@ -112,7 +112,7 @@ class Primitive:
         """Evaluate the function, differentiably in the host.
 
         Args:
-            *inputs: arrays or pytrees of arrays; what is no array passes through untouched.
+            *inputs: arrays or pytrees of arrays; what is not an array passes through untouched.
             **kwargs: likewise.
 
         Returns:

@@ -59,7 +59,7 @@ class Registry(HostPlugins):
 
     @property
     def problems(self) -> dict[str, str]:
-        """{plugin: what is wrong with it}: it could not be taken in, or claims what is another's."""
+        """{plugin: what is wrong with it}: it could not be registered, or claims what is another's."""
         told: dict[str, str] = {}
         for (name, package), text in self._all_problems().items():
             told[f"{name} ({package})" if name in told else name] = text

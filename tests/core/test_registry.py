@@ -129,7 +129,7 @@ def test_other_names_of_ours_go_before_those_of_others_and_names_before_other_na
 
 def test_other_names_that_are_no_text_are_a_fault_of_the_plugin(module):
     name = module("odd", gradbridge_backend=declaring(name="odd", guest="x:y", aliases="odds"))
-    assert "aliases is no tuple of names" in registry(name).problems["odd"]
+    assert "aliases must be a tuple of names, got 'odds'" in registry(name).problems["odd"]
 
 
 def test_a_host_that_is_only_a_guest_is_refused():

@@ -43,7 +43,7 @@ def evaluated(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> Any:
         The evaluation.
 
     Raises:
-        AuditError: the model is no function of its arguments; the message says why, and what to do.
+        AuditError: the model is not a function of its arguments; the message says why, and what to do.
     """
     # The program's own forward is the last: what a function keeps for its rule, and state that moves, are of it.
     return looked_at(call, values, wrt).remembered(values, wrt)

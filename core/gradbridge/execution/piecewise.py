@@ -122,7 +122,7 @@ class PiecewiseAdapter(Adapter):
         """The outputs of the pieces, in order → those of all.
 
         Raises:
-            OutputError: they have no row for each row of the inputs, or are no arrays.
+            OutputError: they have no row for each row of the inputs, or are not arrays.
         """
         columns, structure, outputs = list[list[Any]](), None, None
         for outputs in parts:

@@ -27,7 +27,7 @@ def evaluated(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> tuple[A
     adapter = call.adapter
     if not call.settings.observers.observed:
         return _pair(adapter, adapter.evaluate(weights, inputs, call.spec, wrt, flat))
-    if adapter.step == "backward":  # a derivative from a recorded forward loads nothing, and is no forward
+    if adapter.step == "backward":  # a derivative from a recorded forward loads nothing, and is not a forward
         loaded = adapter.update_flat(weights, call.spec.packed) if flat else adapter.update(weights)
         step = "backward"
     else:
@@ -138,7 +138,7 @@ def check_results(
     of: str = "argument",
     kinds: Sequence[str] = (),
 ) -> None:
-    """Refuse what is no gradient for each argument, or no tangent for each output: nobody is to use it.
+    """Refuse what is not a gradient for each argument, or no tangent for each output: nobody is to use it.
 
     Args:
         adapter: that returned it.

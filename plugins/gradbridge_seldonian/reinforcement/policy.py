@@ -240,7 +240,7 @@ class SeldonianPolicy(Policy):
                 numbers = np.asarray(observations, np.float64)
             except (TypeError, ValueError) as error:
                 raise PolicyError(
-                    f"observations of dtype {observations.dtype} are no numbers; give encode=, which makes inputs of "
+                    f"observations of dtype {observations.dtype} are not numbers; give encode=, which makes inputs of "
                     f"the network out of them"
                 ) from error
             return [numbers if numbers.ndim > 1 else numbers[:, None]]
