@@ -105,7 +105,7 @@ class Plugins:
         with self._lock:
             hooks = self._hooks_of(plugin)
             if hooks is None:
-                raise PluginError(f"a plugin that is not registered was to be taken out, {plugin!r}")
+                raise PluginError(f"unregister takes a registered plugin, and this {type(plugin).__name__} is not registered")
             self._remove(hooks)
 
     @contextmanager
