@@ -105,7 +105,9 @@ class Plugins:
         with self._lock:
             hooks = self._hooks_of(plugin)
             if hooks is None:
-                raise PluginError(f"unregister takes a registered plugin, and this {type(plugin).__name__} is not registered")
+                raise PluginError(
+                    f"unregister takes a registered plugin, and this {type(plugin).__name__} is not registered"
+                )
             self._remove(hooks)
 
     @contextmanager
