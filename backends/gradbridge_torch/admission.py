@@ -116,5 +116,5 @@ def notice_train_mode(module: nn.Module) -> None:
         notice(
             f"{type(module).__name__} is in train mode and has {', '.join(kinds)}; the bridge evaluates it in eval "
             f"mode, without random masks and with the stored statistics. Pass mode='train' for the other, or "
-            f"call .eval() on the model to be rid of this notice",
+            f"call .eval() on the model to silence this notice",
         )

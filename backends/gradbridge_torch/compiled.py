@@ -90,8 +90,8 @@ def is_traced(tensors: Sequence[torch.Tensor]) -> bool:
 def _refusal(label: str, what: str) -> str:
     return (
         f"{what} of {label} was asked for within a program that torch traces (torch.compile, torch.export, make_fx, "
-        f"torch.func.linearize), where it is an operation with reverse mode alone: torch would make the derivative zero "
-        f"without a word. Take {what} outside of what is compiled, where all transforms work (torch.func.jvp for "
+        f"torch.func.linearize), where it is an operation with reverse mode alone: torch would silently make the "
+        f"derivative zero. Take {what} outside of what is compiled, where all transforms work (torch.func.jvp for "
         f"linearize), or keep the part that takes it out of the compiler (torch.compiler.disable)"
     )
 
@@ -110,7 +110,7 @@ def _node_of(key: str) -> Node:
     node = _nodes.get(key)
     if node is None:
         raise HostError(
-            "a compiled program calls a bridge that is gone, or that belonged to another process; keep a reference to the "
+            "a compiled program calls a bridge that no longer exists, or that belonged to another process; keep a reference to the "
             "bridge, and compile in the process that runs"
         )
     return node

@@ -199,6 +199,6 @@ class Solver:
 
 
 _WHY_NOT = {
-    "rows": "its rows are not independent of each other, or its backend cannot compute them apart",
+    "rows": "its rows are not independent of each other, or its backend cannot compute per-example Jacobians",
     "vjp": "its backend cannot pull back several cotangents at once through it",
 }
