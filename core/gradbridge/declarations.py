@@ -117,7 +117,7 @@ class BackendInfo:
 
     @functools.cached_property
     def reason(self) -> str | None:
-        """Why it cannot be used, with the line that mends it; None if it can."""
+        """Why it cannot be used, with the command that installs what is missing; None if it can."""
         return self._load()
 
     @property

@@ -1,4 +1,4 @@
-"""The front door for functions of arrays: `primitive`, with a gradient derived, written or numeric."""
+"""The entry point for functions of arrays: `primitive`, with a gradient derived, written or numeric."""
 
 from __future__ import annotations
 

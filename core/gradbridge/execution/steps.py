@@ -13,6 +13,7 @@ from gradbridge.audit.forward_mode import passes_adjoint_test
 from gradbridge.declarations import Step
 from gradbridge.errors import GradientMismatchError, InputError, OutputError, Unsupported
 from gradbridge.protocol import Adapter
+from gradbridge.wording import described
 
 
 def evaluated(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> tuple[Any, Any]:
@@ -153,7 +154,7 @@ def check_results(
     """
     if not isinstance(natives, (list, tuple)):
         raise GradientMismatchError(
-            f"{adapter.label} returned a {type(natives).__name__} as its {what}s; its backend must return a list "
+            f"{adapter.label} returned {described(natives)} as its {what}s; its backend must return a list "
             f"with an array for each {of} that was asked for"
         )
     if len(natives) != len(indices):
@@ -165,7 +166,7 @@ def check_results(
         came = getattr(native, "shape", None)
         if came is None:
             raise GradientMismatchError(
-                f"{adapter.label} returned a {type(native).__name__} as the {what} of {of} {index}; its "
+                f"{adapter.label} returned {described(native)} as the {what} of {of} {index}; its "
                 f"backend must return an array, zeros where there is no influence"
             )
         if tuple(came) != shape:
@@ -289,7 +290,7 @@ def _cotangents(call: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
 def _pair(adapter: Adapter, result: Any) -> tuple[Any, Any]:
     if type(result) is not tuple or len(result) != 2:
         raise OutputError(
-            f"the forward of {adapter.label} returned a {type(result).__name__}; its backend must return a tuple of the "
+            f"the forward of {adapter.label} returned {described(result)}; its backend must return a tuple of the "
             f"outputs and what their pullback needs"
         )
     return result
