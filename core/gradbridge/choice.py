@@ -36,7 +36,16 @@ def find_backend(model: Any, backend: str | None, registry: Registry, has_params
         if not named:
             raise
         registry.refuse_class(model)
+        return _named_in_environment(named, registry)
+
+
+def _named_in_environment(named: str, registry: Registry) -> str:
+    try:
         return registry.backend(named).name
+    except UnknownBackendError as error:
+        raise UnknownBackendError(
+            f"the environment variable GRADBRIDGE_BACKEND is {named!r}, and {error}"
+        ) from None
 
 
 def default_backend(registry: Registry) -> str:
@@ -47,7 +56,7 @@ def default_backend(registry: Registry) -> str:
     """
     named = os.environ.get("GRADBRIDGE_BACKEND")
     if named:
-        return registry.backend(named).name
+        return _named_in_environment(named, registry)
     builders = [name for name in registry.names() if registry.backend(name).builder is not None]
     builders.sort(key=lambda name: (*(name != first for first in PREFERRED), name))
     for name in builders:

@@ -104,6 +104,16 @@ def test_what_is_made_under_another_name_is_the_same(module):
     assert gb.primitive(lambda a: 2 * a, backend="Numpy")(3.0) == 6.0
 
 
+@pytest.mark.parametrize(
+    "asks", [lambda: gb.build("mlp", sizes=[2, 1]), lambda: gb.bridge(energy, params={"w": np.ones(2)})]
+)
+def test_an_unknown_name_in_the_environment_is_told_to_be_from_there(monkeypatch, asks):
+    monkeypatch.setenv("GRADBRIDGE_BACKEND", "nunpy")
+    said = "environment variable GRADBRIDGE_BACKEND is 'nunpy', and there is no backend 'nunpy'; did you mean 'numpy'"
+    with pytest.raises(UnknownBackendError, match=said):
+        asks()
+
+
 def test_another_name_works_in_the_environment(monkeypatch):
     monkeypatch.setenv("GRADBRIDGE_BACKEND", "NumPy")
     assert type(gb.build("mlp", sizes=[2, 1])).__module__.startswith("gradbridge_numpy")
