@@ -153,7 +153,7 @@ def _apply(key: str, wrt: list[int], *operands: torch.Tensor) -> tuple[torch.Ten
     if told != came:
         raise OutputError(
             f"{node.call.adapter.label} returned arrays of shapes {came}, where the program was compiled for {told}; a model "
-            f"whose shapes depend on numbers cannot be compiled in, and outputs= must tell the shapes that it returns"
+            f"whose shapes depend on numbers cannot be compiled in, and outputs= must give the shapes that it returns"
         )
     number = torch.tensor([_store.put(run) if wrt else 0, run.noise])
     return *_as_told(placed(run.outputs, of_first(operands, came))), number

@@ -186,7 +186,7 @@ class _Examination(DerivativeChecks):
                 "",
                 "note",
                 f"{self._steps:.0e}",
-                "its outputs move in steps: something in it computes in less",
+                "its outputs change in steps: something in it computes in a coarser dtype",
             )
         return Finding(
             "", "right", ", ".join(dtypes) or "integers", "of the outputs as the model returned them"

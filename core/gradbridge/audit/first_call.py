@@ -281,7 +281,7 @@ class FirstCall:
             if steps is None:
                 return
             precision = steps
-            told = f"moves in steps of about {steps:.0e} of its outputs, as numbers of a coarser dtype do"
+            told = f"its outputs change in steps of about {steps:.0e} (relative), as in a coarser dtype"
         self._call.settings.audit.precision = precision
         self._notes["precision"] = f"asked for float64, and {told}"
         notice(
