@@ -16,6 +16,7 @@ from gradbridge.errors import GradbridgeError, NotDifferentiableError, OptionErr
 from gradbridge.execution.functional import FunctionalAdapter
 from gradbridge.functions import FunctionModel
 from gradbridge.protocol import GuestOptions, refuse_unknown_options
+from gradbridge.wording import described
 from gradbridge_autograd.framework import AutogradFramework
 
 
@@ -33,7 +34,7 @@ def adapt(model: Callable[..., Any], options: GuestOptions) -> FunctionalAdapter
     """
     refuse_unknown_options("autograd", options.extra, ())
     if not callable(model):
-        raise UnknownModelError(f"backend 'autograd' bridges functions, got a {type(model).__name__}")
+        raise UnknownModelError(f"backend 'autograd' bridges functions, got {described(model)}")
     if options.device is not None:
         raise OptionError(
             f"backend 'autograd' computes where NumPy does and has no device, got {options.device!r}"

@@ -72,14 +72,14 @@ class Recording:
     def __init__(self, function: Callable[[list[Any]], Sequence[Any]], values: Sequence[Any]) -> None:
         self._roots = [VJPNode.new_root() for _ in values]
         with _level() as level:
-            found = function([new_box(v, level, root) for v, root in zip(values, self._roots)])
-            traced = [isbox(output) and output._trace == level for output in found]
+            outputs = function([new_box(v, level, root) for v, root in zip(values, self._roots)])
+            traced = [isbox(output) and output._trace == level for output in outputs]
         #: The outputs, without the boxes of this recording.
-        self.outputs = [output._value if mine else output for output, mine in zip(found, traced)]
-        self._places = [place for place, mine in enumerate(traced) if mine]
+        self.outputs = [output._value if is_traced else output for output, is_traced in zip(outputs, traced)]
+        self._places = [place for place, is_traced in enumerate(traced) if is_traced]
         # One node above all outputs, so that they are pulled back together.
         self._end = VJPNode.new_root()
-        self._end.parents = [found[place]._node for place in self._places]
+        self._end.parents = [outputs[place]._node for place in self._places]
 
     def pull(self, cotangents: Sequence[Any]) -> list[Any]:
         """One cotangent per output → the gradient at each value; None where there is no influence."""

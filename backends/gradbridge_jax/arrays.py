@@ -178,5 +178,5 @@ def native_dtype(array: Any, dtype: np.dtype[Any] | None, x64: bool, place: str)
 
 
 def _is_immutable(array: Any) -> bool:
-    """Whether nobody can change it in place: so of TensorFlow's tensors, which are no variables."""
+    """Whether nobody can change it in place: so of TensorFlow's tensors, which are not variables."""
     return type(array).__name__ == "EagerTensor"

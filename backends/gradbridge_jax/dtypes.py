@@ -19,7 +19,7 @@ _COMPLEX = {"float64": "complex128"}  # of the others complex64
 
 
 class InDtype:
-    """What is no array of a module, with a floating dtype wherever it names one, at any depth.
+    """What is not an array of a module, with a floating dtype wherever it names one, at any depth.
 
     Containers, partial functions, closures over a dtype and objects with attributes are copied where
     something in them changes; whatever stays as it is, is the same object.

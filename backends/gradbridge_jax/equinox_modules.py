@@ -154,7 +154,7 @@ def _notice_train_mode(module: eqx.Module, label: str) -> None:
         notice(
             f"{label} is in train mode and has {', '.join(kinds)}; the bridge evaluates it in inference mode, "
             f"without random masks and with the stored statistics. Pass mode='train' for the other, or use "
-            f"eqx.nn.inference_mode(model) to be rid of this notice"
+            f"eqx.nn.inference_mode(model) to silence this notice"
         )
 
 

@@ -220,5 +220,5 @@ def _notice_train_mode(module: nnx.Module, label: str) -> None:
         notice(
             f"{label} is in train mode and has {', '.join(kinds)}; the bridge evaluates it in eval mode, without "
             f"random masks and with the stored statistics. Pass mode='train' for the other, or call .eval() on "
-            f"the model to be rid of this notice"
+            f"the model to silence this notice"
         )

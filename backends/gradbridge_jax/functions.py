@@ -85,7 +85,7 @@ def by_rows(call: Callable[[list[Any], Any], Any], inputs: list[Any], key: Any, 
 
     Args:
         call: (leaves, key) ↦ outputs.
-        inputs: leaves; those that are no arrays are the same for every row.
+        inputs: leaves; those that are not arrays are the same for every row.
         key: of the whole call, or None.
         **axes: keyword arguments of ``jax.vmap``.
 

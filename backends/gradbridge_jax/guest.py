@@ -10,6 +10,7 @@ from gradbridge.errors import UnknownModelError
 from gradbridge.execution.functional import FunctionalAdapter
 from gradbridge.option_values import ANYTHING, FLAG, TEXT, one_of
 from gradbridge.protocol import GuestOptions, refuse_unknown_options
+from gradbridge.wording import described
 from gradbridge_jax.framework import JaxFramework
 from gradbridge_jax.functions import FunctionModel
 from gradbridge_jax.models import JaxModel
@@ -38,7 +39,7 @@ def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
 
     A model without a dtype of its own (a function without parameters) computes in that of its
     inputs: float64 NumPy arrays are computed in float64, whatever ``jax_enable_x64`` says. Input
-    leaves that are no arrays (strings, booleans, functions) are compiled in, once for each value; so
+    leaves that are not arrays (strings, booleans, functions) are compiled in, once for each value; so
     are Python integers where the model asks for their values (in a shape, a ``range``, an ``if``).
 
     Args:
@@ -68,7 +69,7 @@ def adapt(model: Any, options: GuestOptions) -> FunctionalAdapter:
     kind = _model_class(model)
     if kind is None:
         raise UnknownModelError(
-            f"backend 'jax' bridges functions and the modules of Flax and Equinox, got a {type(model).__name__}"
+            f"backend 'jax' bridges functions and the modules of Flax and Equinox, got {described(model)}"
         )
     made = kind(model, options)
     return FunctionalAdapter(JaxFramework(made.label, jit, made.device, made.owns), made)

@@ -40,7 +40,7 @@ class JaxModel(OnDevice, Model):
         dtype: of floating inputs in the computation; None keeps theirs.
         options: of the bridge.
         arrays: its own, which may lie on a device.
-        state: arrays of the model that are no weights.
+        state: arrays of the model that are not weights.
         has_key: whether each call is given a key.
         moves: whether `mode="train"` moves its state.
     """

@@ -19,7 +19,7 @@ from gradbridge_jax.isolation import isolated
 
 
 class ParameterTree:
-    """A pytree split into trained arrays, other arrays, and what is no array.
+    """A pytree split into trained arrays, other arrays, and what is not an array.
 
     Anything that JAX knows as a pytree goes, Equinox modules and NNX states among it, and the
     containers that optree knows besides (dataclasses, mappings).

@@ -118,14 +118,14 @@ def run_eagerly(primitive: Primitive, operands: Sequence[Any], params: dict[str,
     levels = params["levels"]
     if 0 in lead_of(levels):
         avals = AVALS[primitive](*map(jax.typeof, operands), **params)
-        found = [np.zeros(aval.shape, aval.dtype) for aval in avals]
+        results = [np.zeros(aval.shape, aval.dtype) for aval in avals]
     else:
         with jax.transfer_guard_device_to_host("allow"):  # what crosses here is meant to
             arrays = [np.asarray(operand) for operand in operands]
         node = params["node"]
-        found = [own(array, node) for array in RUNS[primitive](operands=arrays, views=True, **params)]
+        results = [own(array, node) for array in RUNS[primitive](operands=arrays, views=True, **params)]
     with jax.transfer_guard_host_to_device("allow"):
-        return jax.device_put(found, _device(operands))  # type: ignore[no-any-return]
+        return jax.device_put(results, _device(operands))  # type: ignore[no-any-return]
 
 
 def own(array: Array, node: Node) -> Array:

@@ -150,16 +150,16 @@ def _over(
         some = [_at(levels, k, operand, at) for k, operand in enumerate(operands)]
         if joint:
             some[points:] = [_joined(levels, joint, k, some[k]) for k in range(points, len(operands))]
-        found = one(some, bool(joint))
+        outputs = one(some, bool(joint))
         if joint:
-            found = [array.reshape(*sizes, *array.shape[1:]) for array in found]
+            outputs = [array.reshape(*sizes, *array.shape[1:]) for array in outputs]
         if not looped:
-            results = found
+            results = outputs
             break
         if not results:
             lead = tuple(levels[i].size for i in looped)
-            results = [np.empty((*lead, *array.shape), array.dtype) for array in found]
-        _put(results, index, found)
+            results = [np.empty((*lead, *array.shape), array.dtype) for array in outputs]
+        _put(results, index, outputs)
     if order == sorted(order):
         return results
     back = [order.index(i) for i in range(len(levels))]

@@ -119,7 +119,7 @@ class Forward:
         #: arrays are leaves: these do not leave the forward, where they would be copied.
         self.traces: dict[int, tuple[Form, CompiledPullback | None, dict[int, int]]] = {}
         forward = _recording(fn, places, jitted, self.traces) if places else _plain(fn, self.traces)
-        #: leaves ↦ (floats, others, state after it, the trace, arrays that the pullback needs and that are no leaves)
+        #: leaves ↦ (floats, others, state after it, the trace, arrays that the pullback needs and that are not leaves)
         self.run: Callable[[list[Any]], Any] = jax.jit(forward) if jitted else forward
 
     def pull(self, leaves: list[Any], cotangents: list[Any], by_arrays: list[Any]) -> list[Any]:

@@ -1,1 +1,1 @@
-"""What the backends that Keras 3 can run on have in common. It is no backend itself, and imports no Keras here."""
+"""What the backends that Keras 3 can run on have in common. It is not a backend itself, and imports no Keras here."""

@@ -97,7 +97,7 @@ def called(
             _refuse_global_noise(model)
         if len(unmade) > count:
             raise GuestError(
-                f"{model.name} makes the variable {unmade[count].path!r} in this call, so it was none of the params; "
+                f"{model.name} creates the variable {unmade[count].path!r} in this call, so it is not among the params; "
                 f"call the model once on such an input before bridging it, or make its variables in build()"
             )
     finally:

@@ -48,7 +48,7 @@ def as_layer(
         A new layer, whose inputs are the model's: ``layer(x)``, ``layer(x, mask=m)``.
 
     Raises:
-        OptionError: `made_by` is no function, or makes no such bridge.
+        OptionError: `made_by` is not a function, or makes no such bridge.
     """
     if made_by is not None:
         _require_same(made_by, bridge)

@@ -175,9 +175,10 @@ class CalledJet(Jet):
             like = "the outputs" if place == OUTPUTS else "its argument's"
             if is_params:
                 kind, like = f"{kind} for the parameters", f"them, or a vector of shape {(layout.size,)}"
+            several = self.plain.rules.one_each(value) if place != OUTPUTS else ""
             raise GradientShapeError(
                 f"the {kind} of {label} must return a tree like {like}; expected {structure}, with None for what has "
-                f"no influence, got {trees.flatten(value)[1]}"
+                f"no influence, got {trees.flatten(value)[1]}{several and '; '}{several}"
             )
         return leaves
 

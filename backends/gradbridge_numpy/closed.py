@@ -95,7 +95,7 @@ class FormsAdapter(Adapter):
         return PullbackAdapter(self, spec, (wrt,), residuals)
 
     def own(self, leaf: Any) -> Any:
-        """A copy of an array in the dtype of the computation; what is no array as it is."""
+        """A copy of an array in the dtype of the computation; what is not an array as it is."""
         if type(leaf) is not np.ndarray:
             if not hasattr(leaf, "__dlpack__"):
                 return leaf

@@ -16,6 +16,7 @@ from gradbridge.layout import Array, ParameterLayout
 from gradbridge.option_values import ANYTHING, POSITIVE, Takes
 from gradbridge.options import parameter_array
 from gradbridge.protocol import Adapter, GuestOptions, Traits, refuse_unknown_options
+from gradbridge.wording import described
 from gradbridge_numpy.architectures import Network, NetworkAdapter
 from gradbridge_numpy.called import CalledJet, PlainFunction, copies
 from gradbridge_numpy.chains import has_second_order
@@ -62,7 +63,7 @@ def adapt(model: Callable[..., Any], options: GuestOptions) -> Adapter:
         )
     refuse_unknown_options("numpy", options.extra, OPTIONS)
     if not callable(model):
-        raise OptionError(f"backend 'numpy' bridges callables, got a {type(model).__name__}")
+        raise OptionError(f"backend 'numpy' bridges callables, got {described(model)}")
     if options.device is not None:
         raise OptionError(
             f"backend 'numpy' computes where NumPy does and has no device, got {options.device!r}"

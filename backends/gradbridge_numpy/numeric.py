@@ -105,7 +105,7 @@ class Differences:
         if is_first:
             notice(
                 f"{vague} of {jacobian.size} entries of the numeric Jacobian of {self._label} have no certain digit, "
-                f"their estimated error is {latest:.0e}: there is a kink, a jump or noise, or rounding eats every step; "
+                f"their estimated error is {latest:.0e}: there is a kink, a jump or noise, or rounding errors dominate at every step; "
                 f"choose the step with step=, or write the gradient down"
             )
         return jacobian
@@ -225,8 +225,8 @@ class NumericJet(CalledJet):
             where = f"[{', '.join(map(str, np.unravel_index(first, array.shape)))}]" if array.shape else ""
             raise NotDifferentiableError(
                 f"the numeric gradient of {self.plain.label} was asked for at a point where {what} is not finite, "
-                f"{array.flat[first]} at {where or 'its only number'}; there is no difference to be taken: look at the "
-                f"step before"
+                f"{array.flat[first]} at {where or 'its only number'}; no finite difference exists there: check the "
+                f"step that computed it"
             )
 
 

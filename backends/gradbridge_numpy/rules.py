@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gradbridge.errors import VJPSignatureError
+from gradbridge.wording import described
 
 Maker = Callable[..., Any]
 
@@ -54,6 +55,23 @@ class Rules:
     def of(cls, function: Callable[..., Any], label: str) -> Rules:
         """No rules yet, for a function as its signature tells."""
         return Rules(label, positional_names(function), _arity(function)[0])
+
+    @property
+    def is_method(self) -> bool:
+        """Whether the first argument is the object, or the class, whose method the function is."""
+        return (self.names or ())[:1] in _RECEIVERS
+
+    def spelled(self, argument: int) -> str:
+        """How a VJP for an argument is written down: ``@Q.defvjp``, or ``@Q.defvjp(argnums=(1,))``."""
+        name = self.label if self.label.isidentifier() else "f"  # a lambda has no name to write
+        return f"@{name}.defvjp" + ("" if argument == int(self.is_method) else f"(argnums=({argument},))")
+
+    def one_each(self, value: Any) -> str:
+        """What to do instead of a rule that returns something for each argument; "" where `value` is not that."""
+        names = (self.names or ())[int(self.is_method) :]
+        if not isinstance(value, (tuple, list)) or not len(value) == len(names) > 1:
+            return ""
+        return f"write one rule per argument: defvjp({', '.join(f'rule_{name}' for name in names)})"
 
     def name(self, argument: int) -> str:
         """An argument in words: ``1 (x)``."""
@@ -130,7 +148,7 @@ class Rules:
         numbers = list(range(first, first + len(makers))) if argnums is None else list(argnums)
         if len(numbers) != len(makers):
             raise VJPSignatureError(
-                f"{what} of {self.label} got {len(makers)} rules and {len(numbers)} argnums; give one each"
+                f"{what} of {self.label} got {len(makers)} rules and {len(numbers)} argnums; give one rule per argument"
             )
         for number in numbers:
             if number < 0 or (self.names is not None and number >= len(self.names)):
@@ -144,7 +162,7 @@ class Rules:
     def _first(self, what: str, makers: Sequence[Any]) -> int:
         """The argument that the first maker is for: of a method the one after ``self``, which nobody differentiates."""
         names = self.names or ()
-        if names[:1] not in _RECEIVERS or len(makers) >= len(names):
+        if not self.is_method or len(makers) >= len(names):
             return 0
         if makers[0] is None and len(makers) > 1:
             raise VJPSignatureError(
@@ -158,8 +176,11 @@ class Rules:
         if maker is None:
             return
         if not callable(maker):
+            several = (
+                "; give one rule per argument, not a list of them" if isinstance(maker, (tuple, list)) else ""
+            )
             raise VJPSignatureError(
-                f"def{kind.lower()} of {self.label} takes functions or None, got {type(maker).__name__}"
+                f"def{kind.lower()} of {self.label} takes functions or None, got {described(maker)}{several}"
             )
         names = positional_names(maker)
         if names is None or self.names is None:

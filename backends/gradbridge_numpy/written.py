@@ -16,10 +16,12 @@ from gradbridge.errors import (
     GradientShapeError,
     GuestError,
     HigherOrderError,
+    InputError,
     MissingVJPError,
     VJPSignatureError,
 )
 from gradbridge.layout import Array
+from gradbridge.wording import described
 from gradbridge_numpy.called import CalledJet, copied_tree, copies, kind_of
 from gradbridge_numpy.chains import Chain, choose
 from gradbridge_numpy.forms import OUTPUTS, Leaves
@@ -136,9 +138,10 @@ class WrittenJet(CalledJet):
             args, kwargs = self._copied_arguments(chain.rules[:order])
             pull = self._called(rule, rule, copied_tree(value), *args, *map(copied_tree, given), **kwargs)
             if not callable(pull):
+                what = self.plain.rules.one_each(pull) or "return `lambda v: …`"
                 raise VJPSignatureError(
                     f"the VJP maker {name_of(rule)} of {label} must return a function of the cotangent, got "
-                    f"{type(pull).__name__}; return `lambda v: …`"
+                    f"{described(pull)}; {what}"
                 )
             if order < len(chain.rules) - 1 or chain.last is not None:  # the next rule is given it, too
                 given.append(copied_tree(cotangent))
@@ -225,7 +228,16 @@ class WrittenJet(CalledJet):
             return self.zeros(place, leaf)
         array = value
         if type(value) is not np.ndarray:
-            array = as_array(value, f"what the {words[0]} of {self.plain.label} for {words[1]} returned")
+            try:
+                array = as_array(value, f"what the {words[0]} of {self.plain.label} for {words[1]} returned")
+            except InputError:  # arrays of several shapes, say
+                several = self.plain.rules.one_each(value) if place != OUTPUTS else ""
+                if not several:
+                    raise
+                raise GradientShapeError(
+                    f"the {words[0]} of {self.plain.label} for {words[1]} returned a {type(value).__name__} of "
+                    f"{len(value)}; {several}"
+                ) from None
         expected, is_complex = np.shape(like), kind_of(like) == "c"
         if array.shape == expected and array.dtype.kind in ("fiubc" if is_complex else "fiub"):
             # Whoever takes it to the host copies it.
@@ -238,7 +250,10 @@ class WrittenJet(CalledJet):
             hint = (
                 f"for a cotangent v of shape {v} return vᵀ times the Jacobian, summed over the output's axes"
             )
-            if len(fills) > 2:
+            several = self.plain.rules.one_each(value)
+            if several:
+                hint = several
+            elif len(fills) > 2:
                 hint = "it is like the argument, or for a JVP like the gradient that it is the tangent of"
             of = f"that argument's shape {expected}"
         if array.shape == expected and array.dtype.kind == "c":
@@ -268,7 +283,6 @@ class WrittenJet(CalledJet):
 
     def _refuse(self, places: tuple[int, ...], tried: str = "") -> NoReturn:
         rules, label = self.plain.rules, self.plain.label
-        spelled = label if label.isidentifier() else "f"  # a lambda has no name to write
         keywords = [p for p in places[1:] if p < OUTPUTS]
         if keywords:
             raise MissingVJPError(
@@ -278,10 +292,16 @@ class WrittenJet(CalledJet):
             )
         if len(places) == 2:
             known = sorted({*rules.vjps, *rules.jvps})
-            state = f"it has rules for argument {', '.join(map(str, known))} only" if known else "it has none"
+            state = (
+                f"it has rules for argument {', '.join(map(str, known))} only" if known else "it has no rules"
+            )
+            counted = f" (argument 0 is {rules.names[0]})" if rules.is_method and rules.names else ""
+            how = f"write it with {rules.spelled(places[1])}"
+            if self.plain.has_params:
+                how = "write it as vjp= of gradbridge.bridge, one rule per argument"
             raise MissingVJPError(
-                f"the gradient of {label} with respect to argument {rules.name(places[1])} was asked for, and {state}; "
-                f"write it with @{spelled}.defvjp, or make the function with gradient='numeric'"
+                f"the gradient of {label} with respect to argument {rules.name(places[1])}{counted} was asked for, and "
+                f"{state}; {how}, or make the function with gradient='numeric'"
             )
         _refuse_order(rules, places, tried)
 

@@ -57,7 +57,7 @@ def explained(
         label: the model's name.
         inputs: leaves, arrays or not.
         dtype: that floating ones are cast to; None keeps theirs.
-        doing: what was done where it was no forward: ``"the derivative of"``.
+        doing: what was done where it was not a forward: ``"the derivative of"``.
     """
     arrays = [x for x in inputs if hasattr(x, "dtype") and hasattr(x, "shape")]
     came = given(inputs, lambda x: _named(x, dtype))

@@ -10,6 +10,7 @@ import tensorflow as tf
 from gradbridge.errors import UnknownModelError
 from gradbridge.execution.functional import FunctionalAdapter
 from gradbridge.options import GuestOptions, refuse_params, refuse_unknown_options
+from gradbridge.wording import described
 from gradbridge_tensorflow.framework import TensorFlow
 from gradbridge_tensorflow.functions import FunctionModel, TensorFlowModel
 from gradbridge_tensorflow.isolation import eagerly
@@ -56,7 +57,7 @@ def _model(model: Any, options: GuestOptions) -> TensorFlowModel:
     if callable(model) and not isinstance(model, type):
         return FunctionModel(model, options)
     raise UnknownModelError(
-        f"backend 'tensorflow' bridges Keras models, tf.Modules and callables, got a {type(model).__name__}"
+        f"backend 'tensorflow' bridges Keras models, tf.Modules and callables, got {described(model)}"
     )
 
 

@@ -81,7 +81,7 @@ class ModuleModel(TensorFlowModel):
         return eagerly(None, lambda: self._twin(weights))
 
     def extras(self, noise: int) -> Sequence[Any]:
-        # The variables that are no weights: none in eval mode, where they are compiled in.
+        # The variables that are not weights: none in eval mode, where they are compiled in.
         return self._rest if self.moves else ()
 
     def move(self, after: Sequence[Any]) -> None:

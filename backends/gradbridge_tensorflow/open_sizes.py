@@ -40,19 +40,19 @@ class Looks:
 def looks_at_open_sizes() -> Iterator[Looks]:
     """Find out, while a model is traced in this thread, whether its code looks at a size that is open."""
     before, _here.looks = getattr(_here, "looks", None), Looks()
-    found = {name: vars(tensor.Tensor)[name] for name in ("shape", "get_shape", "__len__", "__iter__")}
-    theirs = found["shape"].fget
+    originals = {name: vars(tensor.Tensor)[name] for name in ("shape", "get_shape", "__len__", "__iter__")}
+    theirs = originals["shape"].fget
 
     def size(self: Any) -> int | None:
         return theirs(self)[0] if getattr(_here, "looks", None) is not None and theirs(self).rank else None
 
     def length(self: Any) -> int:
         count = size(self)
-        return found["__len__"](self) if count is None else count
+        return originals["__len__"](self) if count is None else count
 
     def rows(self: Any) -> Iterator[Any]:
         count = size(self) if getattr(_here, "unrolls", False) else None
-        return found["__iter__"](self) if count is None else iter(tf.unstack(self, count))
+        return originals["__iter__"](self) if count is None else iter(tf.unstack(self, count))
 
     def shape(self: Any) -> Any:
         known = theirs(self)
@@ -60,13 +60,13 @@ def looks_at_open_sizes() -> Iterator[Looks]:
             return known
         return _Watched(known)
 
-    for name, mine in zip(found, (property(shape), shape, length, rows)):
-        setattr(tensor.Tensor, name, mine)
+    for name, ours in zip(originals, (property(shape), shape, length, rows)):
+        setattr(tensor.Tensor, name, ours)
     try:
         yield _here.looks
     finally:
         _here.looks = before
-        for name, value in found.items():
+        for name, value in originals.items():
             setattr(tensor.Tensor, name, value)
 
 

@@ -38,10 +38,10 @@ def repaired_derivatives() -> Iterator[None]:
         (custom_gradient, "_graph_mode_decorator", _decorated),
         (Function, "__call__", _called),
     ]
-    put = [(module, name, mine) for module, name, mine in put if hasattr(module, name)]
+    put = [(module, name, ours) for module, name, ours in put if hasattr(module, name)]
     found = [(module, name, getattr(module, name)) for module, name, _ in put]
-    for module, name, mine in put:
-        setattr(module, name, mine)
+    for module, name, ours in put:
+        setattr(module, name, ours)
     try:
         with own_gradients():
             yield
@@ -108,16 +108,16 @@ def lost_moments(nodes: Sequence[Any], returned: Sequence[str] = ()) -> Iterator
         mean = by_name.get(_source(stop.input[0]))
         if mean is None or mean.op != "Mean" or not _is_named(mean, "mean"):
             continue
-        mine = readers.get(stop.name, [])
+        consumers = readers.get(stop.name, [])
         squares = [
             node
-            for node in mine
+            for node in consumers
             if node.op == "SquaredDifference"
             and _source(node.input[0]) == _source(mean.input[0])
             and any(_is_named(reader, "variance") for reader in readers.get(node.name, ()))
         ]
         if squares:
-            others = any(node not in squares for node in mine)
+            others = any(node not in squares for node in consumers)
             yield others or any(_source(edge) == stop.name for edge in returned)
 
 

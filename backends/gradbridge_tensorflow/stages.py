@@ -176,8 +176,8 @@ class Stage:
                 outputs = [order.gradients[j] for j in path[level]] if level < len(path) else ()
             if merges:
                 ends = [g for j in path[0] if (g := orders[0].gradients[j]) is not None]
-                mine = [leaves[i] for i in places]
-                products.append(Product(self.label, mine, leaves, floats, ends, orders[0]))
+                points = [leaves[i] for i in places]
+                products.append(Product(self.label, points, leaves, floats, ends, orders[0]))
             traced[:] = leaves, floats, others, form, after
 
         with repaired_derivatives(), looks_at_open_sizes() as looks:

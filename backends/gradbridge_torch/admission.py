@@ -33,7 +33,7 @@ def bridgeable(module: nn.Module) -> nn.Module:
     for part in _parts(module):
         if "_modules" not in vars(part):
             raise UnknownModelError(
-                f"{type(part).__name__}.__init__ did not call super().__init__(), so it is no module yet; call it "
+                f"{type(part).__name__}.__init__ did not call super().__init__(), so it is not a module yet; call it "
                 f"there before anything else (a dataclass: in __post_init__, with eq=False)"
             )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -57,7 +57,7 @@ def bridgeable(module: nn.Module) -> nn.Module:
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    """Like ``module.modules()``, which a part that is no module yet would stop."""
+    """Like ``module.modules()``, which a part that is not a module yet would stop."""
     stack, seen = [module], set()
     while stack:
         part = stack.pop()
@@ -116,5 +116,5 @@ def notice_train_mode(module: nn.Module) -> None:
         notice(
             f"{type(module).__name__} is in train mode and has {', '.join(kinds)}; the bridge evaluates it in eval "
             f"mode, without random masks and with the stored statistics. Pass mode='train' for the other, or "
-            f"call .eval() on the model to be rid of this notice",
+            f"call .eval() on the model to silence this notice",
         )

@@ -30,7 +30,7 @@ from gradbridge.lifting import Node, Run, Store
 from gradbridge.lifting.compilers import Compiler, compilers
 from gradbridge.protocol import ArraySpec
 from gradbridge_torch.crossing import CROSSING, PLAIN, lent, numpy_dtype
-from gradbridge_torch.lifted import Like, elsewhere, incoming, of_first, placed, spread, turned
+from gradbridge_torch.lifted import Like, conjugated, elsewhere, incoming, of_first, placed, spread
 from gradbridge_torch.records import has_tangent
 from gradbridge_torch.surroundings import is_tracing, set_aside
 
@@ -90,8 +90,8 @@ def is_traced(tensors: Sequence[torch.Tensor]) -> bool:
 def _refusal(label: str, what: str) -> str:
     return (
         f"{what} of {label} was asked for within a program that torch traces (torch.compile, torch.export, make_fx, "
-        f"torch.func.linearize), where it is an operation with reverse mode alone: torch would make the derivative zero "
-        f"without a word. Take {what} outside of what is compiled, where all transforms work (torch.func.jvp for "
+        f"torch.func.linearize), where it is an operation with reverse mode alone: torch would silently make the "
+        f"derivative zero. Take {what} outside of what is compiled, where all transforms work (torch.func.jvp for "
         f"linearize), or keep the part that takes it out of the compiler (torch.compiler.disable)"
     )
 
@@ -110,7 +110,7 @@ def _node_of(key: str) -> Node:
     node = _nodes.get(key)
     if node is None:
         raise HostError(
-            "a compiled program calls a bridge that is gone, or that belonged to another process; keep a reference to the "
+            "a compiled program calls a bridge that no longer exists, or that belonged to another process; keep a reference to the "
             "bridge, and compile in the process that runs"
         )
     return node
@@ -132,11 +132,11 @@ def _call(key: str, params: tuple[Any, ...], inputs: tuple[Any, ...], kwargs: di
     """Read by the compiler, for which alone its part is imported: that takes a second."""
     from gradbridge_torch.dynamo import call
 
-    found = call(key, params, inputs, kwargs)
-    for refusal in found:
+    results = call(key, params, inputs, kwargs)
+    for refusal in results:
         if refusal:
             raise HostError(refusal)
-    return found[""]
+    return results[""]
 
 
 compilers.append(Compiler(torch.compiler.is_dynamo_compiling, _call))
@@ -153,7 +153,7 @@ def _apply(key: str, wrt: list[int], *operands: torch.Tensor) -> tuple[torch.Ten
     if told != came:
         raise OutputError(
             f"{node.call.adapter.label} returned arrays of shapes {came}, where the program was compiled for {told}; a model "
-            f"whose shapes depend on numbers cannot be compiled in, and outputs= must tell the shapes that it returns"
+            f"whose shapes depend on numbers cannot be compiled in, and outputs= must give the shapes that it returns"
         )
     number = torch.tensor([_store.put(run) if wrt else 0, run.noise])
     return *_as_told(placed(run.outputs, of_first(operands, came))), number
@@ -214,19 +214,19 @@ class _ApplyRule(_SingleLevelFunction):
         wrt = [i for i, yes in enumerate(ctx.needs_input_grad[3:]) if yes]
         cotangents = incoming(arrived, ctx.like)
         pull = _operation("pull", len(operands) + len(cotangents), len(wrt))
-        found = several(pull(ctx.key, wrt, number, *operands, *cotangents))
-        return None, None, None, *spread(turned(found), wrt, len(operands))
+        gradients = several(pull(ctx.key, wrt, number, *operands, *cotangents))
+        return None, None, None, *spread(conjugated(gradients), wrt, len(operands))
 
 
 class _PullRule(_SingleLevelFunction):
     @staticmethod
     def forward(ctx: Any, below: Any, key: str, wrt: list[int], number: Any, *tensors: Any) -> Any:
-        found = several(below(key, wrt, number, *tensors))
+        gradients = several(below(key, wrt, number, *tensors))
         ctx.key, ctx.wrt = key, wrt
         ctx.save_for_backward(number, *tensors)
-        ctx.like = [Like.of(g) for g in found]
+        ctx.like = [Like.of(g) for g in gradients]
         ctx.set_materialize_grads(False)
-        return found if len(found) > 1 else found[0]
+        return gradients if len(gradients) > 1 else gradients[0]
 
     @staticmethod
     def backward(ctx: Any, *arrived: Any) -> Any:
@@ -235,8 +235,8 @@ class _PullRule(_SingleLevelFunction):
         wrt = [i for i, yes in enumerate(ctx.needs_input_grad[4:]) if yes]
         derivative = node.derivative(tuple(ctx.wrt), _inexact(ctx.key, tensors))
         pull = _operation("pull", len(tensors) + len(cotangents), len(wrt))
-        found = several(pull(_key_of(derivative), wrt, number, *tensors, *cotangents))
-        return None, None, None, None, *spread(turned(found), wrt, len(tensors))
+        gradients = several(pull(_key_of(derivative), wrt, number, *tensors, *cotangents))
+        return None, None, None, None, *spread(conjugated(gradients), wrt, len(tensors))
 
 
 def _inexact(key: str, tensors: Sequence[torch.Tensor]) -> tuple[bool, ...]:
@@ -246,9 +246,9 @@ def _inexact(key: str, tensors: Sequence[torch.Tensor]) -> tuple[bool, ...]:
     return tuple([dtype.is_floating_point or dtype.is_complex for _, dtype in specs])
 
 
-def several(found: Any) -> tuple[torch.Tensor, ...]:
+def several(result: Any) -> tuple[torch.Tensor, ...]:
     """What an operation returned; one tensor comes alone."""
-    return (found,) if isinstance(found, torch.Tensor) else tuple(found)
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 
 @cache

@@ -31,7 +31,7 @@ class Deep:
     Args:
         module: the original; nothing of it is written to.
         memo: of `copy.deepcopy`: what stands for the copies of some objects, themselves often.
-        lend: how a tensor that is no parameter is copied; None is a copy right now.
+        lend: how a tensor that is not a parameter is copied; None is a copy right now.
 
     Attributes:
         module: the copy.

@@ -30,7 +30,7 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
             found: np.dtype[Any] = torch.empty(0, dtype=widened(dtype)).numpy().dtype
     except (RuntimeError, TypeError) as error:
         raise InputError(
-            f"a tensor of dtype {dtype} is no array that NumPy could have ({first_line(error)}); "
+            f"a tensor of dtype {dtype} is not an array that NumPy could have ({first_line(error)}); "
             f"hand over plain numbers (dequantize() of a quantized one)"
         ) from error
     return found
@@ -92,7 +92,7 @@ def _lent(tensor: torch.Tensor) -> Array:
         array: Array = tensor.numpy(force=True)
     except (RuntimeError, TypeError) as error:
         raise InputError(
-            f"a {type(tensor).__name__} of layout {tensor.layout} and dtype {tensor.dtype} is no array that NumPy could "
+            f"a {type(tensor).__name__} of layout {tensor.layout} and dtype {tensor.dtype} is not an array that NumPy could "
             f"have ({first_line(error)}); hand over a plain tensor with numbers"
         ) from error
     return array

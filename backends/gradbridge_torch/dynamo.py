@@ -27,7 +27,9 @@ def call(key: str, params: tuple[Any, ...], inputs: tuple[Any, ...], kwargs: dic
     try:
         bridge = bridges.get(key)
         if bridge is None:
-            raise HostError("a compiled program calls a bridge that is gone; keep a reference to the bridge")
+            raise HostError(
+                "a compiled program calls a bridge that no longer exists; keep a reference to the bridge"
+            )
         # By what is behind the door at which the compiler was met: it stands there still where it runs a call to read on.
         host = bridge._host_of(params, inputs, kwargs)
         weights, is_flat = bridge._weights(host, params[0]) if params else ((), False)

@@ -3,7 +3,7 @@
 torch's backward of a few fused operations takes statistics that the forward saved for constants, so
 that the gradient can be differentiated, but not as often as it says: LayerNorm's and BatchNorm's
 (in train mode; InstanceNorm's, too) third derivatives are wrong, and weight norm's second; a sparse gradient of
-an embedding forgets the cotangent that it is of; and fast attention has one derivative. Against
+an embedding forgets the cotangent that it is of; and fused attention has one derivative. Against
 central differences in float64 these were the only ones among torch's own list of 600 operations with samples
 (2.13; but for a chunked loss that keeps its gradient, which is refused where it is compared); GroupNorm and
 RMSNorm are right to every order.
@@ -54,7 +54,7 @@ def fused_beyond_its_order(nodes: Iterable[Node]) -> str | None:
         if name.startswith("WeightNormInterfaceBackward"):
             return "weight norm"
         if name.startswith("ScaledDotProduct"):
-            return "fast attention"
+            return "fused attention"
         if name.startswith("Embedding") and getattr(node, "_saved_sparse", False):
             return "an embedding with sparse=True"
         if "NormBackwardBackward" in name:
@@ -154,7 +154,7 @@ _multi_head = inspect.signature(functional.multi_head_attention_forward)
 
 
 def _multi_head_attention(*args: Any, **kwargs: Any) -> Any:
-    """Asked for the weights as well, which fast attention has not."""
+    """Asked for the weights as well, which fused attention has not."""
     bound = _multi_head.bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments

@@ -92,7 +92,7 @@ def explain_backward(error: Exception, label: str, of_gradient: bool) -> Gradbri
     way = "use first-order derivatives only, or write the model without the operation that it names"
     if "scaled_dot_product" in first:
         way = (
-            "torch's fast attention has one derivative; call the model within "
+            "torch's fused attention has first derivatives only; call the model within "
             "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), in a module around it"
         )
     return HigherOrderError(

@@ -314,6 +314,6 @@ def refuse_fused(outputs: Iterable[torch.Tensor], label: str) -> None:
         raise HigherOrderError(
             f"a derivative of the gradient of {label} was asked for that differentiates {fused} once more than torch "
             f"can: its result would be wrong (third derivatives of LayerNorm and BatchNorm, second ones of weight "
-            f"norm, of sparse embeddings and of fast attention, are); write the layer with elementary operations "
+            f"norm, of sparse embeddings and of fused attention, are); write the layer with elementary operations "
             f"(attention: within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), or use lower orders only"
         )

@@ -9,6 +9,7 @@ from torch import nn
 from gradbridge.errors import UnknownModelError
 from gradbridge.execution.functional import FunctionalAdapter
 from gradbridge.options import GuestOptions, refuse_params, refuse_unknown_options
+from gradbridge.wording import described
 from gradbridge_torch.framework import TorchFramework
 from gradbridge_torch.functions import TensorFunction
 from gradbridge_torch.modules import ModuleModel
@@ -44,9 +45,7 @@ def _adapted(model: Any, options: GuestOptions) -> FunctionalAdapter:
             framework.inlines = False
         return FunctionalAdapter(framework, module)
     if not callable(model):
-        raise UnknownModelError(
-            f"backend 'torch' bridges modules and callables, got a {type(model).__name__}"
-        )
+        raise UnknownModelError(f"backend 'torch' bridges modules and callables, got {described(model)}")
     if is_keras:
         # Keras takes a second to import: it is there already when there is a model of it.
         from gradbridge_torch.keras_models import KerasModel

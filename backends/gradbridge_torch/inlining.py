@@ -119,7 +119,7 @@ class InlinedModel(Model):
                 torch.default_generator.set_state(before)
             if isinstance(error, GradbridgeError) or steers(error) or dispatch_modes():
                 raise
-            raise Unsupported(f"{self.label} is no part of a program: {first_line(error)}") from error
+            raise Unsupported(f"{self.label} cannot be part of a program: {first_line(error)}") from error
         if before is not None and not torch.equal(before, torch.default_generator.get_state()):
             torch.default_generator.set_state(before)
             self.draws = True

@@ -89,12 +89,12 @@ class Apply(Operation):
         run = record.run
         if is_plain(cotangents) and run is not None and (wrt == ctx.wrt or run.covers(wrt)):
             # Nothing else is read: the operands may have changed since.
-            found = run.pull(lent(cotangents), wrt)
-            gradients = placed(found, ctx.devices and [ctx.devices[i] for i in wrt])
+            results = run.pull(lent(cotangents), wrt)
+            gradients = placed(results, ctx.devices and [ctx.devices[i] for i in wrt])
         else:
             operands = ctx.saved_tensors[: ctx.count]
             gradients = called(Pull, record, ctx.node, wrt, False, *operands, *cotangents)
-        return None, None, None, *spread(turned(gradients), wrt, ctx.count)
+        return None, None, None, *spread(conjugated(gradients), wrt, ctx.count)
 
     @staticmethod
     def jvp(ctx: Any, *arrived: Any) -> Any:
@@ -132,23 +132,25 @@ class Pull(Linear):
     def forward(record: Record, node: Node, wrt: tuple[int, ...], many: bool, *tensors: torch.Tensor) -> Any:
         arrays, count = lent(tensors), node.operands
         run = record.at(node, arrays[:count], wrt)
-        found = (run.pull_many if many else run.pull)(arrays[count:], wrt)
-        return placed(found, elsewhere([tensors[i] for i in wrt]))
+        gradients = (run.pull_many if many else run.pull)(arrays[count:], wrt)
+        return placed(gradients, elsewhere([tensors[i] for i in wrt]))
 
     @staticmethod
     def backward(ctx: Any, *arrived: Any) -> Any:
         at, count, tangents = ctx.saved_tensors, ctx.node.operands, incoming(arrived, ctx.like)
         wrt: Sequence[int] = tuple([i for i, yes in enumerate(ctx.needs_input_grad[4:]) if yes])
         if all(i >= count for i in wrt):
-            found = called(Push, ctx.record, ctx.node, ctx.wrt, ctx.many, *at[:count], *tangents)
+            gradients = called(Push, ctx.record, ctx.node, ctx.wrt, ctx.many, *at[:count], *tangents)
             wrt = range(count, len(at))
         else:
             ctx.derived = ctx.derived or Record(ctx.record)
             dims = *[None] * count, *[0] * (len(at) - count + len(tangents))
-            found = _each(ctx.many, Pull, (ctx.derived, _gradient(ctx), wrt, False), dims, (*at, *tangents))
+            gradients = _each(
+                ctx.many, Pull, (ctx.derived, _gradient(ctx), wrt, False), dims, (*at, *tangents)
+            )
             if ctx.many:  # all rows have a share in the operands
-                found = [g.sum(0) if i < count else g for i, g in zip(wrt, found)]
-        return None, None, None, None, *spread(turned(found), wrt, len(at))
+                gradients = [g.sum(0) if i < count else g for i, g in zip(wrt, gradients)]
+        return None, None, None, None, *spread(conjugated(gradients), wrt, len(at))
 
     @staticmethod
     def jvp(ctx: Any, *arrived: Any) -> Any:
@@ -172,8 +174,8 @@ class Push(Linear):
     def forward(record: Record, node: Node, wrt: tuple[int, ...], many: bool, *tensors: torch.Tensor) -> Any:
         arrays, count = lent(tensors), node.operands
         run = record.at(node, arrays[:count], wrt).at(arrays[:count])
-        found = (run.push_many if many else run.push)(arrays[count:], wrt)
-        return placed(found, of_first(tensors, found))
+        tangents = (run.push_many if many else run.push)(arrays[count:], wrt)
+        return placed(tangents, of_first(tensors, tangents))
 
     @staticmethod
     def backward(ctx: Any, *arrived: Any) -> Any:
@@ -181,17 +183,17 @@ class Push(Linear):
         operands, tangents = at[:count], at[count:]
         by_operands = tuple([i for i, yes in enumerate(ctx.needs_input_grad[4 : 4 + count]) if yes])
         by_tangents = [i for i, yes in enumerate(ctx.needs_input_grad[4:]) if yes and i >= count]
-        found = [None] * len(at)
+        gradients = [None] * len(at)
         if by_operands:
             # cᵀ(J t) = (cᵀJ) t: as of a gradient, at the cotangents, with the tangents for its own.
             static = Record(ctx.record), _gradient(ctx), by_operands, False
             dims = *[None] * count, *[0] * (len(cotangents) + len(tangents))
-            gradients = _each(ctx.many, Pull, static, dims, (*operands, *cotangents, *tangents))
-            for i, g in zip(by_operands, gradients):
-                found[i] = g.sum(0) if ctx.many else g  # all rows have a share in the operands
+            by_point = _each(ctx.many, Pull, static, dims, (*operands, *cotangents, *tangents))
+            for i, g in zip(by_operands, by_point):
+                gradients[i] = g.sum(0) if ctx.many else g  # all rows have a share in the operands
         if by_tangents:
-            found[count:] = called(Pull, ctx.record, ctx.node, ctx.wrt, ctx.many, *operands, *cotangents)
-        return None, None, None, None, *turned(found)
+            gradients[count:] = called(Pull, ctx.record, ctx.node, ctx.wrt, ctx.many, *operands, *cotangents)
+        return None, None, None, None, *conjugated(gradients)
 
     @staticmethod
     def jvp(ctx: Any, *arrived: Any) -> Any:
@@ -273,10 +275,10 @@ def placed(arrays: Sequence[Any], devices: Sequence[torch.device] | None) -> tup
 
 def incoming(cotangents: Iterable[Any], like: Sequence[Like | None]) -> list[torch.Tensor]:
     """What torch hands to reverse mode, of the floating outputs: zeros for None, and by core's convention."""
-    return turned([x.zeros() if c is None else c for c, x in zip(cotangents, like) if x is not None])
+    return conjugated([x.zeros() if c is None else c for c, x in zip(cotangents, like) if x is not None])
 
 
-def turned(tensors: Iterable[Any]) -> list[Any]:
+def conjugated(tensors: Iterable[Any]) -> list[Any]:
     return [t if t is None or not t.is_complex() else t.conj() for t in tensors]
 
 

@@ -138,7 +138,7 @@ def view_of(tensor: torch.Tensor) -> Array:
     except (RuntimeError, TypeError) as error:
         kind = f"{type(tensor).__name__} of layout {tensor.layout} and dtype {tensor.dtype}"
         raise OutputError(
-            f"a {'nested ' if tensor.is_nested else ''}{kind} is no array that NumPy could have ({first_line(error)}); "
+            f"a {'nested ' if tensor.is_nested else ''}{kind} is not an array that NumPy could have ({first_line(error)}); "
             f"return a plain tensor with numbers: to_padded_tensor(0) of a nested one, dequantize() of a quantized "
             f"one, to_tensor(0) of a masked one"
         ) from error

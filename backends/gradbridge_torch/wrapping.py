@@ -32,7 +32,7 @@ def as_module(bridge: Bridge, *, dtype: torch.dtype | str | None = None, device:
         A new module, whose inputs are the model's: ``module(x)``, ``module(x, mask=m)``.
 
     Raises:
-        OptionError: `dtype` is no floating dtype.
+        OptionError: `dtype` is not a floating dtype.
     """
     return BridgeModule(bridge, dtype, device)
 
@@ -45,7 +45,7 @@ class BridgeModule(nn.Module):
 
     All floating parameters ask for a gradient; `requires_grad_(False)` freezes. Outputs have the parameters' dtype,
     and the model is computed in it unless its bridge has one of its own. The mode is the bridge's, ``gb.bridge(…,
-    mode="train")``: `train` and `eval` change nothing in the model. What is no parameter of the layout, as buffers of
+    mode="train")``: `train` and `eval` change nothing in the model. What is not a parameter of the layout, as buffers of
     a torch guest, stays in the bridge and is in no `state_dict`.
 
     Copies share the bridge. A pickle holds it, so that what pickles is what the guest is: functions by their names in
@@ -123,7 +123,7 @@ class BridgeModule(nn.Module):
 
 
 def _free(module: nn.Module, name: str) -> str:
-    """A name that is no attribute of a module yet, and that torch takes."""
+    """A name that is not an attribute of a module yet, and that torch takes."""
     while not name or hasattr(module, name):
         name += "_"
     return name

@@ -54,12 +54,12 @@ def plain_array(array: npt.NDArray[Any], what: str) -> npt.NDArray[Any]:
         if masked:
             raise InputError(
                 f"{what} is a masked array, and {masked} of its {array.size} numbers are masked: a model would "
-                f"compute with what lies under the mask; fill them with x.filled(…), or leave their rows out"
+                f"compute with the masked ones, too; fill them with x.filled(…), or leave their rows out"
             )
     elif any(getattr(kind, name) is not getattr(np.ndarray, name) for name in _OPERATORS):
         raise InputError(
-            f"{what} is a {kind.__module__}.{kind.__name__}, which computes otherwise than a NumPy array of the same "
-            f"numbers; pass np.asarray(x) where these are what is meant"
+            f"{what} is a {kind.__module__}.{kind.__name__}, whose operations are not those of a NumPy "
+            f"array of the same numbers; pass np.asarray(x) if the numbers are meant"
         )
     return np.asarray(array)
 

@@ -183,7 +183,7 @@ def cnn(
             layers.append(Layer("pool", str(len(layers)), size=pool))
         if height < 1 or width < 1:
             raise OptionError(
-                f"an image of {image[0]} × {image[1]} is used up after {i + 1} poolings by {pool}"
+                f"an image of {image[0]} × {image[1]} has no pixels left after {i + 1} poolings by {pool}"
             )
     layers.append(Layer("flatten", str(len(layers))))
     size = height * width * depth

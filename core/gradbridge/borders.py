@@ -94,6 +94,11 @@ _DTYPE_ADVICE = {
     "b": "booleans have no gradient: cast with params.astype(float)",
 }
 
+_FIRST_ARGUMENT = (
+    "the first argument of a bridge is the params, and the inputs follow: f.params are the model's own, and "
+    "f.layout.ravel(…) makes a vector of a tree"
+)
+
 
 def check_params(params: Any, layout: ParameterLayout, label: str) -> np.dtype[Any]:
     """Refuse a parameter vector that does not fit; reads only its shape and dtype.
@@ -144,15 +149,22 @@ def _check_unusual(
     dtype: np.dtype[Any], shape: tuple[Any, ...], layout: ParameterLayout, label: str
 ) -> np.dtype[Any]:
     if dtype.kind not in "fiu":
+        advice = _DTYPE_ADVICE.get(dtype.kind, "cast them to float64")
+        if dtype.kind == "O" and shape == ():  # a model, say
+            advice = f"it is not an array; {_FIRST_ARGUMENT}"
         raise ParamsDtypeError(
-            f"the bridge over {label} expects real params, float64 for preference, got dtype {dtype}; "
-            f"{_DTYPE_ADVICE.get(dtype.kind, 'cast them to float64')}"
+            f"the bridge over {label} expects real params, float64 for preference, got dtype {dtype}; {advice}"
         )
     if shape != (layout.size,) and shape != (None,):  # a size that the host does not know yet
-        if len(shape) != 1 and None not in shape and layout.size in (int(np.prod(shape)), 0):
+        if not layout.size:
+            advice = (
+                "the model has no parameters: call f(f.params, …), or use gradbridge.primitive for a function of arrays "
+                "alone"
+            )
+        elif len(shape) != 1 and None not in shape and layout.size == int(np.prod(shape)):
             advice = "flatten them with params.reshape(-1)"
         else:
-            advice = "build them with f.layout.ravel(…)"
+            advice = _FIRST_ARGUMENT
         raise ParamsShapeError(
             f"the bridge over {label} expects params of shape ({layout.size},), got {shape}; {advice}"
         )
@@ -181,7 +193,7 @@ def check_finite(params: Array, layout: ParameterLayout, label: str) -> None:
 def admit(leaf: Any, index: int, label: str, takes_complex: bool, takes_placed: bool = False) -> Any:
     """Bring one untraced input leaf, or what is known of a traced one, into the form that guests take.
 
-    Floating values become NumPy arrays, other arrays stay as they are, and what is no array
+    Floating values become NumPy arrays, other arrays stay as they are, and what is not an array
     (Python integers, strings, callables …) goes through untouched. An array that lives elsewhere is
     brought here unless the guest takes it as it is.
 

@@ -1,4 +1,4 @@
-"""The front door for models: `bridge` and the `Bridge` that it returns."""
+"""The entry point for models: `bridge`, and the `Bridge` that it returns."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class Bridge(Calling):
 
         Args:
             params, *inputs, **kwargs: as for a call.
-            told: is handed each row as soon as it is known, for who shows progress.
+            told: called with each row as soon as it is known, to show progress.
 
         Returns:
             The rows; prints as a table, and is true where nothing is wrong. What a difference of values does not
@@ -212,7 +212,7 @@ class Bridge(Calling):
 
         Raises:
             ParamsShapeError, ParamsDtypeError, LayoutError, InputError: they do not fit the layout.
-            ParamsFileError: what is there is no regular file.
+            ParamsFileError: the path is not a regular file.
             OSError: it cannot be written there.
         """
         save_params(path, self._numbers(params), self.layout)
@@ -297,10 +297,10 @@ def bridge(
             more forward per gradient. For models of independent rows, in eval mode; the first long call makes sure.
         nondiff: inputs that are held constant, by position (1 is the first after the params) or by the model's name
             for them, e.g. ``(2, "mask")``: the gradient by what reaches the model through them is exactly zero.
-        audit: ``"first"`` looks at the model once, at its first differentiated call and at its first derivative
+        audit: ``"first"`` checks the model once, at its first differentiated call and at its first derivative
             of each kind, at the cost of a few evaluations: whether it computes with its params and inputs
-            alone, and whether its derivatives are such. What fails is mended, or refused with the reason.
-            ``"off"`` looks at nothing.
+            alone, and whether its derivatives agree. What fails is corrected, or refused with the reason.
+            ``"off"`` checks nothing.
         outputs: shapes and dtypes of the outputs, for a model that does not know them before it has
             run: ``(shape, dtype)``, an array as an example, a tree of them, or a function of the inputs'
             specs that returns such a tree.
@@ -323,7 +323,7 @@ def bridge(
             raise OptionError("an Adapter is complete: give its dtype, device and options where it is made")
         adapter, follows = model, False
     else:
-        name = find_backend(model, backend, registry)
+        name = find_backend(model, backend, registry, params is not None)
         own = None if isinstance(dtype, str) and dtype == "model" else dtype
         guest = GuestOptions(params=params, dtype=own, device=device, mode=mode, extra=options)
         adapter, follows = registry.guest(name)(model, guest), dtype is None

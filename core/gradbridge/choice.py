@@ -13,21 +13,39 @@ from gradbridge.registry import Registry
 PREFERRED = ("torch", "tensorflow", "jax", "numpy")
 
 
-def find_backend(model: Any, backend: str | None, registry: Registry) -> str:
+def find_backend(model: Any, backend: str | None, registry: Registry, has_params: bool = False) -> str:
     """Which backend a model goes to: the one asked for, its class's, or the environment's.
+
+    Args:
+        model: a native model, or a function.
+        backend: the name that was asked for; None where nobody says.
+        registry: where backends come from.
+        has_params: whether params= was given.
 
     Raises:
         UnknownModelError, UnknownBackendError
     """
     if backend is not None:
-        return registry.backend(backend).name
+        name = registry.backend(backend).name
+        registry.refuse_class(model)
+        return name
     try:
-        return registry.match(model)
+        return registry.match(model, has_params)
     except BackendError:
         named = os.environ.get("GRADBRIDGE_BACKEND")
         if not named:
             raise
+        registry.refuse_class(model)
+        return _named_in_environment(named, registry)
+
+
+def _named_in_environment(named: str, registry: Registry) -> str:
+    try:
         return registry.backend(named).name
+    except UnknownBackendError as error:
+        raise UnknownBackendError(
+            f"the environment variable GRADBRIDGE_BACKEND is {named!r}, and {error}"
+        ) from None
 
 
 def default_backend(registry: Registry) -> str:
@@ -38,7 +56,7 @@ def default_backend(registry: Registry) -> str:
     """
     named = os.environ.get("GRADBRIDGE_BACKEND")
     if named:
-        return registry.backend(named).name
+        return _named_in_environment(named, registry)
     builders = [name for name in registry.names() if registry.backend(name).builder is not None]
     builders.sort(key=lambda name: (*(name != first for first in PREFERRED), name))
     for name in builders:

@@ -1,4 +1,4 @@
-"""Which values that are no arrays can be told apart by looking at them: those that never change.
+"""Which values that are not arrays can be told apart by looking at them: those that never change.
 
 A model may be handed any object beside its arrays. What is made once for such an object and found
 again (a compiled program, an evaluation that is remembered) is only right while the object stays as

@@ -66,23 +66,23 @@ def fault_of(backend: Backend) -> str:
 
     framework, models = backend.framework, backend.models
     if not is_text(backend.name):
-        return f"name is no text that users could write in backend=, but {backend.name!r}"
+        return f"name must be a string that users can write in backend=, got {backend.name!r}"
     is_pair = isinstance(framework, tuple) and len(framework) == 2 and all(map(is_text, framework))
     if framework is not None and not is_pair:
         return f"framework is not the names of a module and of its distribution, but {framework!r}"
     if not isinstance(backend.install, str):
-        return f"install is no text, but {backend.install!r}"
+        return f"install must be a string, got {backend.install!r}"
     if not isinstance(backend.wrappers, Mapping):
-        return f"wrappers is no mapping of names to 'module:name', but {backend.wrappers!r}"
+        return f"wrappers must be a mapping of names to 'module:name', got {backend.wrappers!r}"
     targets = {role: getattr(backend, role) for role in ("guest", "host", "builder")}
     for role, target in [*targets.items(), *backend.wrappers.items()]:
         if target is not None and not (isinstance(target, str) and _TARGET.fullmatch(target)):
             return f"{role} is not written 'module:name', but {target!r}"
     if not isinstance(backend.aliases, (tuple, list)) or not all(map(is_text, backend.aliases)):
-        return f"aliases is no tuple of names, but {backend.aliases!r}"
+        return f"aliases must be a tuple of names, got {backend.aliases!r}"
     for what, classes in (("models", models), ("arrays", backend.arrays)):
         if not isinstance(classes, (tuple, list)) or not all(map(is_text, classes)):
-            return f"{what} is no tuple of qualified names of classes, but {classes!r}"
+            return f"{what} must be a tuple of qualified names of classes, got {classes!r}"
         for name in classes:  # everything is a builtins.object, and typing.Generic is a base of many
             if name.partition(".")[0] in sys.stdlib_module_names:
                 return f"{what} has {name}, which is Python's own and no class of a framework"
@@ -97,7 +97,7 @@ class BackendInfo:
     `available` are the truth and cost an import of the framework, the first time they are read.
 
     Attributes:
-        name: of the backend; of a plugin that could not be taken in.
+        name: of the backend; of a plugin that could not be registered.
         roles: what it can be; of such a plugin none.
         package: the distribution that it is from.
         install: the command that installs its framework.
@@ -124,7 +124,7 @@ class BackendInfo:
 
     @functools.cached_property
     def reason(self) -> str | None:
-        """Why it cannot be used, with the line that mends it; None if it can."""
+        """Why it cannot be used, with the command that installs what is missing; None if it can."""
         return self._load()
 
     @property

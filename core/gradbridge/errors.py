@@ -3,7 +3,7 @@
 ::
 
     GradbridgeError
-    ├── BackendError                     a backend cannot be had
+    ├── BackendError                     a backend is not available
     │   ├── UnknownBackendError          (LookupError)   no backend of that name
     │   ├── BackendUnavailableError      (ImportError)   its framework is missing or broken
     │   └── UnknownModelError            (TypeError)     no backend recognises the model
@@ -17,14 +17,14 @@
     │   └── OutputError                  (TypeError)     the model returned something not an array
     │       └── GradientMismatchError    a backend returned other gradients than it was asked for
     ├── GuestError                       (RuntimeError)  the model itself failed
-    ├── AuditError                       (RuntimeError)  the model is no function of its arguments
+    ├── AuditError                       (RuntimeError)  the model is not a function of its arguments
     ├── ForkError                        (RuntimeError)  a framework that was started before this process was forked
-    ├── HostError                        (TypeError)     who differentiates is not to be told, or cannot do that there
-    │   └── ReentryError                 (RuntimeError)  a framework would wait for itself
-    ├── OptionError                      (TypeError, ValueError) an option that the backend has not
-    └── DerivativeError                  a derivative that cannot be had
+    ├── HostError                        (TypeError)     which system differentiates is unclear, or it cannot do that
+    │   └── ReentryError                 (RuntimeError)  a framework would wait for itself: a deadlock
+    ├── OptionError                      (TypeError, ValueError) an option that the backend does not have
+    └── DerivativeError                  a derivative that does not exist or is not available
         ├── NotDifferentiableError       (TypeError)
-        ├── Unsupported                  (NotImplementedError)  a way that the guest does not have
+        ├── Unsupported                  (NotImplementedError)  an operation that the guest does not offer
         │   └── HigherOrderError         a derivative of its derivative
         ├── MissingVJPError              (NotImplementedError)
         ├── VJPSignatureError            (TypeError)     a written VJP of the wrong arity
@@ -45,7 +45,7 @@ class GradbridgeError(Exception):
 
 
 class BackendError(GradbridgeError):
-    """A backend cannot be had."""
+    """A backend is not available."""
 
 
 class UnknownBackendError(BackendError, LookupError):
@@ -112,11 +112,11 @@ class ForkError(GradbridgeError, RuntimeError):
 
 
 class HostError(GradbridgeError, TypeError):
-    """Which system differentiates a call is not to be told, or it cannot do there what was asked of it."""
+    """It is unclear which system differentiates a call, or that system cannot do what was asked of it."""
 
 
 class ReentryError(HostError, RuntimeError):
-    """A framework would be called back while it waits for that very call, and would wait for ever."""
+    """A framework would be called back while it waits for that very call: a deadlock."""
 
 
 class OptionError(GradbridgeError, TypeError, ValueError):
@@ -124,7 +124,7 @@ class OptionError(GradbridgeError, TypeError, ValueError):
 
 
 class DerivativeError(GradbridgeError):
-    """A derivative that cannot be had."""
+    """A derivative that does not exist, or that the guest cannot give."""
 
 
 class NotDifferentiableError(DerivativeError, TypeError):
@@ -132,7 +132,7 @@ class NotDifferentiableError(DerivativeError, TypeError):
 
 
 class Unsupported(DerivativeError, NotImplementedError):
-    """A way to a derivative that a guest does not have, with the reason; core takes another one where there is one."""
+    """An operation that a guest does not offer, with the reason; core computes the derivative in another way where it can."""
 
 
 class HigherOrderError(Unsupported):

@@ -66,7 +66,7 @@ class Framework(ABC):
     #: Fewer parameters than this, all of one dtype, cross as one leaf where the host has a flat vector.
     packs_below: int = 0
 
-    #: Whether a model may return what is no array next to arrays: where its function runs in every call, and no
+    #: Whether a model may return what is not an array next to arrays: where its function runs in every call, and no
     #: trace of it answers later calls with the objects of an earlier one.
     passes_others: bool = False
 
@@ -154,7 +154,7 @@ class Framework(ABC):
         return None
 
     def beside(self, value: Any) -> Any:
-        """What is no array, and was returned next to arrays, as the caller is given it."""
+        """What is not an array, and was returned next to arrays, as the caller is given it."""
         return value
 
     def conj(self, native: Any) -> Any:

@@ -11,6 +11,7 @@ from gradbridge.foreign import foreign_code
 from gradbridge.host import Host
 from gradbridge.layout import ParameterLayout
 from gradbridge.protocol import Adapter, GuestOptions
+from gradbridge.wording import described
 
 GuestHalf = Callable[[Any, GuestOptions], Adapter]
 
@@ -24,15 +25,15 @@ def checked_half(role: str, half: Any, said: str) -> Any:
         said: how errors begin that are about it.
 
     Raises:
-        PluginError: it is none.
+        PluginError: it is not such a half.
     """
     if not callable(half):
-        raise PluginError(f"{said} cannot be called: it is {_kind(half)}")
+        raise PluginError(f"{said} cannot be called: it is {described(half)}")
     if role == "host":
         with foreign_code(PluginError, f"{said} cannot be made"):
             host = half()
         if not isinstance(host, Host):
-            raise PluginError(f"{said} is no gradbridge.host.Host: calling it gives {_kind(host)}")
+            raise PluginError(f"{said} is not a gradbridge.host.Host: calling it gives {described(host)}")
         return host
     if role == "guest":
         return functools.partial(_adapted, half, said)
@@ -44,13 +45,13 @@ def _adapted(half: GuestHalf, said: str, model: Any, options: GuestOptions) -> A
     adapter = _called(half, said, model, options)
     if not isinstance(adapter, Adapter):
         raise PluginError(
-            f"{said} returned {_kind(adapter)} for a {type(model).__name__}, and should return a gradbridge.Adapter"
+            f"{said} returned {described(adapter)} for {described(model)}, and should return a gradbridge.Adapter"
         )
     for name, kind in (("label", str), ("layout", ParameterLayout)):
         value = getattr(adapter, name, None)
         if not isinstance(value, kind):
             raise PluginError(
-                f"{said} returned an Adapter whose {name} is {_kind(value)}, and should be a {kind.__name__}"
+                f"{said} returned an Adapter whose {name} is {described(value)}, and should be a {kind.__name__}"
             )
     return adapter
 
@@ -68,10 +69,3 @@ def _called(half: Callable[..., Any], said: str, *arguments: Any, **options: Any
         return half(*arguments, **options)
     except SystemExit as error:  # the user's program goes on; what else is raised is about the user's model
         raise PluginError(f"{said} asked to exit: {error}") from error
-
-
-def _kind(value: Any) -> str:
-    """Of a value, in words."""
-    if value is None:
-        return "None"
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"

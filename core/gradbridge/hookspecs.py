@@ -37,25 +37,41 @@ def gradbridge_commands(cli: click.Group) -> None:
 
 @hookspec
 def gradbridge_update(step: Step) -> None:
-    """Observe that parameters were loaded. The record says which bridge, which shapes, how long.
+    """Observe that parameters were loaded into a guest. Called after the step, with its record.
 
-    What an observer raises is warned of, once, and changes no number.
+    What an observer raises is a warning, once, and changes no number.
+
+    Args:
+        step: the record: `step.name` is ``"update"``, `step.bridge` the model's label, `step.shapes` the shapes of the
+            params, `step.seconds` the wall time that the guest took.
     """
 
 
 @hookspec
 def gradbridge_forward(step: Step) -> None:
-    """Observe that a guest computed its outputs."""
+    """Observe that a guest computed its outputs.
+
+    Args:
+        step: the record, as for `gradbridge_update`; `step.shapes` are those of the inputs.
+    """
 
 
 @hookspec
 def gradbridge_zero(step: Step) -> None:
-    """Observe that a guest's accumulated gradients were cleared."""
+    """Observe that a guest's accumulated gradients were cleared.
+
+    Args:
+        step: the record, as for `gradbridge_update`.
+    """
 
 
 @hookspec
 def gradbridge_backward(step: Step) -> None:
-    """Observe that cotangents were pulled back."""
+    """Observe that cotangents were pulled back.
+
+    Args:
+        step: the record, as for `gradbridge_update`; `step.shapes` are those of the cotangents.
+    """
 
 
 def step_hooks() -> tuple[str, ...]:

@@ -68,7 +68,7 @@ class Inspectable:
         Args:
             host: the backend of the program.
             spec: of the call (`CallSpec`).
-            constants: {index of an input leaf: what is no array}.
+            constants: {index of an input leaf: what is not an array}.
 
         Returns:
             Natives, the weights (one leaf where `spec` has them packed) and the inputs that are arrays → the

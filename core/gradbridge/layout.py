@@ -24,6 +24,9 @@ Float64Vector = npt.NDArray[np.float64]
 systems: list[Callable[[type], Any]] = []
 
 
+_A_TREE = "f.layout.unravel(f.params) gives the model's own params as such a tree"
+
+
 @dataclass(frozen=True)
 class ParameterLayout:
     """Names, shapes and dtypes of a model's parameters, in the order of the flat vector.
@@ -222,7 +225,7 @@ class ParameterLayout:
             leaves, structure = trees.flatten(tree)
             if structure == self.structure:
                 return leaves
-            raise LayoutError(f"expected a tree {self.structure}, got {structure}")
+            raise LayoutError(f"expected a tree {self.structure}, got {structure}; {_A_TREE}")
         if isinstance(tree, Mapping):
             missing = [name for name in self.names if name not in tree]
             unknown = [str(name) for name in tree if name not in self.names]
@@ -234,7 +237,7 @@ class ParameterLayout:
             return tree
         raise LayoutError(
             f"expected a mapping of the names {', '.join(self.names) or '(none)'} to arrays, "
-            f"got {type(tree).__name__}"
+            f"got {type(tree).__name__}; {_A_TREE}"
         )
 
     def __str__(self) -> str:

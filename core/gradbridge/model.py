@@ -140,12 +140,12 @@ class Model(Inspectable, ABC):
         return Stranger(f"an array of shape {tuple(native.shape)} from outside of the model", False)
 
     def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> Exception:
-        """The error of ours for one of the model's, or of its framework; itself where it is no failure.
+        """The error of ours for one of the model's, or of its framework; itself where it is not a failure.
 
         Args:
             error: what was raised.
             inputs: of the call.
-            doing: what was done where it was no forward: ``"the derivative of"``.
+            doing: what was done where it was not a forward: ``"the derivative of"``.
         """
         what = f"{doing} {self.label}" if doing else self.label
         return GuestError(f"{what} failed on {given(inputs)}: {in_short(error)}")

@@ -1,4 +1,4 @@
-"""What the options of the front doors take: one table, looked at before anything is done with a value."""
+"""What the options of `bridge` and `primitive` accept: one table, checked before a value is used."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def refuse_params(options: GuestOptions, model: str) -> None:
 
 
 def parameter_array(leaf: Any, name: str, kinds: str = "fiubcV") -> Array:
-    """A leaf of `params` that is no native array as NumPy's.
+    """A leaf of `params` that is not a native array as NumPy's.
 
     Args:
         leaf: a number, a list, or an array of any library.

@@ -1,4 +1,4 @@
-"""The plugins of a registry: taken in one by one, named with their package where something is wrong with them.
+"""The plugins of a registry: loaded one by one, named with their package where something is wrong with them.
 
 Everyone's plugin comes in by the same door: an entry point of the group `gradbridge` that names a
 module with pluggy hookimpls. What is wrong with one never stops the others and never hides; who comes
@@ -36,7 +36,7 @@ DISTRIBUTION = "gradbridge"
 
 
 class Plugin:
-    """One plugin, as it was taken in.
+    """One plugin, as it was registered.
 
     Attributes:
         name: of its entry point, or as it was registered.
@@ -105,7 +105,9 @@ class Plugins:
         with self._lock:
             hooks = self._hooks_of(plugin)
             if hooks is None:
-                raise PluginError(f"a plugin that is not registered was to be taken out, {plugin!r}")
+                raise PluginError(
+                    f"unregister takes a registered plugin, and this {type(plugin).__name__} is not registered"
+                )
             self._remove(hooks)
 
     @contextmanager
@@ -129,7 +131,7 @@ class Plugins:
         return is_new
 
     def implementations(self, hook: str) -> list[tuple[Plugin, Callable[..., Any]]]:
-        """(plugin, what it implements the hook with, to be called with all arguments of the hook), the last taken in first."""
+        """(plugin, what it implements the hook with, to be called with all arguments of the hook), the last registered first."""
         self._load_plugins()
         return self._implementations(hook)
 
@@ -163,7 +165,7 @@ class Plugins:
                 except PluginError as error:
                     self.complain(plugin, str(error))
                 except Exception as error:  # none that is foreseen; it must not stop the others all the same
-                    self.complain(plugin, f"{plugin.said} cannot be taken in: {in_short(error)}")
+                    self.complain(plugin, f"{plugin.said} cannot be registered: {in_short(error)}")
                 except BaseException:  # the user's interrupt: the next who asks goes on where this one was
                     self._pending.insert(0, one)
                     self._loaded = False

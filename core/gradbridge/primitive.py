@@ -1,4 +1,4 @@
-"""The front door for functions of arrays: `primitive`, with a gradient derived, written or numeric."""
+"""The entry point for functions of arrays: `primitive`, with a gradient derived, written or numeric."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Primitive(TakesRules):
         """Evaluate the function, differentiably in the host.
 
         Args:
-            *inputs: arrays or pytrees of arrays; what is no array passes through untouched.
+            *inputs: arrays or pytrees of arrays; what is not an array passes through untouched.
             **kwargs: likewise.
 
         Returns:

@@ -29,7 +29,7 @@ from gradbridge.host_plugins import HostPlugins, qualified
 from gradbridge.installed import has_module, version_of
 from gradbridge.notices import notice
 from gradbridge.plugins import Plugin
-from gradbridge.wording import suggestion
+from gradbridge.wording import suggestion, unrecognised
 
 
 class Registry(HostPlugins):
@@ -59,7 +59,7 @@ class Registry(HostPlugins):
 
     @property
     def problems(self) -> dict[str, str]:
-        """{plugin: what is wrong with it}: it could not be taken in, or claims what is another's."""
+        """{plugin: what is wrong with it}: it could not be registered, or claims what is another's."""
         told: dict[str, str] = {}
         for (name, package), text in self._all_problems().items():
             told[f"{name} ({package})" if name in told else name] = text
@@ -109,7 +109,7 @@ class Registry(HostPlugins):
             return self._backends[name][0]
         problems = self.problems
         if isinstance(name, str) and name in problems:
-            raise UnknownBackendError(f"backend {name!r} could not be taken in: {problems[name]}")
+            raise UnknownBackendError(f"backend {name!r} could not be registered: {problems[name]}")
         meant = self._also_called(str(name).strip().casefold())
         if len(meant) == 1:
             return self._backends[meant[0]][0]
@@ -148,26 +148,44 @@ class Registry(HostPlugins):
         half: Callable[[Any, dict[str, Any]], Any] = self._half(name, "builder")
         return half
 
-    def match(self, model: Any) -> str:
+    def match(self, model: Any, has_params: bool = False) -> str:
         """Find a model's backend from the classes in its MRO, without importing any framework.
 
+        Args:
+            model: a native model, or a function, which no backend recognises.
+            has_params: whether params= was given with it; the error then does not ask for them.
+
         Raises:
-            UnknownModelError: none recognises it.
+            UnknownModelError: no backend recognises it, or it is a class in place of an instance.
         """
+        claims = self._claims(type(model))
+        if claims:
+            return self._chosen(claims)
+        self.refuse_class(model)
+        guests = ", ".join(n for n, (b, _) in sorted(self._backends.items()) if b.guest)
+        raise UnknownModelError(unrecognised(model, has_params, guests))
+
+    def refuse_class(self, model: Any) -> None:
+        """Refuse the class of a native model where an instance of it is expected.
+
+        Raises:
+            UnknownModelError
+        """
+        if isinstance(model, type) and self._claims(model):
+            name = model.__qualname__
+            raise UnknownModelError(
+                f"a model was expected, got the class {name}; make an instance of it, {name}(…), and bridge that"
+            )
+
+    def _claims(self, kind: type) -> list[tuple[type, list[str]]]:
+        """(class, names of the backends that claim it) of the classes in an MRO, the most derived first."""
         self._load_plugins()
-        claims: list[tuple[type, list[str]]] = []  # (class, who claims it), the most derived first
-        for cls in type(model).__mro__:
+        claims = []
+        for cls in kind.__mro__:
             names = [name for name, (b, _) in self._backends.items() if qualified(cls) in b.models]
             if names:
                 claims.append((cls, names))
-        if claims:
-            return self._chosen(claims)
-        guests = ", ".join(n for n, (b, _) in sorted(self._backends.items()) if b.guest)
-        raise UnknownModelError(
-            f"no backend recognises a {type(model).__module__}.{type(model).__qualname__}; say which one "
-            f"with backend=…, one of {guests}"
-            + ("; for a function also give params=…, or use gradbridge.primitive" if callable(model) else "")
-        )
+        return claims
 
     def _chosen(self, claims: list[tuple[type, list[str]]]) -> str:
         """The backend of a model by its classes that are claimed: the most derived of them decides.
@@ -240,7 +258,8 @@ class Registry(HostPlugins):
         target = backend.wrappers[role] if role in backend.wrappers else getattr(backend, role)
         if target is None:
             others = ", ".join(n for n, (b, _) in sorted(self._backends.items()) if getattr(b, role))
-            raise UnknownBackendError(f"backend {name!r} is no {role}; these are: {others or 'none'}")
+            what = f"a {role}" if role in ("guest", "host", "builder") else f"made for {role}"
+            raise UnknownBackendError(f"backend {name!r} is not {what}; those that are: {others or 'none'}")
         said = (
             f"the {role} half of backend {name!r} of package {self._backends[name][1].package!r}, {target},"
         )

@@ -80,7 +80,7 @@ def load_params(
     shown = os.fsdecode(path)
     try:
         if not stat.S_ISREG(os.stat(shown).st_mode):
-            raise ParamsFileError(f"{shown} is no regular file; expected one that Bridge.save wrote")
+            raise ParamsFileError(f"{shown} is not a regular file; expected one that Bridge.save wrote")
         with open(shown, "rb"):
             pass  # safetensors says of whatever it may not read that it is not there
         with safe_open(shown, framework="numpy") as file:
@@ -103,7 +103,7 @@ def load_params(
             _compare(shown, theirs, layout, names)
             arrays = [file.get_tensor(name) for name, _ in theirs]
     except SafetensorError as error:
-        raise ParamsFileError(f"{shown} is no safetensors file: {error}") from error
+        raise ParamsFileError(f"{shown} is not a safetensors file: {error}") from error
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -161,7 +161,9 @@ def _described(path: str, text: str) -> list[tuple[str, tuple[int, ...]]]:
     try:
         described = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"the description of its layout is no JSON ({type(error).__name__})") from error
+        raise _damaged(
+            path, f"the description of its layout is not valid JSON ({type(error).__name__})"
+        ) from error
     described = described if isinstance(described, dict) else {}
     names, shapes = described.get("names"), described.get("shapes")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

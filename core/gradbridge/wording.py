@@ -21,10 +21,10 @@ def in_short(error: BaseException) -> str:
 
 
 def given(inputs: Sequence[Any], name: Callable[[Any], str] = dtype_name) -> str:
-    """``input 0 of shape (4, 3) float64, input 2 of …``.
+    """``input 0 of shape (4, 3) float64, input 2 of …``; ``no arrays`` where there are none.
 
     Args:
-        inputs: leaves; those that are no arrays are left out.
+        inputs: leaves; those that are not arrays are left out.
         name: of an array's dtype.
     """
     arrays = (
@@ -32,7 +32,40 @@ def given(inputs: Sequence[Any], name: Callable[[Any], str] = dtype_name) -> str
         for i, x in enumerate(inputs)
         if hasattr(x, "shape") and hasattr(x, "dtype")
     )
-    return ", ".join(arrays) or "no array"
+    return ", ".join(arrays) or "no arrays"
+
+
+def described(value: Any) -> str:
+    """What a value is, in words: ``None``, ``the class Linear``, ``an int``, ``a list``."""
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def unrecognised(model: Any, has_params: bool, guests: str) -> str:
+    """What the error says of a model that no backend recognises.
+
+    Args:
+        model: a function, as a rule: nothing in it says which framework it is written in.
+        has_params: whether params= was given with it.
+        guests: names of the backends, to choose one from.
+    """
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    if not callable(model):
+        return f"no backend recognises {described(model)} ({kind}); name one with backend=…, one of {guests}"
+    what = f"the function {model.__name__}" if hasattr(model, "__name__") else f"{described(model)} ({kind})"
+    if isinstance(model, type):
+        what = described(model)
+    said = f"no backend recognises {what}, which does not say what framework it is written in"
+    if has_params:
+        return f"{said}; name that framework with backend=…, one of {guests}"
+    return (
+        f"{said}; for a function of arrays alone use gradbridge.primitive(backend=…), for a function of (parameters, "
+        f"*arrays) gradbridge.bridge(fn, params=…, backend=…), with backend one of {guests}"
+    )
 
 
 def suggestion(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -1,4 +1,4 @@
-"""The front door: `shard_rows`, and the bridge that it returns."""
+"""The entry point: `shard_rows`, and the bridge that it returns."""
 
 from __future__ import annotations
 

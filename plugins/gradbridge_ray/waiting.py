@@ -83,7 +83,7 @@ class Waiting:
                             f"these workers are started again, and the next call may go on. Give more time, or smaller "
                             f"pieces to more workers"
                         )
-                    begun = time.monotonic()  # one was lost and is being made again, which is no step
+                    begun = time.monotonic()  # one was lost and is being made again, which is not a step
         except (KeyboardInterrupt, ShardTimeoutError):
             self._abandon(refs, calls)
             raise

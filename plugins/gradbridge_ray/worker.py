@@ -76,8 +76,8 @@ class Worker:
         reply = self.do(letter, *cotangents)
         if not isinstance(reply.value, dict):
             return reply, None
-        mine = {i: g for i, g in reply.value.items() if i in own}
-        return reply._replace(value=mine), [g for i, g in reply.value.items() if i not in own]
+        owned = {i: g for i, g in reply.value.items() if i in own}
+        return reply._replace(value=owned), [g for i, g in reply.value.items() if i not in own]
 
     def add(self, ours: Any, theirs: Any) -> Any:
         """The sums of two lists of arrays; None where one of them is none."""

@@ -44,7 +44,7 @@ SWALLOWED = (ValueError, ZeroDivisionError)
 class EngineError(GradbridgeError, RuntimeError):
     """What is wrong with a model or a specification, as it leaves the engine; the error itself is the cause.
 
-    It is no `ValueError`, whatever its cause is, because those are counted as trials without a solution.
+    It is not a `ValueError`, whatever its cause is, because those are counted as trials without a solution.
     """
 
 
@@ -71,7 +71,7 @@ class BridgedModel(SupervisedModel):
     has_intercept: Any = _MadeUpStart()
 
 
-#: Roots of the names of modules that are no user's, wherever they were installed.
+#: Roots of the names of modules that are not a user's, wherever they were installed.
 _ROOTS = ("gradbridge", CandidateSelection.__module__.partition(".")[0])
 
 
@@ -165,7 +165,7 @@ def _testing(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_rates(run: Any, solution: Any, size: int | None) -> None:
-    """Refuse a safety test whose rates would be of numbers that are no probabilities; a run may have led there."""
+    """Refuse a safety test whose rates would be of numbers that are not probabilities; a run may have led there."""
     data, readers = run.safety_dataset, rates(run.parse_trees)
     if readers and "classification" in (data.meta.sub_regime or ""):
         X = data.features  # all at once, as the objective's nodes ask for them, or as many as may be

@@ -118,21 +118,29 @@ def test_numpy_refuses_convolutions_with_the_reason():
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"),
+    ("name", "sizes", "said"),
     [
-        ("perceptron", {}),
-        ("mlp", {"sizes": [3]}),
-        ("mlp", {"sizes": [3, 0]}),
-        ("mlp", {"colour": 1}),
-        ("linear", {"features": 2.5}),
-        ("linear", {"features": 2, "activation": "swish"}),
-        ("cnn", {"image": (8, 8), "channels": [1], "classes": 2}),
-        ("cnn", {"image": (8, 8, 1), "channels": [1], "classes": 2, "kernel": 4}),
-        ("cnn", {"image": (2, 2, 1), "channels": [1, 1], "classes": 2}),
+        ("perceptron", {}, "there is no architecture 'perceptron'"),
+        ("mlp", {"sizes": [3]}, "two at least, got"),
+        ("mlp", {"sizes": [3, 0]}, "positive integers, got 0"),
+        ("mlp", {"colour": 1}, "does not take this: .*colour"),
+        ("linear", {"features": 2.5}, "features must be positive integers, got 2.5"),
+        (
+            "linear",
+            {"features": 2, "activation": "swish"},
+            "activation must be None or one of .*, got 'swish'",
+        ),
+        ("cnn", {"image": (8, 8), "channels": [1], "classes": 2}, r"image=\(height, width, channels\), got"),
+        ("cnn", {"image": (8, 8, 1), "channels": [1], "classes": 2, "kernel": 4}, "kernel must be odd"),
+        (
+            "cnn",
+            {"image": (2, 2, 1), "channels": [1, 1], "classes": 2},
+            "has no pixels left after 2 poolings by 2",
+        ),
     ],
 )
-def test_sizes_that_make_no_architecture_are_refused(name, sizes):
-    with pytest.raises(OptionError):
+def test_sizes_that_make_no_architecture_are_refused(name, sizes, said):
+    with pytest.raises(OptionError, match=said):
         gb.build(name, backend="numpy", **sizes)
 
 

@@ -242,7 +242,7 @@ def test_a_branch_on_the_data_goes_without_the_map():
         J = f.jacobian(f.params, X)
     assert "per-example" not in how(t)
     close(J, jacobian(f)(f.params, X))
-    with pytest.raises(OptionError, match="cannot compute them apart"):
+    with pytest.raises(OptionError, match="cannot compute per-example Jacobians"):
         f.jacobian(f.params, X, strategy="rows")
 
 

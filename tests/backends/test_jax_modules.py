@@ -18,7 +18,7 @@ eqx = pytest.importorskip("equinox")
 import jax.numpy as jnp  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
-from gradbridge.errors import GradbridgeWarning, InputError, OptionError  # noqa: E402
+from gradbridge.errors import GradbridgeWarning, InputError, OptionError, UnknownModelError  # noqa: E402
 from gradbridge_jax.isolation import isolated  # noqa: E402
 
 X = np.random.default_rng(0).normal(size=(5, 3))
@@ -31,6 +31,13 @@ class NNXNet(nnx.Module):
 
     def __call__(self, x):
         return self.second(jnp.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize("backend", [None, "jax"])
+@pytest.mark.parametrize("kind", [NNXNet, linen.Dense, eqx.nn.Linear])
+def test_a_module_class_in_place_of_a_module_is_told_so(kind, backend):
+    with pytest.raises(UnknownModelError, match=f"got the class {kind.__name__}; make an instance of it"):
+        gb.bridge(kind, backend=backend)
 
 
 def squared(f):

@@ -128,8 +128,23 @@ def test_rules_for_every_argument_and_numbered_ones_count_self():
         VJPSignatureError, match=r"may be meant for self or for x; leave self out .* argnums=\(1, 2\)"
     ):
         made(None, by_y)
-    with pytest.raises(MissingVJPError, match=r"argument 2 \(y\)"):
+    with pytest.raises(
+        MissingVJPError,
+        match=r"argument 2 \(y\) \(argument 0 is self\) .* argument 1 only; write it with @product\.defvjp\(argnums=\(2,\)\)",
+    ):
         grad(made(by_x), 1)(2.0, 3.0)
+
+
+def test_a_method_without_rules_is_told_to_write_one_without_argnums():
+    class Scaled:
+        @gb.primitive
+        def product(self, x):
+            return 2 * x
+
+    with pytest.raises(
+        MissingVJPError, match=r"argument 1 \(x\) \(argument 0 is self\).*@product\.defvjp, or make"
+    ):
+        grad(Scaled().product)(2.0)
 
 
 def test_the_object_itself_has_no_derivative():

@@ -183,7 +183,7 @@ def test_errors_of_drawn_functions_cover_the_true_ones(kind, frequency, size, si
     [
         ([onp.nan, 3.0], r"argument 0 \(x\) is not finite, nan at \[0\]"),
         ([3.0, onp.inf], r"argument 0 \(x\) is not finite, inf at \[1\]"),
-        ([3.0, -1.0], r"what it returns is not finite, nan at \[1\]"),
+        ([3.0, -1.0], r"what it returns is not finite, nan at \[1\]; no finite difference exists there"),
     ],
 )
 def test_nan_and_infinity_are_refused_by_name(x, words):
@@ -206,7 +206,7 @@ def test_a_jump_and_an_infinite_slope_are_refused(function):
 
 def test_a_kink_is_as_wrong_as_its_sides_differ_and_said_once():
     f = gb.primitive(gradient="numeric")(lambda x: onp.maximum(x, 0.0))
-    with pytest.warns(GradbridgeWarning, match="no certain digit") as said:
+    with pytest.warns(GradbridgeWarning, match="no certain digit.*rounding errors dominate") as said:
         found = [grad(f)(0.0), grad(f)(0.0)]
     assert len(said) == 1
     assert (found, f.gradient_error) == ([0.5, 0.5], pytest.approx(0.5))

@@ -57,7 +57,7 @@ def test_no_rule_at_all_refuses_forward_mode_in_its_own_words():
             r"must take 3 arguments, \(gradient, x, v\), got \(gradient, x\)",
         ),
         ("defjvp", lambda gradient, x, v: None, r"must take 4 arguments, \(t, gradient, x, v\)"),
-        ("defvjp", 3.0, "takes functions or None, got float"),
+        ("defvjp", 3.0, "takes functions or None, got a float"),
     ],
 )
 def test_a_second_order_rule_of_a_wrong_arity_is_refused_when_it_is_written(define, rule, words):
@@ -102,7 +102,9 @@ def test_second_order_rules_that_return_something_else_are_refused():
     with pytest.raises(GradientShapeError, match=r"the VJP again of <lambda> .* shape \(3,\), got \(\)"):
         hessian(lambda x: f(x).sum())(X)
     rule.defvjp(lambda gradient, x, v: 2.0)
-    with pytest.raises(VJPSignatureError, match="must return a function of the cotangent, got float"):
+    with pytest.raises(
+        VJPSignatureError, match="must return a function of the cotangent, got a float; return `lambda v: …`"
+    ):
         hessian(lambda x: f(x).sum())(X)
     p = gb.bridge(lambda p, x: x, params={"a": X}, backend="numpy", vjp=lambda a, p, x: lambda v: {"b": v})
     with pytest.raises(GradientShapeError, match="a tree like them, or a vector"):
@@ -237,6 +239,51 @@ def test_a_written_rule_for_the_cotangent_is_taken_and_sees_no_zeros():
     loss = lambda x: np.sum(np.exp(f(x)))
     onp.testing.assert_allclose(hessian(loss)(X), onp.diag((2 + 4 * X**2) * onp.exp(X**2)), rtol=1e-13)
     onp.testing.assert_allclose(make_jvp(f)(X)(U)[1], 2 * X * U)
+
+
+ONE_EACH = r"; write one rule per argument: defvjp\(rule_x, rule_y\)"
+
+
+@pytest.mark.parametrize(
+    ("rule", "error"),
+    [
+        (lambda ans, x, y: (lambda v: v * y, lambda v: v * x), VJPSignatureError),  # a pullback for each
+        (lambda ans, x, y: lambda v: (v * y, v * x), GradientShapeError),  # a gradient for each
+        (lambda ans, x, y: lambda v: (v * y, np.sum(v * x)), GradientShapeError),  # of several shapes
+    ],
+)
+def test_a_rule_that_returns_a_tuple_is_told_that_there_is_one_rule_per_argument(rule, error):
+    f = gb.primitive(lambda x, y: x * y)
+    f.defvjp(rule)
+    with pytest.raises(error, match=ONE_EACH):
+        grad(lambda x: np.sum(f(x, X)))(X)
+
+
+def test_a_rule_of_a_tree_that_returns_a_tuple_is_told_that_there_is_one_rule_per_argument():
+    f = gb.primitive(lambda x, y: x["a"] * y)
+    f.defvjp(lambda ans, x, y: lambda v: ({"a": v * y}, v * x["a"]))
+    with pytest.raises(GradientShapeError, match=f"must return a tree like .*{ONE_EACH}"):
+        grad(lambda x: np.sum(f({"a": x}, X)))(X)
+
+
+def test_a_rule_may_return_a_gradient_as_a_tuple_of_numbers():
+    f = gb.primitive(lambda x, y: x[0] * x[1] * y)
+    f.defvjp(lambda ans, x, y: lambda v: (v * x[1] * y, v * x[0] * y))
+    onp.testing.assert_array_equal(grad(lambda x: f(x, 5.0))(onp.array([2.0, 3.0])), [15.0, 10.0])
+
+
+def test_a_list_of_rules_is_told_that_there_is_one_rule_per_argument():
+    f = gb.primitive(lambda x, y: x * y)
+    with pytest.raises(VJPSignatureError, match="got a list; give one rule per argument, not a list of them"):
+        f.defvjp([lambda ans, x, y: lambda v: v * y, lambda ans, x, y: lambda v: v * x])
+
+
+def test_the_missing_rule_of_a_bridge_is_asked_for_as_an_option():
+    f = gb.bridge(lambda p, x: p * x, params=onp.ones(3), backend="numpy")
+    with pytest.raises(
+        MissingVJPError, match="it has no rules; write it as vjp= of gradbridge.bridge, one rule per"
+    ):
+        grad(lambda p: np.sum(f(p, X)))(f.params)
 
 
 def test_a_keyword_has_no_rule():

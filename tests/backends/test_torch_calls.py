@@ -140,7 +140,10 @@ def test_residuals_do_not_outlive_the_graph(mlp):
 
 
 def test_a_notice_says_once_that_a_train_mode_model_is_evaluated_in_eval_mode():
-    with pytest.warns(GradbridgeWarning, match="in train mode and has BatchNorm1d, Dropout") as caught:
+    with pytest.warns(
+        GradbridgeWarning,
+        match=r"in train mode and has BatchNorm1d, Dropout.*\.eval\(\) on the model to silence",
+    ) as caught:
         gb.bridge(nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()))
     assert [notice.filename for notice in caught] == [__file__]
     with warnings.catch_warnings():

@@ -20,6 +20,14 @@ from gradbridge.errors import (  # noqa: E402
 )
 
 
+@pytest.mark.parametrize("backend", [None, "torch"])
+def test_a_module_class_in_place_of_a_module_is_told_so(backend):
+    with pytest.raises(
+        UnknownModelError, match=r"got the class Linear; make an instance of it, Linear\(…\), and bridge that"
+    ):
+        gb.bridge(nn.Linear, backend=backend)
+
+
 def test_a_wrong_number_of_columns_names_the_layer_and_what_it_expects(mlp):
     with pytest.raises(
         InputError, match=r"over Sequential: layer '0' \(Linear\) expects \(…, 3\), got \(4, 5\)"

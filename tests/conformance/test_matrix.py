@@ -166,7 +166,7 @@ def test_a_host_without_operations_says_where_they_belong(small, monkeypatch):
 
 
 def test_a_guest_is_no_host(small):
-    with pytest.raises(BackendUnavailableError, match="backend 'numpy' is no host"):
+    with pytest.raises(BackendUnavailableError, match="backend 'numpy' is not a host"):
         find_host("numpy", small)
 
 

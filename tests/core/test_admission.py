@@ -22,9 +22,9 @@ class Metres(onp.ndarray):
 
 METRES, MATRIX = X.view(Metres), X.reshape(1, 3).view(onp.matrix)
 WORDS = {
-    "masked": (MASKED, "1 of its 3 numbers are masked.*filled"),
-    "unit": (METRES, "Metres, which computes otherwise .* np.asarray"),
-    "matrix": (MATRIX, "matrix, which computes otherwise .* np.asarray"),
+    "masked": (MASKED, "1 of its 3 numbers are masked.* the masked ones, too; .*filled"),
+    "unit": (METRES, "Metres, whose operations are not those of a NumPy array .* np.asarray"),
+    "matrix": (MATRIX, "matrix, whose operations are not those of a NumPy array .* np.asarray"),
 }
 
 

@@ -28,7 +28,8 @@ class Rounded:
 def test_a_part_that_computes_in_less_is_told_once_with_the_precision_that_it_has():
     f = gb.bridge(half_way, params=onp.ones(6), backend="autograd")
     with pytest.warns(
-        GradbridgeWarning, match=r"asked to compute in float64.* moves in steps of about [1-9]e-0[78]"
+        GradbridgeWarning,
+        match=r"asked to compute in float64.* its outputs change in steps of about [1-9]e-0[78]",
     ):
         grad(lambda p: np.sum(f(p, X)))(f.params)
     assert "steps" in f.capabilities["audited"].note

@@ -24,6 +24,7 @@ def test_the_report_of_a_right_model_has_nothing_wrong_and_says_what_was_measure
     assert float(outcomes["gradient against differences"].figure) < 1e-8
     assert outcomes["second derivative"].outcome == "right"
     assert outcomes["third derivative"].outcome == "right"
+    assert "differences of the derivative of one order less" in outcomes["third derivative"].meaning
     assert "independent" in outcomes["rows of the batch"].meaning
     assert str(report).count("\n") == len(report)
     onp.testing.assert_array_equal(f.params, onp.ones(6))
@@ -38,6 +39,7 @@ def test_the_report_names_what_is_wrong_and_raises_nothing(adapter_of):
     row = next(r for r in wrong.audit(onp.arange(1.0, 4.0)) if r.check == "gradient against differences")
     assert row.outcome == "note"
     assert float(row.figure) == pytest.approx(0.2, abs=0.01)
+    assert "differences of the outputs disagree with the gradient" in row.meaning
 
 
 def test_a_model_that_remembers_shows_as_mended(adapter_of):
@@ -110,7 +112,7 @@ def test_the_report_calls_nothing_right_that_was_not_compared():
     defvjp(cube, lambda ans, x: lambda v: once(v, x))  # and once has no derivative of its own
     models = {
         "cannot be asked": lambda p, x: cube(np.dot(x, p)),
-        "a kink": lambda p, x: np.abs(np.sin(1e6 * np.dot(x, p))),
+        "nothing can be determined here: a kink": lambda p, x: np.abs(np.sin(1e6 * np.dot(x, p))),
     }
     for said, model in models.items():
         f = gb.bridge(model, params=onp.ones(3), backend="autograd")

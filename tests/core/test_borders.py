@@ -32,9 +32,30 @@ X = np.arange(6.0).reshape(3, 2)
 def test_params_of_a_wrong_length(f):
     with pytest.raises(
         ParamsShapeError,
-        match=r"over line expects params of shape \(3,\), got \(4,\); build them with f.layout.ravel",
+        match=r"over line expects params of shape \(3,\), got \(4,\); the first argument of a bridge is the params, "
+        r".* f\.params are the model's own",
     ):
         f(np.zeros(4), X)
+
+
+def test_forgotten_params_are_named(f):
+    with pytest.raises(ParamsShapeError, match=r"got \(3, 2\); the first argument of a bridge is the params"):
+        f(X)
+
+
+def test_a_model_in_place_of_the_params_is_not_an_array(f):
+    with pytest.raises(
+        ParamsDtypeError, match="it is not an array; the first argument of a bridge is the params"
+    ):
+        f(object(), X)
+
+
+def test_a_model_without_parameters_names_primitive():
+    f = gb.bridge(lambda x: x**2, backend="numpy")
+    with pytest.raises(
+        ParamsShapeError, match=r"no parameters: call f\(f\.params, …\), or use gradbridge\.primitive"
+    ):
+        f(X)
 
 
 def test_params_with_a_unit_axis_too_many(f):

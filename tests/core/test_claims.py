@@ -123,8 +123,8 @@ def test_two_others_that_claim_one_class_are_named_and_nobody_gets_it_unasked(pl
 @pytest.mark.parametrize(
     ("half", "said"),
     [
-        (lambda: 3, "is no gradbridge.host.Host: calling it gives a int"),
-        (dict, "is no gradbridge.host.Host"),
+        (lambda: 3, "is not a gradbridge.host.Host: calling it gives an int"),
+        (dict, "is not a gradbridge.host.Host"),
         ("text", "cannot be called: it is a str"),
         (gb.registry.Host, "cannot be made: TypeError"),
         (lambda: sys.exit("bye"), "cannot be made: SystemExit: bye"),

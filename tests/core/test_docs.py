@@ -82,6 +82,15 @@ def test_the_code_of_the_page_on_hosts_runs(line):
     exec(compile("\n" * (line - 1) + code, str(HOSTS), "exec"), {})
 
 
+@pytest.mark.parametrize(("section", "needs"), [("A builder", "numpy"), ("More hooks", "autograd")])
+def test_the_code_of_a_section_on_backends_runs(section, needs):
+    pytest.importorskip(needs)
+    page = (ROOT / "docs" / "writing-a-backend.md").read_text(encoding="utf-8")
+    text = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, section, "exec"), {"__name__": "section"})
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
 def test_links_to_files_lead_somewhere(document):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):

@@ -55,9 +55,9 @@ def rewrite(path, change):
 
 
 DESCRIPTIONS = {
-    "no layout": (lambda h, d: h["__metadata__"].pop("layout"), "is no JSON"),
-    "no JSON": (lambda h, d: h["__metadata__"].update(layout="{'names'"), "is no JSON"),
-    "JSON too deep": (lambda h, d: h["__metadata__"].update(layout="[" * 100_000), "is no JSON"),
+    "no layout": (lambda h, d: h["__metadata__"].pop("layout"), "is not valid JSON"),
+    "no JSON": (lambda h, d: h["__metadata__"].update(layout="{'names'"), "is not valid JSON"),
+    "JSON too deep": (lambda h, d: h["__metadata__"].update(layout="[" * 100_000), "is not valid JSON"),
     "a list": (lambda h, d: h["__metadata__"].update(layout="[1, 2]"), "no list of names"),
     "null": (lambda h, d: h["__metadata__"].update(layout="null"), "no list of names"),
     "no names": (lambda h, d: d.pop("names"), "no list of names"),
@@ -108,14 +108,14 @@ def test_what_is_no_safetensors_file_is_refused_with_the_name_of_the_file(f, pat
 @pytest.mark.parametrize("cut", [1, 8, 60, 100])
 def test_a_truncated_file_is_refused(f, path, cut):
     path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(ParamsFileError, match=r"p\.st is no safetensors file"):
+    with pytest.raises(ParamsFileError, match=r"p\.st is not a safetensors file"):
         f.load(path)
 
 
 def test_what_is_no_file_is_refused_and_what_is_not_there_is_not_found(f, tmp_path):
     os.mkfifo(tmp_path / "pipe.st")  # opening it would wait for whoever writes
     for name in ("", "pipe.st", "/dev/null"):
-        with pytest.raises(ParamsFileError, match="no regular file"):
+        with pytest.raises(ParamsFileError, match="is not a regular file"):
             f.load(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         f.load(tmp_path / "nowhere")

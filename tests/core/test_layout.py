@@ -42,6 +42,14 @@ def test_ravel_names_what_is_missing_and_what_is_unknown():
         layout_of([(2,), (1,)]).ravel({"p0": np.ones(2), "q": np.ones(1)})
 
 
+def test_what_is_no_tree_of_the_layout_is_told_where_such_a_tree_is():
+    such = r"; f\.layout\.unravel\(f\.params\) gives the model's own params as such a tree"
+    with pytest.raises(LayoutError, match=f"a mapping of the names p0 to arrays, got NoneType{such}"):
+        layout_of([(2,)]).ravel(None)
+    with pytest.raises(LayoutError, match=f"expected a tree .*'w'.*, got .*'v'.*{such}"):
+        ParameterLayout.of_tree({"w": np.ones(2)}).ravel({"v": np.ones(2)})
+
+
 def test_unravel_says_which_shape_it_expects():
     with pytest.raises(LayoutError, match=r"expected params of shape \(2,\), got \(2, 1\)"):
         layout_of([(2,)]).unravel(np.ones((2, 1)))

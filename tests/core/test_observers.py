@@ -90,5 +90,7 @@ def test_registering_the_same_observer_again_is_once_and_another_of_its_name_is_
     assert observer.counts["forward"] == 2
     known.unregister(observer)
     assert not known.observed
-    with pytest.raises(PluginError, match="not registered"):
+    with pytest.raises(
+        PluginError, match="unregister takes a registered plugin, and this Trace is not registered"
+    ):
         known.unregister(observer)

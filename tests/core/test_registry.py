@@ -19,6 +19,22 @@ from gradbridge.hookspecs import hookimpl
 from gradbridge.registry import Backend, Registry
 
 
+def energy(p, x):
+    return p["w"] * x
+
+
+class Energy:
+    def __call__(self, p, x):
+        return energy(p, x)
+
+
+class Squares:
+    """A class whose constructor is the function."""
+
+    def __init__(self, p, x):
+        self.value = energy(p, x)
+
+
 def entry(name, value):
     return importlib.metadata.EntryPoint(name, value, "gradbridge")
 
@@ -88,6 +104,16 @@ def test_what_is_made_under_another_name_is_the_same(module):
     assert gb.primitive(lambda a: 2 * a, backend="Numpy")(3.0) == 6.0
 
 
+@pytest.mark.parametrize(
+    "asks", [lambda: gb.build("mlp", sizes=[2, 1]), lambda: gb.bridge(energy, params={"w": np.ones(2)})]
+)
+def test_an_unknown_name_in_the_environment_is_told_to_be_from_there(monkeypatch, asks):
+    monkeypatch.setenv("GRADBRIDGE_BACKEND", "nunpy")
+    said = "environment variable GRADBRIDGE_BACKEND is 'nunpy', and there is no backend 'nunpy'; did you mean 'numpy'"
+    with pytest.raises(UnknownBackendError, match=said):
+        asks()
+
+
 def test_another_name_works_in_the_environment(monkeypatch):
     monkeypatch.setenv("GRADBRIDGE_BACKEND", "NumPy")
     assert type(gb.build("mlp", sizes=[2, 1])).__module__.startswith("gradbridge_numpy")
@@ -113,22 +139,62 @@ def test_other_names_of_ours_go_before_those_of_others_and_names_before_other_na
 
 def test_other_names_that_are_no_text_are_a_fault_of_the_plugin(module):
     name = module("odd", gradbridge_backend=declaring(name="odd", guest="x:y", aliases="odds"))
-    assert "aliases is no tuple of names" in registry(name).problems["odd"]
+    assert "aliases must be a tuple of names, got 'odds'" in registry(name).problems["odd"]
 
 
 def test_a_host_that_is_only_a_guest_is_refused():
-    with pytest.raises(UnknownBackendError, match="'numpy' is no host"):
+    with pytest.raises(UnknownBackendError, match="'numpy' is not a host; those that are: "):
         registry().host("numpy")
 
 
 def test_a_model_of_an_unknown_class_is_refused_with_what_to_do():
-    with pytest.raises(UnknownModelError, match=r"recognises a builtins\.int; say which one with backend="):
+    with pytest.raises(
+        UnknownModelError, match=r"recognises an int \(builtins\.int\); name one with backend="
+    ):
         gb.bridge(3)
 
 
 def test_a_function_without_a_backend_is_told_about_primitive():
-    with pytest.raises(UnknownModelError, match=r"params=…, or use gradbridge\.primitive"):
-        gb.bridge(lambda p, x: x)
+    with pytest.raises(
+        UnknownModelError,
+        match=r"recognises the function energy, .* for a function of arrays alone use gradbridge\.primitive\(backend=…\)",
+    ):
+        gb.bridge(energy)
+
+
+def test_a_function_with_params_and_without_a_backend_is_not_told_to_give_params():
+    with pytest.raises(
+        UnknownModelError, match="name that framework with backend=…, one of .*numpy"
+    ) as error:
+        gb.bridge(energy, params={"w": np.ones(2)})
+    assert "params=" not in str(error.value)
+
+
+def test_a_callable_object_without_a_backend_is_named_by_its_class():
+    with pytest.raises(
+        UnknownModelError, match=r"recognises an Energy \(.*Energy\), .* use gradbridge\.primitive"
+    ):
+        gb.bridge(Energy())
+
+
+@pytest.mark.parametrize("backend", [None, "numpy"])
+def test_a_class_in_place_of_a_model_is_told_so(backend):
+    kind = type(gb.build("linear", 2, backend="numpy"))
+    with pytest.raises(UnknownModelError, match=r"got the class (\w+); make an instance of it, \1\(…\)"):
+        gb.bridge(kind, backend=backend)
+
+
+def test_a_class_in_place_of_a_model_is_told_so_where_the_environment_names_the_backend(monkeypatch):
+    monkeypatch.setenv("GRADBRIDGE_BACKEND", "numpy")
+    with pytest.raises(UnknownModelError, match="got the class"):
+        gb.bridge(type(gb.build("linear", 2, backend="numpy")))
+
+
+def test_a_class_that_no_backend_claims_may_still_be_a_function():
+    f = gb.bridge(Squares, backend="numpy", params={"w": np.ones(2)})
+    assert f.layout.names == ("w",)
+    with pytest.raises(UnknownModelError, match="recognises the class Squares"):
+        gb.bridge(Squares)
 
 
 def test_the_environment_names_the_backend_of_a_function(monkeypatch):

@@ -55,7 +55,7 @@ def test_names_may_be_left_out_of_the_comparison(saved):
 def test_other_files_are_refused(tmp_path):
     f = bridge(a=np.zeros(2))
     (tmp_path / "text").write_text("hello, this is not a tensor file at all")
-    with pytest.raises(ParamsFileError, match="no safetensors file"):
+    with pytest.raises(ParamsFileError, match="not a safetensors file"):
         f.load(tmp_path / "text")
     save_file({"a": np.zeros(2)}, tmp_path / "foreign")
     with pytest.raises(ParamsFileError, match="of something else"):

@@ -103,6 +103,20 @@ def test_a_wrong_gradient_is_refused_by_an_error_that_names_the_model(way, wrong
 
 
 @pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("None for all", "Paper returned None as its gradients; its backend must return a list"),
+        ("None for one", "Paper returned None as the gradient of .* 0; its backend must return an array"),
+        ("a dict", "Paper returned a dict as its gradients"),
+    ],
+)
+def test_what_was_returned_in_place_of_gradients_is_said_in_words(wrong, said):
+    f = gb.bridge(spoilt(paper(), "backward", WRONG[wrong]))
+    with pytest.raises(GradientMismatchError, match=said):
+        grad(lambda t: weighted(f(t, X)))(THETA)
+
+
+@pytest.mark.parametrize(
     "wrong", ["None for one", "0-d", "leading axis", "one row", "integers", "complex", "too many"]
 )
 def test_a_wrong_gradient_of_packed_weights_is_refused(wrong):

@@ -80,7 +80,7 @@ def test_a_gradient_is_that_of_what_is_minimized(make, settings):
 
 def test_a_formula_of_the_engines_is_none_of_ours_by_another_name():
     partial = functools.partial(FORMULA)
-    with pytest.raises(SpecError, match="and SeldonianModel is none of them"):
+    with pytest.raises(SpecError, match="and SeldonianModel is not among them"):
         supervised_spec(DATA, line(), ["Mean_Squared_Error <= 9"], [0.1],
                         custom_primary_gradient_fn=partial)  # fmt: skip
 

@@ -127,7 +127,7 @@ def test_a_backward_pass_that_leaves_out_any_one_parameter_is_refused(place, act
     ("change", "words"),
     [
         (lambda parts: [1.04 * p for p in parts], "it is 1.04 times as large"),
-        (lambda parts: [-p for p in parts], "it has the sign turned"),
+        (lambda parts: [-p for p in parts], "its sign is reversed"),
         (lambda parts: parts[::-1], "orders the parameters otherwise than update_model_params"),
         (lambda parts: [parts[0].T, *parts[1:]], "orders the parameters otherwise than update_model_params"),
         (lambda parts: [*parts[:2], parts[2] ** 2, *parts[3:]], r"wrong for theta\[192:1216\]"),

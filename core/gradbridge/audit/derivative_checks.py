@@ -69,7 +69,7 @@ class DerivativeChecks:
                 "",
                 "note",
                 figure,
-                "the gradient is not how the outputs move: a rule of its own, a kink, or a fault",
+                "differences of the outputs disagree with the gradient: a custom rule, a kink, or a fault",
             )
         return Finding("", "right", figure, "relative, in three random directions")
 
@@ -101,12 +101,14 @@ class DerivativeChecks:
         try:
             apart = orders.difference(evaluation, derivative, self._wrt)
         except orders.StaleError as error:
-            return Finding("", "-", "", f"nothing can be told here: {error}")
+            return Finding("", "-", "", f"nothing can be determined here: {error}")
         if apart is None:
-            return Finding("", "-", "", "nothing can be told here: a kink, or numbers that are not finite")
+            return Finding(
+                "", "-", "", "nothing can be determined here: a kink, or numbers that are not finite"
+            )
         if apart:
             return Finding("", "WRONG", "", f"{apart}; a bridge refuses it")
-        return Finding("", "right", "", "it is how the derivative below it moves")
+        return Finding("", "right", "", "it agrees with differences of the derivative of one order less")
 
     def jacobian(self, strategy: str) -> Finding | None:
         """A Jacobian by one strategy against one backward."""

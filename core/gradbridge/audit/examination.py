@@ -171,7 +171,7 @@ class _Examination(DerivativeChecks):
 
     def _remembers(self) -> Finding:
         if self._adapter.fresh() is None:
-            return Finding("", "-", "", "there is no telling for this kind of model")
+            return Finding("", "-", "", "it cannot be checked for this kind of model")
         reason = self._first().remembers()
         if reason:
             return Finding("", "WRONG", "", f"it {reason}")
@@ -186,7 +186,7 @@ class _Examination(DerivativeChecks):
                 "",
                 "note",
                 f"{self._steps:.0e}",
-                "its outputs move in steps: something in it computes in less",
+                "its outputs change in steps: something in it computes in a coarser dtype",
             )
         return Finding(
             "", "right", ", ".join(dtypes) or "integers", "of the outputs as the model returned them"
@@ -216,7 +216,7 @@ class _Examination(DerivativeChecks):
         loaded = self._adapter.update_flat(weights, False) if flat else self._adapter.update(weights)
         independent = seem_independent(self._adapter, loaded, some, has_rows, plain.spec)
         if independent is None:
-            return Finding("", "-", "", "nothing can be told here: gradients are not finite")
+            return Finding("", "-", "", "nothing can be determined here: gradients are not finite")
         told = "independent of each other" if independent else "they depend on each other"
         return Finding("", "note", str(count), f"{told}: {'' if independent else 'no '}rows_per_chunk=")
 

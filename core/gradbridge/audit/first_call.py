@@ -43,7 +43,7 @@ def evaluated(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> Any:
         The evaluation.
 
     Raises:
-        AuditError: the model is no function of its arguments; the message says why, and what to do.
+        AuditError: the model is not a function of its arguments; the message says why, and what to do.
     """
     # The program's own forward is the last: what a function keeps for its rule, and state that moves, are of it.
     return looked_at(call, values, wrt).remembered(values, wrt)
@@ -281,7 +281,7 @@ class FirstCall:
             if steps is None:
                 return
             precision = steps
-            told = f"moves in steps of about {steps:.0e} of its outputs, as numbers of a coarser dtype do"
+            told = f"its outputs change in steps of about {steps:.0e} (relative), as in a coarser dtype"
         self._call.settings.audit.precision = precision
         self._notes["precision"] = f"asked for float64, and {told}"
         notice(

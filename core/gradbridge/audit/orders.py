@@ -46,7 +46,9 @@ def refuse_wrong(evaluation: Any, derivative: Any, wrt: tuple[int, ...], product
     step = ("derivative" if products else "transposed"), call.spec.packed, wrt, made_of
     if not call.adapter.traits.is_gradient_cheap or not audit.awaits(call.order, step):
         if audit.is_wrong(call.order, step[0]):
-            raise HigherOrderError(_told(call, "what it gives differs from how its gradient moves", made_of))
+            raise HigherOrderError(
+                _told(call, "its product with a vector differs from differences of its gradient", made_of)
+            )
         return
     try:
         apart = difference(evaluation, derivative, wrt, products)
@@ -248,8 +250,8 @@ class _Probe:
                     floor = 16 * (self._noise()[i] * ours.size**0.5 + natural) / self._step
                     if _norm(ours - theirs) > floor:
                         return (
-                            f"by {name} its product with a vector is {_norm(ours):.4g} (norm), and the gradient moves "
-                            f"by {_norm(theirs):.4g}, {_norm(ours - theirs):.2g} apart"
+                            f"by {name} its product with a vector has norm {_norm(ours):.4g}, a central difference of "
+                            f"the gradient {_norm(theirs):.4g}, and they differ by {_norm(ours - theirs):.2g}"
                         )
         return ""
 

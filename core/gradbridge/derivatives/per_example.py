@@ -44,7 +44,7 @@ class PerExampleStrategy:
         if own:
             self._own_blocks(blocks, n, own)
         if not self._passes_freivalds(blocks, n, shared, has_rows):
-            raise Unsupported("what its rows give apart is not its Jacobian")
+            raise Unsupported("its per-example Jacobians are not its Jacobian")
         return [
             blocks[i].reshape(problem.total, *problem.point.shape(i))
             if i in shared and len(problem.shapes) == 1
@@ -81,7 +81,7 @@ class PerExampleStrategy:
             values = [leaf[rows] if yes else leaf for leaf, yes in zip(problem.point.values, has_rows)]
             jacobians = batched.row_jacobians(problem.evaluation, values, shared, has_rows[first_input:])
             if not self._fits(jacobians, shared):
-                raise Unsupported("a row alone gives other shapes than among others")
+                raise Unsupported("a row alone gives other shapes than in a batch")
             for i, parts in zip(shared, zip(*jacobians)):
                 count = len(parts[0])
                 joined = [part.reshape(count, -1, sizes[i]) for part in parts]

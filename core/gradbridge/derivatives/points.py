@@ -43,7 +43,7 @@ class EvaluationPoint:
     host: Host | None = None
 
     def in_host(self, tree: Any) -> Any:
-        """Arrays of NumPy as those of who asks; None, and what is no array, as it is."""
+        """Arrays of NumPy as those of who asks; None, and what is not an array, as it is."""
         host = self.host
         if host is None:
             return tree

@@ -147,33 +147,33 @@ class Solver:
 
     def _by_loop(self) -> list[Array]:
         problem = self._problem
-        found = [problem.empty(p) for p in problem.wrt]
+        jacobians = [problem.empty(p) for p in problem.wrt]
         for index, cotangents in enumerate(problem.unit_cotangents(1)):
             one = problem.evaluation.pull([c[0] for c in cotangents], problem.wrt)
-            for flat, gradient in zip(found, one):
+            for flat, gradient in zip(jacobians, one):
                 flat[index] = gradient
-        return found
+        return jacobians
 
     def _by_cotangents(self) -> list[Array]:
         problem = self._problem
-        found = [problem.empty(p) for p in problem.wrt]
+        jacobians = [problem.empty(p) for p in problem.wrt]
         start = 0
         for cotangents in problem.unit_cotangents(problem.chunk(problem.total + problem.arguments)):
             many = batched.pull_many(problem.evaluation, cotangents, problem.wrt, "batched VJP")
             stop = start + len(cotangents[0])
-            for flat, gradients in zip(found, many):
+            for flat, gradients in zip(jacobians, many):
                 flat[start:stop] = gradients
             start = stop
-        return found
+        return jacobians
 
     def _by_tangents(self, can_batch: bool = True) -> list[Array]:
         problem = self._problem
         linear = Linearization(problem.evaluation, problem.wrt)
-        found = [problem.empty(p) for p in problem.wrt]
+        jacobians = [problem.empty(p) for p in problem.wrt]
         shapes = [problem.point.shape(p) for p in problem.wrt]
         starts = np.cumsum([0, *(int(np.prod(s)) for s in shapes)])
         chunk = problem.chunk(problem.total + problem.arguments)
-        for flat, start, size in zip(found, starts, np.diff(starts)):
+        for flat, start, size in zip(jacobians, starts, np.diff(starts)):
             columns = flat.reshape(problem.total, size)
             for first in range(0, size, chunk):
                 stop = min(first + chunk, size)
@@ -191,7 +191,7 @@ class Solver:
                     many = [np.stack(moved) for moved in zip(*each)]
                 parts = [m.reshape(stop - first, -1) for m in many]
                 columns[:, first:stop] = np.concatenate(parts, axis=1).T
-        return found
+        return jacobians
 
     def _floating(self, leaves: list[Array]) -> list[Array]:
         problem = self._problem
@@ -199,6 +199,6 @@ class Solver:
 
 
 _WHY_NOT = {
-    "rows": "its rows are not independent of each other, or its backend cannot compute them apart",
+    "rows": "its rows are not independent of each other, or its backend cannot compute per-example Jacobians",
     "vjp": "its backend cannot pull back several cotangents at once through it",
 }

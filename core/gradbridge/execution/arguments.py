@@ -30,7 +30,7 @@ class Arguments:
             start += width if is_vector else 1
         #: Number of leaves.
         self.count = start
-        #: Whether the first is the only vector, as in every call that is no derivative.
+        #: Whether the first is the only vector, as in every call that is not a derivative.
         self.first_only = vectors[:1] == (True,) and not any(vectors[1:])
         #: {arguments: their leaves}, of those that were asked for.
         self.known: dict[tuple[int, ...], tuple[int, ...]] = {}

@@ -15,6 +15,7 @@ from gradbridge.execution import steps
 from gradbridge.execution.cotangents import cotangents_to_guest, tangents_to_guest
 from gradbridge.execution.evaluation import Call, Evaluation
 from gradbridge.layout import Array
+from gradbridge.wording import described
 
 
 def evaluate_and_push(
@@ -105,7 +106,7 @@ def row_jacobians(
     rows = next(len(x) for x, yes in zip(values[evaluation.call.first_input :], has_rows) if yes)
     if not isinstance(jacobians, (list, tuple)):
         raise GradientMismatchError(
-            f"{evaluation.adapter.label} returned a {type(jacobians).__name__} as per-example Jacobians; its backend must "
+            f"{evaluation.adapter.label} returned {described(jacobians)} as per-example Jacobians; its backend must "
             f"return a list for each floating output"
         )
     for natives in jacobians:

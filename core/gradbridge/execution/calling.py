@@ -213,7 +213,7 @@ class Calling(Derivatives, Wrappable):
         elif vector.dtype is _FLOAT64 and vector.shape == self._size:
             dtype = _FLOAT64
         else:
-            if adapter.layout.is_tree(vector):  # one array that is no vector: params= was a matrix, say
+            if adapter.layout.is_tree(vector):  # one array that is not a vector: params= was a matrix, say
                 return self._bind(weights, False, inputs, kwargs, host)
             dtype = borders.check_params(vector, adapter.layout, adapter.label)
         if dtype is not _FLOAT64 and dtype != _FLOAT64:

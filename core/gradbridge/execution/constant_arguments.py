@@ -77,9 +77,9 @@ class ConstantArguments:
         index, names = position - self._first, self._names.positional
         if index < 0:
             what = "0 is the params, and the inputs begin at 1" if self._first else "they begin at 0"
-            raise OptionError(f"nondiff={position} is no input of {self._label}: {what}")
+            raise OptionError(f"nondiff={position} is not an input of {self._label}: {what}")
         if self._names.closed and index >= len(names):
             raise OptionError(
-                f"nondiff={position} is no input of {self._label}, which takes {', '.join(names) or 'none'}"
+                f"nondiff={position} is not an input of {self._label}, which takes {', '.join(names) or 'none'}"
             )
         return index

@@ -45,7 +45,7 @@ def kind_of(inputs: Sequence[Any], has_rows: Sequence[bool], spec: CallSpec) -> 
     """What calls have in common whose rows do the same to each other, as far as arguments tell.
 
     Their names and places, what has rows, the shapes of the rest, and words and switches among them. Numbers
-    that are no arrays may be others in each call, and are left to the counting.
+    that are not arrays may be others in each call, and are left to the counting.
     """
     leaves = (
         tuple(x.shape)[yes:] if hasattr(x, "shape") else x if isinstance(x, (bool, str)) else type(x)

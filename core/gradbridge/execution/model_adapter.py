@@ -177,7 +177,7 @@ class ModelAdapter(Adapter):
 
         def run(leaves: Sequence[Any]) -> Any:
             if self.has_strangers or not model.inlines():
-                raise Unsupported(f"{self.label} is no part of a program")  # as a call since has shown
+                raise Unsupported(f"{self.label} cannot be part of a program")  # as a call since has shown
             try:
                 weights = [framework.native(w, d) for w, d in zip(leaves[:first], model.dtypes)]
                 inputs = [framework.native(x, model.dtype) for x in leaves[first:]]

@@ -122,7 +122,7 @@ class PiecewiseAdapter(Adapter):
         """The outputs of the pieces, in order → those of all.
 
         Raises:
-            OutputError: they have no row for each row of the inputs, or are no arrays.
+            OutputError: they have no row for each row of the inputs, or are not arrays.
         """
         columns, structure, outputs = list[list[Any]](), None, None
         for outputs in parts:
@@ -232,7 +232,7 @@ class PiecewiseAdapter(Adapter):
         if same is False:
             raise OptionError(
                 f"{self.words.asked} was asked for, and the rows of {self.label} are not independent of "
-                f"each other: together they give something else than apart, or an output has no row for each row; "
+                f"each other: computed together they give other numbers than in parts, or an output has no row for each row; "
                 f"{self.words.without}"
             )
         return same is True

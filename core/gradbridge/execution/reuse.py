@@ -137,7 +137,7 @@ def _mark(values: Sequence[Any]) -> bytes:
 def same_content(ours: Any, theirs: Any) -> bool:
     """Whether two leaves are the same bytes in the same shape and dtype (NaN equals itself, 0.0 not -0.0).
 
-    What is no array must be a constant, equal and of the same type.
+    What is not an array must be a constant, equal and of the same type.
     """
     if isinstance(ours, np.ndarray):
         if not isinstance(theirs, np.ndarray) or ours.shape != theirs.shape or ours.dtype != theirs.dtype:

@@ -13,6 +13,7 @@ from gradbridge.audit.forward_mode import passes_adjoint_test
 from gradbridge.declarations import Step
 from gradbridge.errors import GradientMismatchError, InputError, OutputError, Unsupported
 from gradbridge.protocol import Adapter
+from gradbridge.wording import described
 
 
 def evaluated(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> tuple[Any, Any]:
@@ -27,7 +28,7 @@ def evaluated(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> tuple[A
     adapter = call.adapter
     if not call.settings.observers.observed:
         return _pair(adapter, adapter.evaluate(weights, inputs, call.spec, wrt, flat))
-    if adapter.step == "backward":  # a derivative from a recorded forward loads nothing, and is no forward
+    if adapter.step == "backward":  # a derivative from a recorded forward loads nothing, and is not a forward
         loaded = adapter.update_flat(weights, call.spec.packed) if flat else adapter.update(weights)
         step = "backward"
     else:
@@ -138,7 +139,7 @@ def check_results(
     of: str = "argument",
     kinds: Sequence[str] = (),
 ) -> None:
-    """Refuse what is no gradient for each argument, or no tangent for each output: nobody is to use it.
+    """Refuse what is not a gradient for each argument, or no tangent for each output: nobody is to use it.
 
     Args:
         adapter: that returned it.
@@ -153,7 +154,7 @@ def check_results(
     """
     if not isinstance(natives, (list, tuple)):
         raise GradientMismatchError(
-            f"{adapter.label} returned a {type(natives).__name__} as its {what}s; its backend must return a list "
+            f"{adapter.label} returned {described(natives)} as its {what}s; its backend must return a list "
             f"with an array for each {of} that was asked for"
         )
     if len(natives) != len(indices):
@@ -165,7 +166,7 @@ def check_results(
         came = getattr(native, "shape", None)
         if came is None:
             raise GradientMismatchError(
-                f"{adapter.label} returned a {type(native).__name__} as the {what} of {of} {index}; its "
+                f"{adapter.label} returned {described(native)} as the {what} of {of} {index}; its "
                 f"backend must return an array, zeros where there is no influence"
             )
         if tuple(came) != shape:
@@ -289,7 +290,7 @@ def _cotangents(call: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
 def _pair(adapter: Adapter, result: Any) -> tuple[Any, Any]:
     if type(result) is not tuple or len(result) != 2:
         raise OutputError(
-            f"the forward of {adapter.label} returned a {type(result).__name__}; its backend must return a tuple of the "
+            f"the forward of {adapter.label} returned {described(result)}; its backend must return a tuple of the "
             f"outputs and what their pullback needs"
         )
     return result

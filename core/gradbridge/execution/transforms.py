@@ -49,7 +49,7 @@ class TransformingAdapter(ModelAdapter):
     def _leaves(
         self, loaded: Sequence[Any], inputs: Sequence[Any], noise: int, lent: bool = False
     ) -> tuple[list[Any], dict[int, Any]]:
-        """(all leaves of a computation, {index of an input: what is no array and so a constant of it})."""
+        """(all leaves of a computation, {index of an input: what is not an array and so a constant of it})."""
 
     def pushforward(
         self,

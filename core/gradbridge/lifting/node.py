@@ -34,7 +34,7 @@ class Node:
 
     Attributes:
         call: that it makes. Of a gradient it may be evaluated anywhere; `evaluate` starts from a `Run` instead.
-        constants: {argument of the call: what is no array of the host}.
+        constants: {argument of the call: what is not an array of the host}.
         parent: of a gradient: the node that it is the gradient of. Its operands are that one's, then a
             cotangent for each floating output.
         wrt: the operands of the parent whose gradients it returns.
@@ -147,7 +147,7 @@ def node_of(call: Call, constants: Mapping[int, Any], lent: bool = False) -> Nod
 
     Args:
         call: of a bridge.
-        constants: {argument: what is no array of the host}. One that may change without being another (an object
+        constants: {argument: what is not an array of the host}. One that may change without being another (an object
             with attributes, an array that lives elsewhere) makes a node for each call.
         lent: see `CallSpec.lent`.
     """

@@ -28,16 +28,18 @@ class OpenSpec(NamedTuple):
 
 
 #: Specs of what a call is given ↦ those of its outputs, and their tree.
-Told = Callable[[Sequence[ArraySpec]], tuple[Sequence[ArraySpec], optree.PyTreeSpec | None]]
+OutputSpecs = Callable[[Sequence[ArraySpec]], tuple[Sequence[ArraySpec], optree.PyTreeSpec | None]]
 
 
-def open_outputs(told: Told, given: Sequence[OpenSpec]) -> tuple[list[OpenSpec], optree.PyTreeSpec | None]:
+def open_outputs(
+    specs_of: OutputSpecs, given: Sequence[OpenSpec]
+) -> tuple[list[OpenSpec], optree.PyTreeSpec | None]:
     """What comes out of a call, found out at made-up sizes where there are unknown ones.
 
     Who goes on by it compares it with what came: a size may depend on the input's in any way.
 
     Args:
-        told: what a guest tells of given sizes.
+        specs_of: what a guest tells of given sizes.
         given: what it will be called with.
 
     Raises:
@@ -45,13 +47,13 @@ def open_outputs(told: Told, given: Sequence[OpenSpec]) -> tuple[list[OpenSpec],
         GuestError, InputError: it refuses such arrays, or all of the sizes that were tried.
     """
     if not any(None in (spec.shape or ()) for spec in given):
-        specs, structure = told([_filled(spec, 0) for spec in given])
+        specs, structure = specs_of([_filled(spec, 0) for spec in given])
         return [OpenSpec(s.shape, s.dtype) for s in specs], structure
     failure: GradbridgeError | None = None
     for one, other in _MADE_UP:
         try:
-            specs, structure = told([_filled(s, one) for s in given])
-            others, _ = told([_filled(s, other) for s in given])
+            specs, structure = specs_of([_filled(s, one) for s in given])
+            others, _ = specs_of([_filled(s, other) for s in given])
         except (GuestError, InputError) as error:
             failure = failure or error
             continue

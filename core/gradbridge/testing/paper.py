@@ -196,7 +196,7 @@ class ReferenceAdapter(Adapter):
         return [np.array(as_numpy(w), self.dtype) for w in weights]
 
     def cast(self, array: Any) -> Any:
-        """An array as the computation takes it: a copy; what is no array as it is."""
+        """An array as the computation takes it: a copy; what is not an array as it is."""
         if not hasattr(array, "dtype"):
             return array
         array = as_numpy(array)

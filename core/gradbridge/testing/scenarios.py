@@ -260,7 +260,7 @@ def _switch(x: Any, name: str, times: int) -> tuple[Any, Any]:
     return (times * x**3, 3 * times * x**2) if name == "cube" else (times * x**2, 2 * times * x)
 
 
-#: What is no array decides what is computed; it goes through as it is.
+#: What is not an array decides what is computed; it goes through as it is.
 SWITCH = Scenario(
     "switch",
     {},

@@ -88,7 +88,7 @@ class SweptTree(ParseTree):
                     setattr(node, f"infl_factor_{side}", entry[f"infl_factor_{side}"])
 
     def _propagator_helper(self, node: Any, **kwargs: Any) -> None:
-        """See the engine. A bound that is no number is none: NaN would pass the safety test."""
+        """See the engine. A bound that is not a number is none: NaN would pass the safety test."""
         self._forget_other_data(node, kwargs)
         super()._propagator_helper(node, **kwargs)
         if isinstance(node, BaseNode):

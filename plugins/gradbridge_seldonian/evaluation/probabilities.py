@@ -24,7 +24,7 @@ def rates(trees: Iterable[Any]) -> list[str]:
 
 
 def check_probabilities(model: Any, predictions: Array, sub_regime: Any, readers: Sequence[str]) -> None:
-    """Refuse a classifier's predictions that are no probabilities, where something reads them as such.
+    """Refuse a classifier's predictions that are not probabilities, where something reads them as such.
 
     Args:
         model: of the engine, to be named.

@@ -15,12 +15,12 @@ _OF_SOME_ROWS = ("FPR", "FNR", "TPR", "TNR", "CM")
 
 
 def check_columns(tree: ParseTree, columns: Sequence[str], of: str, name: str | None = None) -> None:
-    """Refuse a tree, or the base node of a name, that conditions on groups that are no columns of the data."""
+    """Refuse a tree, or the base node of a name, that conditions on groups that are not columns of the data."""
     for node in base_nodes(tree):
         for column in node.conditional_columns:
             if column not in columns and name in (None, node.name):
                 raise SpecError(
-                    f"the constraint {tree.constraint_str!r} conditions on {column!r}, which is none of the "
+                    f"the constraint {tree.constraint_str!r} conditions on {column!r}, which is not among the "
                     f"sensitive columns of {of}: {', '.join(columns) or 'there are none'}; "
                     f"{suggestion(column, columns)}".rstrip("; ")
                 )

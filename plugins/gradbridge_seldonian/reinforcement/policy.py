@@ -16,7 +16,7 @@ from gradbridge_seldonian.engine import Policy
 from gradbridge_seldonian.model import REUSE
 from gradbridge_seldonian.reinforcement.distributions import Gaussian, PolicyError, Softmax
 from gradbridge_seldonian.reinforcement.one_step import check_steps
-from gradbridge_seldonian.reinforcement.traced import Held, numbers
+from gradbridge_seldonian.reinforcement.traced import TracedArray, numbers
 
 __all__ = ["Gaussian", "OneHot", "PolicyError", "SeldonianPolicy", "Softmax"]
 
@@ -115,7 +115,7 @@ class SeldonianPolicy(Policy):
                 model, backend=backend, params=params, dtype=dtype, reuse=reuse, **bridge_options
             )
         self._encode = encode
-        self._held = Held(np.concatenate([self.bridge.params, self.distribution.start()]))
+        self._held = TracedArray(np.concatenate([self.bridge.params, self.distribution.start()]))
         self._seen = 0  # rows that were looked at together and one by one
 
     def set_new_params(self, new_params: Any) -> None:
@@ -124,7 +124,7 @@ class SeldonianPolicy(Policy):
         Raises:
             PolicyError: not (P,).
         """
-        self._held = Held(self._checked(new_params))
+        self._held = TracedArray(self._checked(new_params))
 
     def get_params(self) -> Any:
         """The parameters that it holds, (P,) float64, a new array: the engine's optimizer writes into it.
@@ -240,7 +240,7 @@ class SeldonianPolicy(Policy):
                 numbers = np.asarray(observations, np.float64)
             except (TypeError, ValueError) as error:
                 raise PolicyError(
-                    f"observations of dtype {observations.dtype} are no numbers; give encode=, which makes inputs of "
+                    f"observations of dtype {observations.dtype} are not numbers; give encode=, which makes inputs of "
                     f"the network out of them"
                 ) from error
             return [numbers if numbers.ndim > 1 else numbers[:, None]]

@@ -125,7 +125,7 @@ def rl_spec(
         optimizer = "CMA-ES"
     optimizer = optimizer_for(optimization_technique, optimizer)
     if optimizer not in ("adam", "CMA-ES"):
-        raise SpecError(f"optimizer={optimizer!r} is none that the engine has for episodes; use 'CMA-ES'")
+        raise SpecError(f"optimizer={optimizer!r} is not one that the engine has for episodes; use 'CMA-ES'")
     trees = [
         EpisodesTree.of(tree)
         for tree in parsing.trees(
@@ -194,7 +194,7 @@ def _modelled(model: Any, gamma: float | None) -> Any:
     for name in ("get_params", "set_new_params", "get_probs_from_observations_and_actions"):
         if not hasattr(model, name):
             raise SpecError(
-                f"{type(model).__name__} is no policy of the engine's, it has no {name}; make it one with "
+                f"{type(model).__name__} is not a policy of the engine's, it has no {name}; make it one with "
                 f"SeldonianPolicy(model, encode=…)"
             )
     return RL_model(model, {"gamma": float(gamma)})

@@ -15,7 +15,7 @@ from autograd.extend import Box
 from autograd.tracer import trace
 
 
-class Held:
+class TracedArray:
     """An array that may be traced. Copies and pickles as numbers.
 
     Args:
@@ -41,7 +41,7 @@ class Held:
         return self._value if self._roots else self._value.copy()
 
     def __reduce__(self) -> Any:
-        return Held, (numbers(self._value),)
+        return TracedArray, (numbers(self._value),)
 
 
 def numbers(theta: Any) -> Any:

@@ -24,7 +24,7 @@ from gradbridge_seldonian.specification.parsing import by_node
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is no model of the engine, such as a native one that was not wrapped."""
+    """Refuse what is not a model of the engine, such as a native one that was not wrapped."""
     if isinstance(model, EngineModel):
         return
     why = "it has no predict(theta, X)"
@@ -240,7 +240,7 @@ def check_gradient(settings: Mapping[str, Any], objective: Any, seen: tuple[Any,
     asked = "use_builtin_primary_gradient_fn=True" if use else "custom_primary_gradient_fn= of the engine's"
     name = getattr(objective, "__name__", "")
     if isinstance(model, BridgedModel):
-        why = f"the engine's formulas are those of its own linear models, and {type(model).__name__} is none of them"
+        why = f"the engine's formulas are those of its own linear models, and {type(model).__name__} is not among them"
     elif not hasattr(engine_objectives, f"gradient_{name}"):
         why = f"the engine has no formula for the objective {name!r}"
     elif settings["regularization_hyperparams"]:

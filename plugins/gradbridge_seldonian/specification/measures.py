@@ -112,7 +112,7 @@ def _unknown(constraint: str, sub_regime: str | None, names: Sequence[str], colu
     for name in re.findall(r"\w+", " ".join(groups.findall(constraint))):
         if name not in columns:
             have = ", ".join(columns) or "none"
-            return f"{name!r} is no sensitive column{_near(name, columns)}; the data have {have}"
+            return f"{name!r} is not a sensitive column{_near(name, columns)}; the data have {have}"
     for name in re.findall(r"(?<![\w.])[A-Za-z_]\w*", groups.sub("", constraint)):
         bare = name.rstrip("_")
         others = [*custom_base_node_dict, *sorted(_FUNCTIONS)]
@@ -120,7 +120,7 @@ def _unknown(constraint: str, sub_regime: str | None, names: Sequence[str], colu
             near = _near(bare, [*names, *others])
             # The engine's reinforcement learning has one sub-regime, "all".
             of = {None: "the custom regime", "all": "reinforcement learning"}.get(sub_regime, sub_regime)
-            return f"{bare!r} is no statistic of {of}{near}; they are {', '.join(names) or 'none'}"
+            return f"{bare!r} is not a statistic of {of}{near}; they are {', '.join(names) or 'none'}"
     return ""
 
 
@@ -194,7 +194,7 @@ def check_measures(spec: Any) -> None:
         spec: a `SupervisedSpec`, its parse trees `SweptTree`s.
 
     Raises:
-        SpecError: a rate that needs a class and has none, a class where there are none, or that is no number; a
+        SpecError: a rate that needs a class and has none, a class where there are none, or that is not a number; a
             column that the data have not; too few rows of candidate data, of one mini-batch of them, or of
             safety data.
     """

@@ -157,7 +157,7 @@ def by_node(what: str, given: Any, trees: Sequence[ParseTree]) -> dict[str, dict
         text = _engines(constraint, trees)
         if text not in known:
             raise SpecError(
-                f"{what} names the constraint {constraint!r}, which is none of {', '.join(map(repr, known))}; "
+                f"{what} names the constraint {constraint!r}, which is not among {', '.join(map(repr, known))}; "
                 f"{suggestion(text, known)}".rstrip("; ")
             )
         if not isinstance(nodes, Mapping):
@@ -200,7 +200,7 @@ def _check_constraints(constraints: Any, deltas: Any) -> None:
     for constraint in constraints:
         if not isinstance(constraint, str):
             raise SpecError(
-                f"the constraint {reprlib.repr(constraint)} cannot be read: it is no string; trees go to parse_trees="
+                f"the constraint {reprlib.repr(constraint)} cannot be read: it is not a string; trees go to parse_trees="
             )
     if len(constraints) != len(deltas):
         raise SpecError(f"{len(constraints)} constraints need as many deltas, got {len(deltas)}")
@@ -240,7 +240,7 @@ def _made(constraint: str, delta: Any, vector: Any, factors: Any, setting: Setti
     weights = _numbers("delta_vectors", constraint, vector, read().n_unique_bounds_tot)
     if abs(max(weights)) > _STEEPEST:
         raise SpecError(
-            f"delta_vectors are taken to the exponential, and that of {max(weights)} is no number to share "
+            f"delta_vectors are taken to the exponential, and that of {max(weights)} is not a number to share "
             f"{constraint!r} by; only their differences count, so subtract it"
         )
     return read(delta_weight_method="manual", delta_vector=weights, **how)

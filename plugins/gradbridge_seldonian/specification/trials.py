@@ -161,7 +161,7 @@ def try_measures(trees: Sequence[ParseTree], model: Any, start: Array, dataset: 
             regime="custom",
             sub_regime=None,
         )
-        # A power of a negative interval, say, is no mistake: the engine finds no solution there.
+        # A power of a negative interval, say, is not a mistake: the engine finds no solution there.
         with contextlib.suppress(ArithmeticError):
             called(f"the constraint {tree.constraint_str!r}", bounds, passed=(ArithmeticError,))
 

@@ -56,7 +56,7 @@ class StepsFramework:
         yield
 
     def check_native(self, native: Any) -> None:
-        """Refuse what create_model returned, where it is no model.
+        """Refuse what create_model returned, where it is not a model.
 
         Raises:
             UnknownModelError
@@ -67,7 +67,7 @@ class StepsFramework:
             )
 
     def check_predictions(self, predictions: Any) -> None:
-        """Refuse what forward_pass returned, where it is no predictions.
+        """Refuse what forward_pass returned, where they are not predictions.
 
         Raises:
             OutputError

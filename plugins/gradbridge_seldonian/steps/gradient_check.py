@@ -65,10 +65,10 @@ class Differences:
         """Whether the predictions clearly move as the first of two gradients says, and not as the other does."""
         direction = ours - theirs
         direction = direction / np.abs(direction).max() * self._scale
-        mine, other = float(ours @ direction), float(theirs @ direction)
+        own, other = float(ours @ direction), float(theirs @ direction)
         for step in (self._step, self._step / 8):
             there, doubt = self._moved(direction, step)
-            if not doubt + abs(there - mine) < 0.25 * abs(mine - other):
+            if not doubt + abs(there - own) < 0.25 * abs(own - other):
                 return False
         return True
 

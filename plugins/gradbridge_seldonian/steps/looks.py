@@ -209,7 +209,7 @@ class GradientLook:
         ):
             what = f"{ZERO} does not clear what {BACKWARD} has gathered before, which is added to it"
         elif times and close(gradient, times * expected):
-            what = "it has the sign turned" if abs(times + 1) < 1e-3 else f"it is {times:.4g} times as large"
+            what = "its sign is reversed" if abs(times + 1) < 1e-3 else f"it is {times:.4g} times as large"
         elif gradient.any() and close(self._pulled(record, 2.0 * cotangent), gradient):
             what = f"it does not change with external_grad, or is that of other predictions than those of its run: {BACKWARD} keeps it or ignores external_grad"
         elif len(wrong) < len(blocks) and not any(gradient[b].any() for b in wrong):

@@ -22,7 +22,7 @@ def placement(load: Callable[[Array], None], read: Callable[[], Array], size: in
 
     Returns:
         (n,) int: for each number of the model its place in theta, -1 where it is loaded from none. None where they
-        are no copies of theta's: scaled, transformed.
+        are not copies of theta's: scaled, transformed.
     """
     places = np.arange(size)
 

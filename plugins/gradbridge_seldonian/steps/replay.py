@@ -149,7 +149,7 @@ class StepsAdapter(Adapter):
 
         Raises:
             GuestError: a method failed.
-            GradientShapeError: it is no gradient of theta.
+            GradientShapeError: it is not a gradient of theta.
         """
         with self.framework.surroundings(record.spec.noise):
             return self._checked_gradient(self._pull(record, cotangent), record.theta.size)
@@ -219,7 +219,7 @@ class StepsAdapter(Adapter):
         """The predictions as an array.
 
         Raises:
-            OutputError: they are no numbers.
+            OutputError: they are not numbers.
         """
         array = np.array(self.framework.to_numpy(record.predictions))
         if array.dtype.kind not in "fiub":

@@ -32,7 +32,7 @@ class TensorFlowSteps(StepsFramework):
             self.restore(seeds)
 
     def check_native(self, native: Any) -> None:
-        """Refuse what is no built model of TensorFlow, unless all methods are the class's own."""
+        """Refuse what is not a built model of TensorFlow, unless all methods are the class's own."""
         super().check_native(native)
         inherited = [
             name for name in METHODS[1:] if is_inherited(self.owner, name) and name != "zero_gradients"
@@ -67,7 +67,7 @@ class TensorFlowSteps(StepsFramework):
         self.owner.tape = None
 
     def check_predictions(self, predictions: Any) -> None:
-        """Refuse what is no tensor, unless backward_pass is the class's own."""
+        """Refuse what is not a tensor, unless backward_pass is the class's own."""
         import tensorflow as tf
 
         if not tf.is_tensor(predictions) and is_inherited(self.owner, "backward_pass"):

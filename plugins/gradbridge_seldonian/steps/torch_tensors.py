@@ -39,7 +39,7 @@ class TorchSteps(StepsFramework):
             yield
 
     def check_native(self, native: Any) -> None:
-        """Refuse what is no module, unless all methods are the class's own."""
+        """Refuse what is not a module, unless all methods are the class's own."""
         import torch
 
         super().check_native(native)
@@ -64,7 +64,7 @@ class TorchSteps(StepsFramework):
             )
 
     def check_predictions(self, predictions: Any) -> None:
-        """Refuse what is no tensor, unless backward_pass is the class's own."""
+        """Refuse what is not a tensor, unless backward_pass is the class's own."""
         import torch
 
         if not isinstance(predictions, torch.Tensor) and is_inherited(self.owner, "backward_pass"):

@@ -57,7 +57,7 @@ def same_array_twice(subject: Subject) -> None:
 
 @check(9, ("switch",))
 def constants_vary(subject: Subject) -> None:
-    """What is no array (a string, a Python integer) is that of the call: it may be another one in the next."""
+    """What is not an array (a string, a Python integer) is that of the call: it may be another one in the next."""
     base = subject.point(136)
     calls = [("cube", 2), ("square", 2), ("cube", 3), ("square", 7), ("cube", 2)]
     points = [replace(base, inputs=(base.inputs[0], name, times)) for name, times in calls]

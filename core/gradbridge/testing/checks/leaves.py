@@ -135,7 +135,7 @@ def shapes_ahead(subject: Subject) -> None:
 
 @check(7)
 def results_are_checked(subject: Subject) -> None:
-    """What is no gradient of each argument, or no tangent of each output, is refused before anybody uses it."""
+    """What is not a gradient of each argument, or no tangent of each output, is refused before anybody uses it."""
     point, adapter = subject.point(115), subject.fresh()
     arguments, wrt = [*point.arguments, *point.cotangents], subject.differentiable(point.inputs)
     tangents = drawn([point.arguments[i] for i in wrt], 116)

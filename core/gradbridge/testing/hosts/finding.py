@@ -24,14 +24,14 @@ def find_host(name: str, registry: Registry | None = None) -> HostUnderTest:
 
     Raises:
         UnknownBackendError: there is no such backend.
-        BackendUnavailableError: its framework is missing, it is no host, or it brings no operations.
+        BackendUnavailableError: its framework is missing, it is not a host, or it brings no operations.
     """
     registry = registry if registry is not None else default_registry()
     if name == PAPER and PAPER not in registry.names():
         return PaperHostUnderTest(registry)
     declared = registry.backend(name)
     if declared.host is None:
-        raise BackendUnavailableError(f"backend {name!r} is no host")
+        raise BackendUnavailableError(f"backend {name!r} is not a host")
     registry.host(name)  # its own error says how to install the framework
     modules = list(_modules(declared.host.partition(":")[0]))
     module = next(filter(has_module, modules), modules[0])
