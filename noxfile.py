@@ -20,6 +20,8 @@ TESTING = ["pytest", "pytest-xdist", "hypothesis"]
 ONLY: dict[str, list[str]] = {"torch": [], "jax": ["flax", "equinox"], "tensorflow": []}
 # Libraries whose models are tested as guests; the last two by the examples of third parties' backends.
 MODULES = ["flax", "equinox", "mygrad", "tinygrad"]
+# What builds the documentation site.
+SITE = ["sphinx", "myst-nb", "furo"]
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -196,3 +198,16 @@ def fuzz(session: nox.Session) -> None:
     """
     install(session, "-e", ".[all]", "flax", "click", compiled=False)
     session.run("python", "-m", "fuzz", *session.posargs, env=QUIET)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site, in docs/_build/html; a warning fails, and so does a cell of a tutorial or a dead link.
+
+    For: what is generated from the code while it is built (reference, tables, messages of errors), and the tutorials,
+    which are executed. Asks nothing of a network. `-- -E` and other options go to Sphinx.
+    """
+    install(session, "-e", ".[all]", *MODULES, *SITE, engine=True, compiled=False)
+    html = "docs/_build/html"
+    session.run("python", "-m", "sphinx", "-W", "--keep-going", "docs", html, *session.posargs, env=QUIET)
+    session.run("python", "docs/check_links.py", html)
