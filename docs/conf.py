@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import sys
+from typing import Any
 
 import gradbridge
 
@@ -19,6 +21,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "site_columns",
     "site_docstrings",
     "site_tables",
     "site_errors",
@@ -52,5 +55,17 @@ html_title = f"gradbridge {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
-suppress_warnings = ["toc.empty_glob"]  # a section may have no pages yet
 html_theme_options = {"navigation_with_keys": True}
+
+
+def _leave_out_empty_sections(app: Any, docname: str, source: list[str]) -> None:
+    """A section of the index whose pages are found by a pattern is left out where there are none."""
+    if docname == "index":
+        here = pathlib.Path(__file__).parent
+        pattern = r"```\{toctree\}\n(?:[^`\n]*\n)*?:glob:\n(?::.*\n)*\n(\S+)\n```\n"
+        source[0] = re.sub(pattern, lambda m: m[0] if any(here.glob(f"{m[1]}.md")) else "", source[0])
+
+
+def setup(app: Any) -> None:
+    """Sphinx calls it."""
+    app.connect("source-read", _leave_out_empty_sections)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import pathlib
 import re
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from site_markdown import generated
+from site_markdown import generated, quiet
 from sphinx.application import Sphinx
 
 from gradbridge import errors
@@ -32,8 +29,7 @@ def raised(name: str, code: str) -> str:
     """
     expected = getattr(errors, name)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with quiet():
             exec(compile(code, f"<example of {name}>", "exec"), {"__name__": "example"})
     except errors.GradbridgeError as error:
         assert type(error) is expected, f"the example of {name} raised {type(error).__name__}: {error}"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from docutils import nodes
@@ -36,6 +40,19 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _cell(value: Any) -> str:
     return str(value).replace("\n", " ").replace("|", "\\|")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Warnings and what frameworks log and print while examples run are none of the build's."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def code(name: str) -> str:

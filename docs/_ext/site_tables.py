@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from site_markdown import code, generated, table
+from site_markdown import code, generated, quiet, table
 from sphinx.application import Sphinx
 
 import gradbridge
@@ -40,14 +40,15 @@ def backends() -> str:
 
 def guests() -> str:
     """Abilities × guests, by the checks of the kit that tell; and why something is not there."""
-    names = [name for name, info in gradbridge.backends().items() if "guest" in info.roles and info.available]
+    names = _able("guest")
     marks: dict[str, list[str]] = {ability: [] for ability in GUEST_ABILITIES}
     notes: dict[str, list[str]] = {}
     for name in names:
         if (under_test := _found(name)) is None:
             notes[name] = ["is a way to call other backends' models, and has the abilities of those"]
             continue
-        report = run(under_test, checks=list(dict.fromkeys(GUEST_ABILITIES.values())))
+        with quiet():
+            report = run(under_test, checks=list(dict.fromkeys(GUEST_ABILITIES.values())))
         for ability, check in GUEST_ABILITIES.items():
             rows = [row for row in report.rows if row.check == check]
             marks[ability].append(MARKS[worst(rows)])
@@ -58,18 +59,33 @@ def guests() -> str:
 
 
 def hosts() -> str:
-    """Abilities × hosts, with the kit's own guest, which offers everything; and why something is not there."""
-    names = [name for name, info in gradbridge.backends().items() if "host" in info.roles and info.available]
+    """Abilities × hosts, with the NumPy guest, which has no AD of its own; and why something is not there."""
     checks = ["host_gradients", *(check.name for check in HOST_CHECKS.values() if check.ability)]
-    cells = {name: run_hosts(find_host(name), checks=checks).cell("reference") for name in names}
-    rows: list[list[Any]] = [["highest order of derivatives that is checked", *(c.order for c in cells.values())]]
-    for ability in HOST_ABILITIES:
-        rows.append([ability, *(MARKS[cell.abilities[ability]] for cell in cells.values())])
+    with quiet():
+        cells = {name: run_hosts(find_host(name), [find("numpy")], checks).cell("numpy") for name in _able("host")}
+    rows = [[ability, *(MARKS[c.abilities[ability]] for c in cells.values())] for ability in HOST_ABILITIES]
     notes = {
         name: [f"{what}: {reason}" for what, reason in cell.reasons.items() if what in HOST_ABILITIES]
         for name, cell in cells.items()
     }
-    return "\n".join([table(["a host's", *names], rows), "", *_notes(notes)])
+    return "\n".join([table(["a host's", *cells], rows), "", *_notes(notes)])
+
+
+def pairs() -> str:
+    """Host × guest: the highest order of derivatives that agrees with the closed form, of those that are checked."""
+    orders = [check.name for check in HOST_CHECKS.values() if check.ability in ("second order", "third order")]
+    guests = {name: under_test for name in _able("guest") if (under_test := _found(name)) is not None}
+    rows = []
+    with quiet():
+        for host in _able("host"):
+            report = run_hosts(find_host(host), guests.values(), ["host_gradients", *orders])
+            rows.append([host, *(report.cell(guest).order for guest in guests)])
+    return table(["host", *guests], rows)
+
+
+def _able(role: str) -> list[str]:
+    """The backends that have a role and work here."""
+    return [name for name, info in gradbridge.backends().items() if role in info.roles and info.available]
 
 
 def _found(name: str) -> Any:
@@ -94,6 +110,6 @@ def _listed(names: Iterable[str]) -> str:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls it."""
-    for name, write in {"backends": backends, "guests": guests, "hosts": hosts}.items():
+    for name, write in {"backends": backends, "guests": guests, "hosts": hosts, "pairs": pairs}.items():
         app.add_directive(f"gradbridge-{name}", generated(write))
     return {"parallel_read_safe": False}
