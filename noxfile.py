@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 import tempfile
 
 import nox
@@ -205,9 +206,10 @@ def docs(session: nox.Session) -> None:
     """The documentation site, in docs/_build/html; a warning fails, and so does a cell of a tutorial or a dead link.
 
     For: what is generated from the code while it is built (reference, tables, messages of errors), and the tutorials,
-    which are executed. Asks nothing of a network. `-- -E` and other options go to Sphinx.
+    which are executed. Asks nothing of a network.
     """
     install(session, "-e", ".[all]", *MODULES, *SITE, engine=True, compiled=False)
     html = "docs/_build/html"
-    session.run("python", "-m", "sphinx", "-W", "--keep-going", "docs", html, *session.posargs, env=QUIET)
+    shutil.rmtree(html, ignore_errors=True)  # pages of what is there no more, with anchors that nobody makes
+    session.run("python", "-m", "sphinx", "-W", "--keep-going", "-E", "docs", html, *session.posargs, env=QUIET)
     session.run("python", "docs/check_links.py", html)

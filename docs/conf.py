@@ -25,6 +25,7 @@ extensions = [
     "site_docstrings",
     "site_tables",
     "site_errors",
+    "site_figures",
     "site_commands",
 ]
 exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]

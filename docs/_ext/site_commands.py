@@ -15,6 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import gradbridge.cli
+import gradbridge.errors
 import gradbridge.extend
 from gradbridge.registry import default_registry
 
@@ -48,8 +49,10 @@ class Extend(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         lines: list[str] = []
-        for name in sorted(gradbridge.extend.__all__, key=str.lower):
-            lines += ["", *_documented(name, getattr(gradbridge.extend, name))]
+        described = {n: _documented(n, getattr(gradbridge.extend, n)) for n in gradbridge.extend.__all__}
+        linked = sorted(n for n, some in described.items() if some[0].startswith("- "))
+        for name in [*linked, *sorted(set(described) - set(linked), key=str.lower)]:
+            lines += ["", *described[name]]
         inner = nodes.Element()
         inner.document = self.state.document
         text = ["```{eval-rst}", *lines, "```"]
@@ -59,19 +62,28 @@ class Extend(SphinxDirective):
 
 def _documented(name: str, value: Any) -> list[str]:
     path = f"gradbridge.extend.{name}"
-    if inspect.isclass(value) and issubclass(value, Exception):
-        return [f".. py:class:: {path}", "   :no-index:", "", f"   :exc:`gradbridge.errors.{name}`."]
+    if value is getattr(gradbridge.errors, name, None):
+        return [f"- :exc:`gradbridge.errors.{name}`"]
     if name in gradbridge.__all__:
-        return [f".. py:class:: {path}", "   :no-index:", "", f"   :class:`gradbridge.{name}`."]
+        return [f"- :class:`gradbridge.{name}`"]
     if name == "Array":
         return [f".. py:data:: {path}", "", "   An array of NumPy, `numpy.ndarray`, of any dtype."]
     if inspect.isclass(value) and value.__module__.startswith("gradbridge"):
-        return [f".. autoclass:: {path}", "   :members:", "   :inherited-members: tuple, ABC, object, Generic"]
+        options = ["   :members:", "   :inherited-members: tuple, ABC, object, Generic"]
+        return [*_second_anchor(name, value), f".. autoclass:: {path}", *options]
     if inspect.ismodule(value):
-        return [f".. automodule:: {value.__name__}", "   :members:", "   :no-index:"]
+        return [f".. automodule:: {value.__name__}", "   :members:"]
     if inspect.isfunction(value):
         return [f".. autofunction:: {path}"]
     return [f".. autodata:: {path}", "   :no-value:"]
+
+
+def _second_anchor(name: str, value: Any) -> list[str]:
+    """Where a class shares its file with one of `gradbridge`, the way back from its source takes it for one, too."""
+    public = (getattr(gradbridge, other) for other in gradbridge.__all__)
+    if not any(getattr(other, "__module__", "") == value.__module__ for other in public):
+        return []
+    return [".. raw:: html", "", f'   <span id="gradbridge.{name}"></span>', ""]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

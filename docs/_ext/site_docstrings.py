@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 _STAR = re.compile(r"(?<![\\*\w])(\*{1,2})(?=\w)(?!\w[\w ]*\*)")
 
 
-def escape(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+def escape(app: Sphinx | None, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Escape those stars, in place; in literal blocks they are what they are."""
     depth: int | None = None  # indentation of what introduced the literal block that a line is in
     for i, line in enumerate(lines):

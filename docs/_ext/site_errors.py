@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from site_docstrings import escape
 from site_markdown import generated, quiet
 from sphinx.application import Sphinx
 
@@ -53,7 +54,9 @@ def markdown() -> str:
     """A heading, the description and the example for each error, in the order of the tree."""
     known, lines = examples(), list[str]()
     for _, cls in tree():
-        directive = [f".. py:exception:: gradbridge.errors.{cls.__name__}", "", f"   {cls.__doc__}"]
+        words = [cls.__doc__ or ""]
+        escape(None, "", "", cls, None, words)
+        directive = [f".. py:exception:: gradbridge.errors.{cls.__name__}", "", f"   {words[0]}"]
         bases = [f":exc:`{base.__name__}`" for base in cls.__bases__ if base is not Exception]
         if bases:
             directive += ["", f"   Bases: {', '.join(bases)}."]
