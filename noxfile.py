@@ -211,5 +211,7 @@ def docs(session: nox.Session) -> None:
     install(session, "-e", ".[all]", *MODULES, *SITE, engine=True, compiled=False)
     html = "docs/_build/html"
     shutil.rmtree(html, ignore_errors=True)  # pages of what is there no more, with anchors that nobody makes
-    session.run("python", "-m", "sphinx", "-W", "--keep-going", "-E", "docs", html, *session.posargs, env=QUIET)
+    session.run(
+        "python", "-m", "sphinx", "-W", "--keep-going", "-E", "docs", html, *session.posargs, env=QUIET
+    )
     session.run("python", "docs/check_links.py", html)

@@ -51,6 +51,8 @@ maximum_signature_line_length = 90
 python_use_unqualified_type_names = True
 add_module_names = False
 
+pygments_style = "default"
+pygments_dark_style = "monokai"
 html_theme = "furo"
 html_title = f"gradbridge {version}"
 html_static_path = ["_static"]

@@ -33,8 +33,9 @@ def raised(name: str, code: str) -> str:
         with quiet():
             exec(compile(code, f"<example of {name}>", "exec"), {"__name__": "example"})
     except errors.GradbridgeError as error:
-        assert type(error) is expected, f"the example of {name} raised {type(error).__name__}: {error}"
-        return str(error)
+        if type(error) is expected:
+            return str(error)
+        raise AssertionError(f"the example of {name} raised {type(error).__name__}: {error}") from error
     raise AssertionError(f"the example of {name} raised nothing")
 
 
@@ -64,6 +65,8 @@ def markdown() -> str:
         if cls.__name__ in known:
             code = known[cls.__name__]
             lines += ["```python", code, "```", "", "```text", raised(cls.__name__, code), "```", ""]
+        elif not cls.__subclasses__():
+            raise AssertionError(f"there is no example of {cls.__name__} in {EXAMPLES.name}")
     return "\n".join(lines)
 
 

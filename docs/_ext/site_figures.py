@@ -23,7 +23,9 @@ def ratios(figures: list[dict[str, Any]]) -> dict[str, list[tuple[str, float, bo
     for figure in figures:
         if match := _NAME.fullmatch(figure["name"]):
             label = f"{match['way']}: {match['guest']}, {match['program']}"
-            found.setdefault(match["title"], []).append((label, figure["value"], "gradbridge" in match["program"]))
+            found.setdefault(match["title"], []).append(
+                (label, figure["value"], "gradbridge" in match["program"])
+            )
     return found
 
 

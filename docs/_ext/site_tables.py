@@ -55,14 +55,18 @@ def guests() -> str:
             if worst(rows) != "passed":
                 notes.setdefault(name, []).append(f"{ability}: {_reason(rows)}")
     columns = [name for name in names if _found(name) is not None]
-    return "\n".join([table(["a guest's", *columns], [[a, *m] for a, m in marks.items()]), "", *_notes(notes)])
+    return "\n".join(
+        [table(["a guest's", *columns], [[a, *m] for a, m in marks.items()]), "", *_notes(notes)]
+    )
 
 
 def hosts() -> str:
     """Abilities × hosts, with the NumPy guest, which has no AD of its own; and why something is not there."""
     checks = ["host_gradients", *(check.name for check in HOST_CHECKS.values() if check.ability)]
     with quiet():
-        cells = {name: run_hosts(find_host(name), [find("numpy")], checks).cell("numpy") for name in _able("host")}
+        cells = {
+            name: run_hosts(find_host(name), [find("numpy")], checks).cell("numpy") for name in _able("host")
+        }
     rows = [[ability, *(MARKS[c.abilities[ability]] for c in cells.values())] for ability in HOST_ABILITIES]
     notes = {
         name: [f"{what}: {reason}" for what, reason in cell.reasons.items() if what in HOST_ABILITIES]
@@ -73,7 +77,9 @@ def hosts() -> str:
 
 def pairs() -> str:
     """Host × guest: the highest order of derivatives that agrees with the closed form, of those that are checked."""
-    orders = [check.name for check in HOST_CHECKS.values() if check.ability in ("second order", "third order")]
+    orders = [
+        check.name for check in HOST_CHECKS.values() if check.ability in ("second order", "third order")
+    ]
     guests = {name: under_test for name in _able("guest") if (under_test := _found(name)) is not None}
     rows = []
     with quiet():

@@ -11,7 +11,10 @@ import pytest
 from gradbridge import hookspecs
 
 ROOT = pathlib.Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *(p for p in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in p.parts)]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(p for p in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in p.parts),
+]
 
 
 def test_the_first_example_of_the_readme_runs():

@@ -15,7 +15,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 SKIPPED = {"_build", "_ext", "tutorials"}
 PAGES = [
     ROOT / "README.md",
-    *(p for p in sorted((ROOT / "docs").rglob("*.md")) if not SKIPPED & set(p.relative_to(ROOT / "docs").parts)),
+    *(
+        p
+        for p in sorted((ROOT / "docs").rglob("*.md"))
+        if not SKIPPED & set(p.relative_to(ROOT / "docs").parts)
+    ),
 ]
 
 #: {page: the test that runs its code, in a process or an environment of its own}
@@ -34,7 +38,10 @@ NOT_RUN = {
     "docs/howto/processes.md": 1,
 }
 
-BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?^( *)```python\n(?P<code>.*?)^\2```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?^( *)```python\n(?P<code>.*?)^\2```",
+    re.DOTALL | re.MULTILINE,
+)
 
 
 def named(page):
@@ -53,7 +60,9 @@ WITH_CODE = [page for page in PAGES if blocks(page)]
 def frameworks(code):
     """The packages that some code imports."""
     return {name.split(".")[0] for name in re.findall(r"^ *(?:import|from) ([\w.]+)", code, re.MULTILINE)} | {
-        name for line in re.findall(r"^ *import ([\w., ]+)", code, re.MULTILINE) for name in re.findall(r", (\w+)", line)
+        name
+        for line in re.findall(r"^ *import ([\w., ]+)", code, re.MULTILINE)
+        for name in re.findall(r", (\w+)", line)
     }
 
 
