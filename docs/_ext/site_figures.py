@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 FIGURES = pathlib.Path(__file__).parents[1] / "explanation" / "speed.json"
-_NAME = re.compile(r"(?P<title>.*?), (?P<way>[^,]+), (?P<guest>\w+), (?P<program>[^:]+): ÷ guest")
+_NAME = re.compile(r"(?P<title>.*? host, \w+), (?P<way>[^,]+), (?P<guest>\w+), (?P<program>[^:]+): ÷ guest")
 WIDTH, LEFT, RIGHT, HEIGHT = 760, 300, 70, 22
 
 
@@ -23,7 +23,7 @@ def ratios(figures: list[dict[str, Any]]) -> dict[str, list[tuple[str, float, bo
     for figure in figures:
         if match := _NAME.fullmatch(figure["name"]):
             label = f"{match['way']}: {match['guest']}, {match['program']}"
-            found.setdefault(match["title"], []).append(
+            found.setdefault(match["title"].removeprefix("hosts: "), []).append(
                 (label, figure["value"], "gradbridge" in match["program"])
             )
     return found

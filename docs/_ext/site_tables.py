@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ from gradbridge.testing import find, run
 from gradbridge.testing.hosts import ABILITIES as HOST_ABILITIES
 from gradbridge.testing.hosts import HOST_CHECKS, find_host, run_hosts
 from gradbridge.testing.report import ABILITIES as GUEST_ABILITIES
-from gradbridge.testing.rows import MARKS, worst
+from gradbridge.testing.rows import MARKS, PASSED, worst
 
 
 def backends() -> str:
@@ -25,35 +26,34 @@ def backends() -> str:
         rows.append(
             [
                 code(name),
-                ", ".join(map(code, backend.aliases)),
                 " and ".join(info.roles),
-                _listed(backend.models),
-                _listed(backend.arrays),
-                ", ".join(code(f"f.{layer}()") for layer in backend.wrappers),
                 info.version or "needs none",
+                ", ".join(map(code, backend.aliases)),
                 code(info.install),
+                ", ".join(code(f"f.{layer}()") for layer in backend.wrappers),
+                _listed(backend.arrays),
+                _listed(backend.models),
             ]
         )
-    headings = ("backend", "also called", "can be", "classes of models", "classes of arrays", "layers")
-    return table([*headings, "built with", "installed by"], rows)
+    headings = ("backend", "can be", "built with", "also called", "installed by", "layers")
+    return table([*headings, "classes of arrays", "classes of models"], rows)
 
 
 def guests() -> str:
     """Abilities × guests, by the checks of the kit that tell; and why something is not there."""
     names = _able("guest")
     marks: dict[str, list[str]] = {ability: [] for ability in GUEST_ABILITIES}
-    notes: dict[str, list[str]] = {}
+    notes: dict[str, list[tuple[str, str]]] = {}
     for name in names:
         if (under_test := _found(name)) is None:
-            notes[name] = ["is a way to call other backends' models, and has the abilities of those"]
-            continue
+            continue  # it calls other backends' models, and has their abilities
         with quiet():
             report = run(under_test, checks=list(dict.fromkeys(GUEST_ABILITIES.values())))
         for ability, check in GUEST_ABILITIES.items():
             rows = [row for row in report.rows if row.check == check]
-            marks[ability].append(MARKS[worst(rows)])
-            if worst(rows) != "passed":
-                notes.setdefault(name, []).append(f"{ability}: {_reason(rows)}")
+            marks[ability].append(_mark(worst(rows)))
+            if worst(rows) != PASSED:
+                notes.setdefault(name, []).append((ability, _reason(rows)))
     columns = [name for name in names if _found(name) is not None]
     return "\n".join(
         [table(["a guest's", *columns], [[a, *m] for a, m in marks.items()]), "", *_notes(notes)]
@@ -67,9 +67,9 @@ def hosts() -> str:
         cells = {
             name: run_hosts(find_host(name), [find("numpy")], checks).cell("numpy") for name in _able("host")
         }
-    rows = [[ability, *(MARKS[c.abilities[ability]] for c in cells.values())] for ability in HOST_ABILITIES]
+    rows = [[ability, *(_mark(c.abilities[ability]) for c in cells.values())] for ability in HOST_ABILITIES]
     notes = {
-        name: [f"{what}: {reason}" for what, reason in cell.reasons.items() if what in HOST_ABILITIES]
+        name: [(what, reason) for what, reason in cell.reasons.items() if what in HOST_ABILITIES]
         for name, cell in cells.items()
     }
     return "\n".join([table(["a host's", *cells], rows), "", *_notes(notes)])
@@ -102,12 +102,25 @@ def _found(name: str) -> Any:
         return None
 
 
+def _mark(outcome: str) -> str:
+    """The kit's mark of an outcome, without the colours that it has on a terminal."""
+    return re.sub(r"\[.*?\]", "", MARKS[outcome])
+
+
 def _reason(rows: Iterable[Any]) -> str:
-    return next((row.message for row in rows if row.message), "not offered")
+    message = next((row.message for row in rows if row.message), "not offered")
+    return message.removeprefix("not offered, and another way is taken: ")
 
 
-def _notes(notes: dict[str, list[str]]) -> list[str]:
-    return [f"- **{name}** – {'; '.join(dict.fromkeys(some))}" for name, some in notes.items() if some]
+def _notes(notes: dict[str, list[tuple[str, str]]]) -> list[str]:
+    """A line for each reason, with all that it is the reason of."""
+    lines = []
+    for name, some in notes.items():
+        alike: dict[str, list[str]] = {}
+        for what, reason in some:
+            alike.setdefault(reason.removeprefix(f"{name}: "), []).append(what)
+        lines += [f"- **{name}**, {', '.join(whats)}: {reason}" for reason, whats in alike.items()]
+    return lines
 
 
 def _listed(names: Iterable[str]) -> str:
