@@ -11,6 +11,7 @@ import numpy as np
 
 from gradbridge import trees
 from gradbridge.call_spec import CallSpec, argument_names
+from gradbridge.closures import surroundings
 from gradbridge.framework import Framework, Model
 from gradbridge.layout import ParameterLayout, leaf_names
 from gradbridge.options import GuestOptions, not_a_parameter, parameter_array
@@ -33,6 +34,8 @@ class FunctionModel(Model):
         self, framework: Framework, function: Callable[..., Any], options: GuestOptions, dtype: Any = None
     ) -> None:
         self._framework, self._function = framework, function
+        if framework.traits.compiles:  # what it read from outside is in the program
+            self.surroundings = surroundings(function)
         self._has_params = options.params is not None
         self.label = getattr(function, "__name__", type(function).__name__)
         self.argument_names = argument_names(function, skip=int(self._has_params))

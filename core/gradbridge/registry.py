@@ -177,6 +177,26 @@ class Registry(HostPlugins):
                 f"a model was expected, got the class {name}; make an instance of it, {name}(…), and bridge that"
             )
 
+    def refuse_stranger(self, model: Any, backend: str) -> None:
+        """Refuse a native model of another framework where one of our own backends was asked for.
+
+        It would be called as a function of that backend's arrays, without params.
+
+        Args:
+            model: that is to be bridged.
+            backend: the name that was given.
+
+        Raises:
+            UnknownModelError
+        """
+        claims = self._claims(type(model))
+        theirs = sorted({name for _, names in claims for name in names})
+        if theirs and backend not in theirs and self._backends[backend][1].is_own:
+            raise UnknownModelError(
+                f"a {type(model).__name__} is a model of {' or '.join(theirs)}, and backend={backend!r} was given; leave "
+                f"backend= out, or bridge a function of {backend}'s arrays"
+            )
+
     def _claims(self, kind: type) -> list[tuple[type, list[str]]]:
         """(class, names of the backends that claim it) of the classes in an MRO, the most derived first."""
         self._load_plugins()

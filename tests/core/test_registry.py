@@ -352,3 +352,11 @@ def test_a_misspelt_command_gets_the_nearest_one(typed):
     result = CliRunner().invoke(cli, [typed])
     assert result.exit_code == 2
     assert f"there is no command '{typed}'; did you mean 'backends'? there are audit, " in result.output
+
+
+@pytest.mark.parametrize("backend", ["jax", "numpy", "keras"])
+def test_a_model_of_another_framework_is_refused_by_a_backend_of_ours(backend):
+    torch = pytest.importorskip("torch")
+    with pytest.raises(UnknownModelError, match="a Linear is a model of torch, and backend="):
+        gb.bridge(torch.nn.Linear(3, 1), backend=backend)
+    assert gb.bridge(torch.nn.Linear(3, 1), backend="pytorch").layout.size == 4

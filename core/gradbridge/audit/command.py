@@ -58,12 +58,10 @@ def audit_command(
             if isinstance(model, Primitive)
             else model.audit(model.params, *arrays, told=told)
         )
-    console.print(
-        f"{len(report)} rows, {len(report.wrong)} wrong"
-        if report.wrong
-        else f"{len(report)} rows, nothing wrong",
-        highlight=False,
-    )
+    notes = sum(finding.outcome == "note" for finding in report)
+    judged = f", {notes} noted, which you may judge" if notes else ""
+    wrong = f"{len(report.wrong)} wrong" if report.wrong else "nothing wrong"
+    console.print(f"{len(report)} rows, {wrong}{judged}", highlight=False)
     return 1 if report.wrong else 0
 
 
