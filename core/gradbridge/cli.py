@@ -99,7 +99,7 @@ def _checks() -> list[str]:
     return [*CHECKS, *HOST_CHECKS]
 
 
-@cli.command()
+@cli.command(short_help="List the backends, and whether each works here.")
 @_json
 def backends(as_json: bool) -> None:
     """List the backends: what each can be, whether it works here, and if not, why.
@@ -142,7 +142,7 @@ _only = click.option(
 )
 
 
-@cli.command()
+@cli.command(short_help="Check a backend against the laws, as guest and as host.")
 @click.argument("backend", shell_complete=_completed(_backends))
 @_only
 @click.option(
@@ -160,7 +160,7 @@ def check(backend: str, only: tuple[str, ...], guests: tuple[str, ...]) -> None:
     sys.exit(check_command(backend, only=only, guests=guests))
 
 
-@cli.command()
+@cli.command(short_help="Check every backend: host × guest, and guest × law.")
 @_only
 @click.option("--save", type=click.Path(dir_okay=False), help="Draw the matrix into this file, as SVG.")
 @_json
@@ -171,7 +171,7 @@ def matrix(only: tuple[str, ...], save: str | None, as_json: bool) -> None:
     sys.exit(matrix_command(only=only, save=save, as_json=as_json))
 
 
-@cli.command()
+@cli.command(short_help="Audit a model or a bridge, by its import.")
 @click.argument("target", metavar="MODULE:NAME")
 @click.option(
     "--input",
@@ -195,7 +195,7 @@ def audit(
     sys.exit(audit_command(target, inputs, backend, dtype, params))
 
 
-@cli.command()
+@cli.command(short_help="Measure what bridges cost here; in a clone.")
 @click.argument("names", nargs=-1, metavar="[NAME ...]")
 @_json
 def bench(names: tuple[str, ...], as_json: bool) -> None:
@@ -216,7 +216,7 @@ def bench(names: tuple[str, ...], as_json: bool) -> None:
     sys.exit(subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode)
 
 
-@cli.command("new-backend")
+@cli.command("new-backend", short_help="Write a package for a backend NAME, to fill in.")
 @click.argument("name")
 @click.option("--folder", type=click.Path(), help="Where to write it; gradbridge-NAME if nothing is said.")
 def new_backend(name: str, folder: str | None) -> None:
@@ -252,7 +252,7 @@ def _plugin_commands(registry: Registry) -> dict[str, click.Command]:
             faults.append(str(error))
         for name, command in group.commands.items():
             if not isinstance(name, str) or not isinstance(command, click.Command):
-                faults.append(f"{plugin.said} adds {name!r}, which is no command with a name")
+                faults.append(f"{plugin.said} adds {name!r}, which is not a command with a name")
             elif name in _BUILT_IN or name in commands:
                 faults.append(
                     f"{plugin.said} adds a command {name!r}, which there is already; it is left out"

@@ -171,12 +171,12 @@ def find(name: str, registry: Registry | None = None) -> BackendUnderTest:
 
     Raises:
         UnknownBackendError: there is no such backend.
-        BackendUnavailableError: its framework is missing, it is no guest, or it brings no factories.
+        BackendUnavailableError: its framework is missing, it is not a guest, or it brings no factories.
     """
     registry = registry if registry is not None else default_registry()
     declared = registry.backend(name)
     if declared.guest is None:
-        raise BackendUnavailableError(f"backend {name!r} is no guest, and the kit checks guests")
+        raise BackendUnavailableError(f"backend {name!r} is not a guest, and the kit checks guests")
     registry.guest(name)  # its own error says how to install the framework
     package = declared.guest.partition(":")[0].rpartition(".")[0]
     module = f"{package}.conformance" if package else "conformance"

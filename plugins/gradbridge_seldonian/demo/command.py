@@ -45,7 +45,7 @@ class _StoryName(click.Choice[str]):
         return f"there is no story {value!r}; {suggestion(value, STORIES)}there are {', '.join(STORIES)}"
 
 
-@click.command()
+@click.command(short_help="Train models under constraints, by the real engine.")
 @click.option(
     "--out",
     type=click.Path(path_type=pathlib.Path),
