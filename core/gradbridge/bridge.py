@@ -327,6 +327,8 @@ def bridge(
         own = None if isinstance(dtype, str) and dtype == "model" else dtype
         guest = GuestOptions(params=params, dtype=own, device=device, mode=mode, extra=options)
         adapter, follows = registry.guest(name)(model, guest), dtype is None
+        if not adapter.layout.size:
+            registry.refuse_stranger(model, name)
     if rows_per_chunk is not None:
         if mode == "train":
             raise OptionError(

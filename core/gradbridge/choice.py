@@ -28,7 +28,6 @@ def find_backend(model: Any, backend: str | None, registry: Registry, has_params
     if backend is not None:
         name = registry.backend(backend).name
         registry.refuse_class(model)
-        registry.refuse_stranger(model, name)
         return name
     try:
         return registry.match(model, has_params)

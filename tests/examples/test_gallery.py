@@ -30,12 +30,12 @@ def script(monkeypatch):
 
     def load(name, packages):
         nonlocal before
-        for package in packages:
-            pytest.importorskip(package)
-        if "jax" in packages:
-            import jax
+        if before is None and importlib.util.find_spec("jax"):
+            import jax  # first: packages set it when they are imported
 
             before = jax.config.jax_enable_x64
+        for package in packages:
+            pytest.importorskip(package)
         spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, name, module)
