@@ -237,8 +237,7 @@ class Bridge(Calling):
         return f"<Bridge over {self._adapter.label}: {self.layout.size} params, host {self._host_name}{mode}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        # The host half belongs to the process; another one has its own.
-        theirs = ("_hosts", "_host", "_settings", "_is_special", "_key", "_shortcuts")
+        theirs = ("_hosts", "_host", "_settings", "_is_special", "_key", "_shortcuts")  # this process's
         return {k: v for k, v in self.__dict__.items() if k not in theirs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -327,8 +326,7 @@ def bridge(
         own = None if isinstance(dtype, str) and dtype == "model" else dtype
         guest = GuestOptions(params=params, dtype=own, device=device, mode=mode, extra=options)
         adapter, follows = registry.guest(name)(model, guest), dtype is None
-        if not adapter.layout.size:
-            registry.refuse_stranger(model, name)
+        registry.refuse_stranger(model, name, adapter.layout.size)
     if rows_per_chunk is not None:
         if mode == "train":
             raise OptionError(

@@ -177,7 +177,7 @@ class Registry(HostPlugins):
                 f"a model was expected, got the class {name}; make an instance of it, {name}(…), and bridge that"
             )
 
-    def refuse_stranger(self, model: Any, backend: str) -> None:
+    def refuse_stranger(self, model: Any, backend: str, size: int = 0) -> None:
         """Refuse a native model of another framework where one of our own backends was asked for.
 
         It would be called as a function of that backend's arrays, without params.
@@ -185,11 +185,12 @@ class Registry(HostPlugins):
         Args:
             model: that is to be bridged.
             backend: the name that was given.
+            size: how many params were found.
 
         Raises:
             UnknownModelError
         """
-        claims = self._claims(type(model))
+        claims = [] if size else self._claims(type(model))
         theirs = sorted({name for _, names in claims for name in names})
         if theirs and backend not in theirs and self._backends[backend][1].is_own:
             raise UnknownModelError(
