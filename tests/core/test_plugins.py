@@ -204,7 +204,7 @@ def test_commands_that_there_are_stay_and_the_plugin_is_named(plugin, capsys):
     assert "plugin 'taking' of package 'taking' adds a command 'backends', which there is already" in told
     assert "adds a command 'new'" in told
     assert "SystemExit: no" in known.problems["exiting"]
-    assert "adds 3, which is no command" in known.problems["numbering"]
+    assert "adds 3, which is not a command with a name" in known.problems["numbering"]
     assert known.infos()["taking"].reason == known.problems["taking"]
 
 
