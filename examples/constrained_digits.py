@@ -1,7 +1,7 @@
 """Handwritten digits with a promise: a PyTorch network that must read eights well, trained by the Seldonian Engine.
 
 With probability 0.95 the mean probability that it gives to "8" where an 8 is written is at least 0.85 on unseen
-images. Needs torch, scipy, matplotlib, scikit-learn and the engine.
+images. They are scikit-learn's, of Alpaydin and Kaynak (1998), Cascading classifiers, Kybernetika 34, 369-374.
 """
 
 import matplotlib.pyplot as plt
@@ -25,7 +25,7 @@ def network():
 
 
 def main():
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    fig, (left, right) = plt.subplots(1, 2)
     for free, name, look, line in ((False, "constrained", "o", "-"), (True, "unconstrained", "^", "--")):
         model, color = network(), RED if free else BLUE
         training = SeldonianAlgorithm(digits_spec(model, free=free))
@@ -46,14 +46,12 @@ def main():
         left.plot(DIGITS, [sure[labels == d].mean() for d in DIGITS], look, ms=8, color=color, label=name)
         predicted = (-FREE if free else LEAST) - training.cs_result["g_vals"][:, 0]
         right.plot(predicted, line, color=color, label=name)
-    left.set(
-        xlabel="digit", ylabel="mean probability of the true digit", title="On unseen images", ylim=(0.3, 1)
-    )
-    left.set_xticks(DIGITS)
+    left.set(xlabel="digit", ylabel="mean probability of the true digit", title="On unseen images")
+    left.set(xticks=DIGITS, ylim=(0.3, 1))
     right.set(xlabel="iteration", ylabel='lower bound for "8"', title="In training", ylim=(0, 1))
     for ax in (left, right):
         ax.axhline(LEAST, color="black", ls=":", label=f"promised for 8: {LEAST}")
-    left.legend(loc="lower center", fontsize=11, frameon=False)
+    left.legend(loc="lower center")
     return fig
 
 

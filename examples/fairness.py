@@ -1,7 +1,7 @@
 """What fairness costs: a classifier in JAX that may not miss one sex more often than the other.
 
-Diabetes progression of 442 patients (Efron et al., 2004), trained by the Seldonian Engine under several limits on
-the gap between the sexes in the probability of a miss. Needs jax, scipy, matplotlib, scikit-learn and the engine.
+Diabetes progression of 442 patients, trained by the Seldonian Engine under several limits on the gap between the sexes
+in the probability of a miss. The data: Efron et al. (2004), Least angle regression, Annals of Statistics 32, 407-499.
 """
 
 import jax
@@ -26,7 +26,7 @@ def classifier(w, X):
 def main(quick=False):
     start = {"weight": np.random.default_rng(0).normal(scale=0.1, size=9), "bias": np.zeros(())}
     model = SeldonianModel(gb.bridge(classifier, params=start, backend="jax", reuse=4))
-    data, found, limits = fairness_spec(model).dataset, [], LIMITS[-2:] if quick else LIMITS
+    data, results, limits = fairness_spec(model).dataset, [], LIMITS[-2:] if quick else LIMITS
     for limit in limits:
         spec = supervised_spec(data, model, [f"{GAP} <= {limit}"], [DELTA], num_iters=300, **WEIGHTS)
         algorithm = SeldonianAlgorithm(spec)
@@ -39,18 +39,18 @@ def main(quick=False):
         missed = [1 - p[fast & (unseen.sensitive_attrs[:, sex] == 1)] for sex in (0, 1)]
         gap = abs(missed[0].mean() - missed[1].mean())
         bound = gap + sum(t.ppf(1 - DELTA / 4, len(m) - 1) * m.std(ddof=1) / len(m) ** 0.5 for m in missed)
-        found.append((gap, bound, -np.mean(np.log(np.where(fast, p, 1 - p)))))
-        print("limit {}: gap {:.3f}, bound {:.3f}, loss {:.4f};".format(limit, *found[-1]), "passed:", passed)
+        results.append((gap, bound, -np.mean(np.log(np.where(fast, p, 1 - p)))))
+        print("limit {}: gap {:.3f}, bound {:.3f}, loss {:.4f};".format(limit, *results[-1]), "passed:", passed)
         print(f"check: engine's bound against Student's: {abs(limit + tree.root.upper - bound):.1e}")
 
-    gaps, bounds, losses = np.array(found).T
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    gaps, bounds, losses = np.array(results).T
+    fig, (left, right) = plt.subplots(1, 2)
     left.plot(limits, limits, ":", color="black", label="limit")
     left.vlines(limits, gaps, bounds, color=BLUE)
     left.plot(limits, bounds, "_", ms=16, mew=2, color=BLUE, label="upper bound, 90 %")
     left.plot(limits, gaps, "o", color=BLUE, label="measured")
     left.set(xlabel="limit", ylabel="gap in probability of a miss", title="What is promised", ylim=(0, 0.55))
-    left.legend(loc="upper left", fontsize=11, frameon=False)
+    left.legend(loc="upper left")
     right.plot(limits, losses, "^-", color=RED)
     right.set(xlabel="limit", ylabel="logistic loss, nats", title="What it costs")
     return fig

@@ -1,4 +1,4 @@
-"""What the scripts of the gallery share: their command line, and a look that every kind of color vision tells apart."""
+"""What the scripts of the gallery share: command line, data, and a look that every kind of color vision tells apart."""
 
 import argparse
 import inspect
@@ -7,8 +7,18 @@ import sys
 
 import matplotlib.pyplot as plt
 
+HERE = pathlib.Path(__file__).parent  # with the data, in files that say where they are from
 BLUE, RED, ORANGE = "#0072B2", "#D55E00", "#E69F00"  # Okabe and Ito (2008)
-LOOK = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
+LOOK = {
+    "figure.figsize": (9, 3.8),
+    "figure.constrained_layout.use": True,
+    "font.size": 13,
+    "legend.fontsize": 11,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": plt.cycler(color=[BLUE, RED]),
+}
 
 
 def run(main, *arguments):

@@ -1,7 +1,8 @@
 """Thomson's problem: how do 32 electrons arrange themselves on a sphere?
 
 Pymanopt's trust regions on the manifold of 32 unit vectors, with its autograd backend; the energy is written in JAX.
-Its gradient and products with its Hessian come through the bridge. Needs jax, scipy, matplotlib and pymanopt.
+Its gradient and products with its Hessian come through the bridge. The problem: Thomson (1904), On the structure of
+the atom, Philosophical Magazine 7, 237-265.
 """
 
 import jax.numpy as jnp
@@ -29,12 +30,12 @@ def main():
     start = np.random.default_rng(1).normal(size=(3, COUNT))
     start /= np.linalg.norm(start, axis=0)
     optimizer = pymanopt.optimizers.TrustRegions(verbosity=0, min_gradient_norm=1e-9)
-    found = optimizer.run(problem, initial_point=start)
-    print(f"{found.iterations} iterations, gradient {found.gradient_norm:.0e}")
-    print(f"check: energy {found.cost:.9f} against the table's {KNOWN}: {abs(found.cost - KNOWN):.1e}")
+    result = optimizer.run(problem, initial_point=start)
+    print(f"{result.iterations} iterations, gradient {result.gradient_norm:.0e}")
+    print(f"check: energy {result.cost:.9f} against the table's {KNOWN}: {abs(result.cost - KNOWN):.1e}")
 
-    fig = plt.figure(figsize=(9, 4.3), layout="constrained")
-    for place, (points, title) in enumerate(((start, "at first"), (found.point, "of least energy"))):
+    fig = plt.figure(figsize=(9, 4.3))
+    for place, (points, title) in enumerate(((start, "at first"), (result.point, "of least energy"))):
         ax = fig.add_subplot(1, 2, 1 + place, projection="3d", proj_type="ortho", computed_zorder=False)
         ax.set_box_aspect((1, 1, 1), zoom=1.5)
         ax.view_init(elev=20, azim=30)
@@ -49,7 +50,7 @@ def main():
         ax.set_axis_off()
         ax.set_title(title)
     print(f"{sum(neighbors == 5)} points have five neighbors, {sum(neighbors == 6)} have six")
-    fig.legend(*ax.get_legend_handles_labels(), title="neighbors", loc="center", frameon=False)
+    fig.legend(*ax.get_legend_handles_labels(), title="neighbors", loc="center")
     return fig
 
 
