@@ -40,7 +40,9 @@ def main(quick=False):
         gap = abs(missed[0].mean() - missed[1].mean())
         bound = gap + sum(t.ppf(1 - DELTA / 4, len(m) - 1) * m.std(ddof=1) / len(m) ** 0.5 for m in missed)
         results.append((gap, bound, -np.mean(np.log(np.where(fast, p, 1 - p)))))
-        print("limit {}: gap {:.3f}, bound {:.3f}, loss {:.4f};".format(limit, *results[-1]), "passed:", passed)
+        print(
+            "limit {}: gap {:.3f}, bound {:.3f}, loss {:.4f};".format(limit, *results[-1]), "passed:", passed
+        )
         print(f"check: engine's bound against Student's: {abs(limit + tree.root.upper - bound):.1e}")
 
     gaps, bounds, losses = np.array(results).T

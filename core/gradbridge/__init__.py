@@ -23,7 +23,8 @@ def backends() -> dict[str, BackendInfo]:
     Listing them imports no framework. `BackendInfo.reason` and `.available` try the import.
 
     Returns:
-        {name: BackendInfo}, sorted by name.
+        {name: BackendInfo}, sorted by name. Another key raises `UnknownBackendError`, a `KeyError`, which says what is
+        nearest.
     """
     return default_registry().infos()
 

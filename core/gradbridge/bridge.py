@@ -12,7 +12,7 @@ from gradbridge.audit.findings import Audit
 from gradbridge.audit.report import AuditReport, Finding
 from gradbridge.call_spec import CallSpec
 from gradbridge.capabilities import Capabilities, capabilities_of
-from gradbridge.choice import find_backend
+from gradbridge.choice import adapter_of
 from gradbridge.errors import OptionError
 from gradbridge.execution.calling import Calling, numbers
 from gradbridge.execution.chunks import ChunkedAdapter
@@ -313,7 +313,7 @@ def bridge(
         UnknownModelError: no backend recognises the model.
         UnknownBackendError: there is no such backend; the nearest name is suggested.
         BackendUnavailableError: its framework is missing or broken; says how to install it.
-        OptionError: an unknown option, or a value that it cannot take.
+        OptionError: an unknown option, for which the nearest name is suggested, or a value that it cannot take.
     """
     check_options(backend=backend, host=host, registry=registry)
     registry = registry if registry is not None else default_registry()
@@ -322,11 +322,9 @@ def bridge(
             raise OptionError("an Adapter is complete: give its dtype, device and options where it is made")
         adapter, follows = model, False
     else:
-        name = find_backend(model, backend, registry, params is not None)
         own = None if isinstance(dtype, str) and dtype == "model" else dtype
         guest = GuestOptions(params=params, dtype=own, device=device, mode=mode, extra=options)
-        adapter, follows = registry.guest(name)(model, guest), dtype is None
-        registry.refuse_stranger(model, name, adapter.layout.size)
+        adapter, follows = adapter_of(model, backend, registry, guest), dtype is None
     if rows_per_chunk is not None:
         if mode == "train":
             raise OptionError(

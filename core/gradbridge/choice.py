@@ -1,16 +1,45 @@
-"""Which backend a model goes to, or builds, where nobody names one."""
+"""Which backend a model goes to, or builds, where nobody names one; and its adapter."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from gradbridge.errors import BackendError, UnknownBackendError
+from gradbridge.errors import BackendError, OptionError, UnknownBackendError, UnknownModelError
 from gradbridge.installed import has_module
+from gradbridge.options import BRIDGE_OPTIONS
+from gradbridge.protocol import Adapter, GuestOptions
 from gradbridge.registry import Registry
+from gradbridge.wording import suggestion
 
 #: Which frameworks `build` takes first when none is named.
 PREFERRED = ("torch", "tensorflow", "jax", "numpy")
+
+
+def adapter_of(model: Any, backend: str | None, registry: Registry, options: GuestOptions) -> Adapter:
+    """The adapter of a model, by the guest half of its backend.
+
+    Args:
+        model: a native model, or a function.
+        backend: the name that was asked for; None where nobody says.
+        registry: where backends come from.
+        options: for the guest half.
+
+    Raises:
+        UnknownModelError, UnknownBackendError, BackendUnavailableError
+        OptionError: an option that may have been meant to say which backend it is, misspelt; or see the guest half.
+    """
+    try:
+        name = find_backend(model, backend, registry, options.params is not None)
+    except UnknownModelError:
+        for option in options.extra:
+            hint = suggestion(option, BRIDGE_OPTIONS)
+            if hint:
+                raise OptionError(f"bridge has no option {option!r}; {hint.strip()}") from None
+        raise
+    adapter = registry.guest(name)(model, options)
+    registry.refuse_stranger(model, name, adapter.layout.size)
+    return adapter
 
 
 def find_backend(model: Any, backend: str | None, registry: Registry, has_params: bool = False) -> str:

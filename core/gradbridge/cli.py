@@ -21,7 +21,7 @@ from gradbridge.declarations import BackendInfo
 from gradbridge.errors import GradbridgeError, OptionError, PluginError
 from gradbridge.foreign import foreign_code
 from gradbridge.registry import Registry, default_registry
-from gradbridge.terminal import print_table
+from gradbridge.terminal import print_table, progress, silence_logs
 from gradbridge.wording import suggestion
 
 
@@ -107,6 +107,11 @@ def backends(as_json: bool) -> None:
     A plugin that could not be taken in stands among them, as failed.
     """
     infos = gradbridge.backends()
+    with progress("importing frameworks") as told:
+        for done, (key, info) in enumerate(infos.items()):
+            if told is not None:
+                told(done, len(infos), key)
+            _ = info.available  # imports its framework
     if as_json:
         click.echo(json.dumps([_as_dict(key, info) for key, info in infos.items()], indent=2))
         return
@@ -236,7 +241,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a pipe may not have all letters: minutes must not end in that
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    cli.commands = {**cli.commands, **_plugin_commands(default_registry()), **_BUILT_IN}
+    registry = default_registry()
+    frameworks = (registry.backend(name).framework for name in registry.names())
+    silence_logs({framework[0] for framework in frameworks if framework is not None})
+    cli.commands = {**cli.commands, **_plugin_commands(registry), **_BUILT_IN}
     cli(prog_name="gradbridge")
 
 

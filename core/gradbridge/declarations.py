@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from gradbridge.errors import UnknownBackendError
 from gradbridge.protocol import PROTOCOL_VERSION
 
 
@@ -131,6 +132,23 @@ class BackendInfo:
     def available(self) -> bool:
         """Whether its framework is installed and imports."""
         return self.reason is None
+
+
+class BackendInfos(dict[str, BackendInfo]):
+    """What `gradbridge.backends()` returns: a dict, sorted by name, that answers another name with the nearest.
+
+    Args:
+        infos: by name.
+        named: the name of a backend by any that it is known by; raises for others.
+    """
+
+    def __init__(self, infos: Mapping[str, BackendInfo], named: Callable[[str], str]) -> None:
+        super().__init__(infos)
+        self._named = named
+
+    def __missing__(self, key: str) -> BackendInfo:
+        name = self._named(key)
+        raise UnknownBackendError(f"{key!r} is another name of backend {name!r}; ask for {name!r} here")
 
 
 @dataclass(frozen=True, slots=True)

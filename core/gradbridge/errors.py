@@ -4,7 +4,7 @@
 
     GradbridgeError
     ├── BackendError                     a backend is not available
-    │   ├── UnknownBackendError          (LookupError)   no backend of that name
+    │   ├── UnknownBackendError          (KeyError)      no backend of that name
     │   ├── BackendUnavailableError      (ImportError)   its framework is missing or broken
     │   └── UnknownModelError            (TypeError)     no backend recognises the model
     ├── PluginError                      a plugin that does not keep the hook contract
@@ -48,10 +48,10 @@ class BackendError(GradbridgeError):
     """A backend is not available."""
 
 
-class UnknownBackendError(BackendError, LookupError):
+class UnknownBackendError(BackendError, KeyError):
     """No registered backend has the name that was asked for."""
 
-    def __str__(self) -> str:  # LookupError would print the repr of the message
+    def __str__(self) -> str:  # KeyError would print the repr of the message
         return str(self.args[0]) if self.args else ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from gradbridge.admission import as_array, refuse_more_than_numbers
@@ -11,6 +11,12 @@ from gradbridge.errors import OptionError
 from gradbridge.layout import Array
 from gradbridge.option_values import Takes, check_options, name_of_dtype
 from gradbridge.wording import suggestion
+
+#: What `gradbridge.bridge` takes itself, whatever the backend: a misspelt option may have meant one of them.
+BRIDGE_OPTIONS = (
+    *("backend", "host", "params", "dtype", "device", "mode", "seed", "noise", "check_finite", "reuse"),
+    *("rows_per_chunk", "nondiff", "audit", "outputs", "registry"),
+)
 
 _ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
 
@@ -31,7 +37,7 @@ def refuse_unknown_options(
     unknown = [name for name in options if name not in known]
     if unknown:
         has = f"it has {', '.join(known)}" if known else "it has none of its own"
-        hint = suggestion(unknown[0], [*known, *(one.name for one in fields(GuestOptions))])
+        hint = suggestion(unknown[0], [*known, *BRIDGE_OPTIONS])
         raise OptionError(f"backend {backend!r} has no option {', '.join(map(repr, unknown))}; {hint}{has}")
     if isinstance(known, Mapping):
         for name, value in options.items():

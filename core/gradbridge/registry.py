@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from gradbridge import layout
-from gradbridge.declarations import Backend, BackendInfo
+from gradbridge.declarations import Backend, BackendInfo, BackendInfos
 from gradbridge.errors import (
     BackendUnavailableError,
     GradbridgeError,
@@ -239,17 +239,17 @@ class Registry(HostPlugins):
             if self.complain(plugin, text):
                 notice(text)  # who called bridge()
 
-    def infos(self) -> dict[str, BackendInfo]:
-        """{name: BackendInfo} of all backends, and of plugins that failed."""
+    def infos(self) -> BackendInfos:
+        """{name: BackendInfo} of all backends, and of plugins that failed, sorted by name."""
         problems = self._all_problems()
-        found = {}
+        infos = {}
         for name in self.names():
             backend, plugin = self._backends[name]
-            found[name] = self._info(backend, plugin, problems.pop((plugin.name, plugin.package), ""))
+            infos[name] = self._info(backend, plugin, problems.pop((plugin.name, plugin.package), ""))
         for (name, package), problem in problems.items():
-            key = f"{name} ({package})" if name in found else name
-            found[key] = BackendInfo(name, (), package, "", False, None, functools.partial(str, problem))
-        return dict(sorted(found.items()))
+            key = f"{name} ({package})" if name in infos else name
+            infos[key] = BackendInfo(name, (), package, "", False, None, functools.partial(str, problem))
+        return BackendInfos(dict(sorted(infos.items())), lambda name: self.backend(name).name)
 
     def _info(self, backend: Backend, plugin: Plugin, note: str) -> BackendInfo:
         installed, version = True, None

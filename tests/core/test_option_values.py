@@ -1,6 +1,7 @@
 """Options of the wrong type are refused with their name, whatever it is that came."""
 
 import copy
+import inspect
 import pickle
 
 import autograd.numpy as anp
@@ -10,6 +11,7 @@ from autograd import grad
 
 import gradbridge as gb
 from gradbridge.errors import BackendError, OptionError
+from gradbridge.options import BRIDGE_OPTIONS
 from gradbridge.registry import Registry
 
 ODD = [
@@ -35,6 +37,31 @@ def line(p, x):
 def bridge(**options):
     options = {"params": np.ones(3), "backend": "autograd"} | options
     return gb.bridge(line, **options)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (
+            lambda: gb.bridge(line, params=np.ones(3), bakend="numpy"),
+            "bridge has no option 'bakend'; did you mean 'backend'",
+        ),
+        (
+            lambda: bridge(outptus=((), "float64")),
+            "'autograd' has no option 'outptus'; did you mean 'outputs'",
+        ),
+        (lambda: gb.primitive(gradent="numeric")(np.sin), "no option 'gradent'; did you mean 'gradient'"),
+    ],
+    ids=["where it says the backend", "bridge", "primitive"],
+)
+def test_a_misspelt_option_is_told_the_nearest_name(made, said):
+    with pytest.raises(OptionError, match=said):
+        made()
+
+
+def test_every_option_of_bridge_may_be_the_nearest_name():
+    kinds = inspect.signature(gb.bridge).parameters
+    assert set(BRIDGE_OPTIONS) == {name for name, one in kinds.items() if one.kind is one.KEYWORD_ONLY}
 
 
 @pytest.mark.parametrize("value", ODD, ids=lambda v: type(v).__name__)

@@ -126,6 +126,23 @@ def test_a_misspelt_other_name_gets_the_nearest_one():
         gb.default_registry().backend("pytroch")
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("nunpy", r"there is no backend 'nunpy'; did you mean 'numpy'\? installed: .*numpy"),
+        ("keras", "'keras' is another name of backend 'tensorflow'"),
+    ],
+)
+def test_the_list_of_backends_answers_a_key_that_it_has_not_with_the_nearest(key, said):
+    infos = gb.backends()
+    with pytest.raises(KeyError, match=said) as caught:
+        infos[key]
+    assert isinstance(caught.value, UnknownBackendError)
+    assert key not in infos
+    assert infos.get(key) is None
+    assert {**infos}["numpy"] is infos["numpy"]
+
+
 def test_other_names_of_ours_go_before_those_of_others_and_names_before_other_names(module):
     for name, aliases in {"mine": ("plain", "ours"), "yours": ("PLAIN",), "ours": ()}.items():
         module(name, gradbridge_backend=declaring(name=name, guest="x:y", aliases=aliases))
@@ -306,17 +323,6 @@ def test_a_subclass_is_recognised_by_its_mro():
     found = registry()
     found.register(Plugin())
     assert found.match(UsersOwn()) == "made_up"
-
-
-def test_the_command_line_lists_the_backends_with_reasons():
-    run = subprocess.run(
-        [sys.executable, "-c", "from gradbridge.cli import main; main()", "backends"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "autograd" in run.stdout
-    assert "numpy" in run.stdout
 
 
 def test_the_line_that_installs_a_framework_is_printed_whole(monkeypatch, module):

@@ -74,9 +74,8 @@ def run(stream, *arguments, **env):
     ours, theirs = pty.openpty()
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: theirs}
     other = {"stdout": "stderr", "stderr": "stdout"}[stream]
-    kept = {
-        key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")
-    }
+    others = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TF_CPP_MIN_LOG_LEVEL")
+    kept = {key: value for key, value in os.environ.items() if key not in others}
     command = [sys.executable, "-m", "gradbridge", *arguments]
     with subprocess.Popen(command, **streams, env={**kept, "TERM": "xterm-256color", **env}) as process:
         os.close(theirs)
@@ -105,6 +104,41 @@ def test_progress_is_shown_on_standard_error_and_results_in_a_pipe_are_plain():
     assert "checking numpy" not in piped
     assert "value_is_right" in piped
     assert max(map(len, piped.splitlines()[:8])) <= 80
+
+
+def test_the_backends_are_listed_with_progress_and_without_log_lines_of_frameworks():
+    shown, piped = run("stderr", "backends")
+    shown = ESCAPE.sub("", shown)
+    assert re.search(r"^│ autograd .* yes", piped, re.MULTILINE)
+    assert re.search(r"^│ numpy .* yes", piped, re.MULTILINE)
+    assert "importing frameworks" in shown
+    assert not re.search(r"\.cc:\d+\]|absl::", shown)
+
+
+@pytest.mark.parametrize(
+    ("level", "left_out"),
+    [(None, ["an info", "an error", "before absl"]), ("1", ["an info", "before absl"]), ("0", [])],
+)
+def test_log_lines_below_the_level_are_left_out_of_what_imports_write_and_nothing_else(
+    tmp_path, level, left_out
+):
+    lines = [
+        "WARNING: All log messages before absl::InitializeLog() is called",
+        "I0000 00:00:1795789983.092418    3815 port.cc:153] an info",
+        "E1231 23:59:59.571281    3815 cuda_platform.cc:52] an error",
+        "Illegal instruction",
+    ]
+    written = "\n".join(lines)
+    (tmp_path / "noisy.py").write_text(
+        f"import os, sys\nos.write(2, {written.encode()!r} + b'\\n')\nprint('of Python', file=sys.stderr)\n"
+    )
+    code = "from gradbridge.terminal import silence_logs; silence_logs({'noisy'}); import noisy"
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    env = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+    env |= {"PYTHONPATH": path} | ({} if level is None else {"TF_CPP_MIN_LOG_LEVEL": level})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    expected = [line for line in lines if not any(word in line for word in left_out)]
+    assert sorted(done.stderr.splitlines()) == sorted([*expected, "of Python"])
 
 
 def test_a_narrow_terminal_without_colours_shows_results_alone():
