@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from gradbridge.errors import PluginError
 from gradbridge.layout import dtype_name
 
 
@@ -66,6 +68,22 @@ def unrecognised(model: Any, has_params: bool, guests: str) -> str:
         f"{said}; for a function of arrays alone use gradbridge.primitive(backend=…), for a function of (parameters, "
         f"*arrays) gradbridge.bridge(fn, params=…, backend=…), with backend one of {guests}"
     )
+
+
+def unwritten(error: BaseException, owner: object) -> PluginError | None:
+    """The error for a method of a backend's class that its author has still to write; None where it is another.
+
+    Args:
+        error: as it was raised.
+        owner: of that class; the innermost frame is of its module.
+    """
+    if type(error) is not NotImplementedError:
+        return None
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    module = type(owner).__module__
+    if frame.f_globals.get("__name__") != module:
+        return None
+    return PluginError(f"{frame.f_code.co_qualname} of {module} is still to be written: {error}")
 
 
 def suggestion(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -19,6 +19,7 @@ from gradbridge.execution.recorded import RecordedPullback
 from gradbridge.execution.transforms import T, TransformingAdapter
 from gradbridge.framework import Computation, Form, Framework, Model, Program, RunAgain, filled
 from gradbridge.protocol import Adapter
+from gradbridge.wording import unwritten
 
 _dtype_of = attrgetter("dtype")
 
@@ -144,7 +145,7 @@ class FunctionalAdapter(TransformingAdapter):
         except GradbridgeError:
             raise
         except Exception as error:
-            explained = model.explain(error, inputs, doing)
+            explained = unwritten(error, self.framework) or model.explain(error, inputs, doing)
             if explained is error:
                 raise
             raise explained from error
@@ -322,11 +323,10 @@ class Residuals:
         dtypes = self.dtypes
         if len(dtypes) != len(cotangents):
             cotangents = [c for c, yes in zip(cotangents, self.floating) if yes]
-        pulled = (
-            [framework.lend(cotangents[0], dtypes[0])]
-            if len(dtypes) == 1
-            else list(map(framework.lend, cotangents, dtypes))
-        )
+        if len(dtypes) == 1:
+            pulled = [framework.lend(cotangents[0], dtypes[0])]
+        else:
+            pulled = list(map(framework.lend, cotangents, dtypes))
         if self.is_complex:
             pulled = list(map(framework.conj, pulled))
         wanted = range(len(wrt)) if wrt == self.wrt else tuple(map(self.wrt.index, wrt))
