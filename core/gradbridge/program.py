@@ -72,7 +72,10 @@ class RunAgain(Exception):
 
 
 class Program(ABC):
-    """A computation as it is run many times, pulled back to some of its leaves."""
+    """A computation as it is run many times, pulled back to some of its leaves.
+
+    `Framework.trace` makes them. A complete one, compiled by JAX, is on the page *Writing a backend*, under *Programs*.
+    """
 
     #: Whether `pull_recorded` may answer: a derivative of the derivative then makes no forward of its own.
     records: bool = False
