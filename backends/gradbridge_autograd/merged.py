@@ -173,8 +173,8 @@ def _gradients_pullback(
         positions = (*wrt, *(i for i in inner.wrt if i >= first))
         if any(type(a) in _boxes for a in (*tangents, *cotangents)):  # a third trace looks on
             every = ([plain(a) for a in arguments], cotangents, tangents)
-            found = differentiated(inner, positions, [a for group in every for a in group])
-            gradients, token = dict(zip(positions, found)), None
+            pulled = differentiated(inner, positions, [a for group in every for a in group])
+            gradients, token = dict(zip(positions, pulled)), None
         else:
             try:
                 gradients, left = batched.pull_to_boundary(inner, tangents)

@@ -187,9 +187,9 @@ def _linear_jvp(
     results = primitive.bind(*primals, node=node, wrt=wrt, levels=levels, outputs=outputs)
     if all(map(_is_zero, tangents[first:])):
         return results, list(map(_zero_tangent, results))
-    moves = [ad.instantiate_zeros(t) for t in tangents[first:]]
-    moved = primitive.bind(*primals[:first], *moves, node=node, wrt=wrt, levels=levels, outputs=outputs)
-    return results, moved
+    tangents = [ad.instantiate_zeros(t) for t in tangents[first:]]
+    pushed = primitive.bind(*primals[:first], *tangents, node=node, wrt=wrt, levels=levels, outputs=outputs)
+    return results, pushed
 
 
 def _specs(values: Sequence[Any], levels: Levels) -> Specs:

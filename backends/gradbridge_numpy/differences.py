@@ -97,7 +97,7 @@ class Ladder:
         cls, function: VectorFunction, point: Array, base: Array, index: int, steps: Array, ratio: float
     ) -> Ladder:
         """Evaluate."""
-        values, moves = [], []
+        values, offsets = [], []
         for sign in (1, -1):
             for step in steps:
                 moved = point.copy()
@@ -105,9 +105,9 @@ class Ladder:
                 by = sign * (float(moved[index]) - float(point[index]))
                 usable = np.isfinite(moved[index]) and by > 0
                 values.append(function(moved) if usable else np.full(base.shape, np.nan))
-                moves.append(by if usable else np.nan)
+                offsets.append(by if usable else np.nan)
         count = len(steps)
-        every, by = np.where(np.isfinite(values), values, np.nan), np.array(moves)[:, None]
+        every, by = np.where(np.isfinite(values), values, np.nan), np.array(offsets)[:, None]
         return cls(
             base, every[:count], every[count:], by[:count], by[count:], ratio, abs(float(point[index]))
         )
@@ -119,8 +119,8 @@ class Ladder:
 
     def precision(self, least: Array) -> Array:
         """Of the values, relative, (outputs,): at least that of their dtype, and the one that they show."""
-        moves = self.range > 0
-        values = np.concatenate([self.up, self.down])[:, moves]
+        varies = self.range > 0
+        values = np.concatenate([self.up, self.down])[:, varies]
         for dtype in (np.float16, np.float32):
             if values.size and np.array_equal(_rounded(values, dtype), values, equal_nan=True):
                 return np.maximum(least, np.finfo(dtype).eps)
@@ -128,7 +128,7 @@ class Ladder:
         narrow = (_rounded(self.base, np.float32) == self.base) & (
             _rounded(self.base, np.float16) != self.base
         )
-        return np.where(narrow & ~moves, np.maximum(least, np.finfo(np.float32).eps), least)
+        return np.where(narrow & ~varies, np.maximum(least, np.finfo(np.float32).eps), least)
 
     def estimate(self, precision: Array, first: int) -> Estimate:
         """The derivatives by central differences; by one-sided ones where that side alone is defined.

@@ -47,13 +47,13 @@ def gradient(op: Any, *cotangents: Any) -> list[Any]:
         outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
         zero = tf.UnconnectedGradients.ZERO
         wanted = [primals[i] for i in moved]
-        found = tape.gradient([outputs[i] for i in places], wanted, bars, unconnected_gradients=zero)
-        return [tf.convert_to_tensor(g) for g in found]
+        gradients = tape.gradient([outputs[i] for i in places], wanted, bars, unconnected_gradients=zero)
+        return [tf.convert_to_tensor(g) for g in gradients]
 
     # Its outputs depend on the cotangents, and TensorFlow runs nothing before its inputs are there.
-    found = tf.py_function(pulled, [*inputs, *(c for _, c in heard)], [inputs[i].dtype for i in moved])
+    given = tf.py_function(pulled, [*inputs, *(c for _, c in heard)], [inputs[i].dtype for i in moved])
     gradients: list[Any] = [None] * count
-    for i, g in zip(moved, found):
+    for i, g in zip(moved, given):
         g.set_shape(inputs[i].shape)
         gradients[i] = g
     return gradients

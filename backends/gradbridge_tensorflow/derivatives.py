@@ -53,7 +53,7 @@ def gradients(
     refused = HigherOrderError if is_higher else NotDifferentiableError
     try:
         with own_gradients(sources):
-            found = tf.gradients(
+            by_source = tf.gradients(
                 list(outputs), list(sources), list(cotangents), stop_gradients=list(stops) or None
             )
     except LookupError as error:
@@ -69,7 +69,7 @@ def gradients(
             f"({first_line(error) or type(error).__name__}); replace that operation, or give it a gradient with "
             f"tf.custom_gradient (a function within tf.recompute_grad has first derivatives only: call it without)"
         ) from error
-    return [None if g is None else tf.convert_to_tensor(g) for g in found]
+    return [None if g is None else tf.convert_to_tensor(g) for g in by_source]
 
 
 class Order:
@@ -165,14 +165,14 @@ class Product:
         read = [t for t in read if is_inexact(t.dtype)]
         self.tangents = list(map(_placeholder, ends))
         stops = [*read, *first.cotangents]
-        found = gradients(ends, stops, self.tangents, label, stops)
-        boundary = [(t, g) for t, g in zip(read, found) if g is not None]
+        by_stop = gradients(ends, stops, self.tangents, label, stops)
+        boundary = [(t, g) for t, g in zip(read, by_stop) if g is not None]
         self.left = [g for _, g in boundary]
         self.bars, self.left_cotangents = (
             list(map(_placeholder, floats)),
             [_placeholder(t) for t, _ in boundary],
         )
-        outward = found[len(read) :]
+        outward = by_stop[len(read) :]
         homeward = gradients(
             [*floats, *(t for t, _ in boundary)], leaves, [*self.bars, *self.left_cotangents], label
         )

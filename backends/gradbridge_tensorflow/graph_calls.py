@@ -207,13 +207,13 @@ class Pulled(Operation):
 
     def _run(self, operands: Sequence[Any], recorded: Any) -> tuple[Run, Any]:
         """(What is pulled back, its record where it is a new one)."""
-        found, noise = self.held or records.get(recorded), int(recorded[1])
+        run, noise = self.held or records.get(recorded), int(recorded[1])
         if self.of_parent:
-            run = self.node.evaluate(operands, self.wrt, found, noise)
+            run = self.node.evaluate(operands, self.wrt, run, noise)
             return run, records.put(run)
-        if found is None or not found.covers(self.wrt):
-            found = self.node.evaluate(operands, self.wrt, None, noise)
-        return found, None
+        if run is None or not run.covers(self.wrt):
+            run = self.node.evaluate(operands, self.wrt, None, noise)
+        return run, None
 
     def _pulled(self, run: Run, cotangents: Sequence[Any]) -> Sequence[Any]:
         return run.pull(cotangents, self.wrt)
@@ -261,8 +261,8 @@ class PulledMany(Pulled):
             return self._differentiated([*operands, *row[0]], records, row[1], wanted)
 
         dtypes = [inputs[i].dtype for i in wanted]
-        found = tf.map_fn(of_row, (list(bars), list(cotangents)), fn_output_signature=dtypes)
-        return [tf.reduce_sum(g, 0) if i < count else g for i, g in zip(wanted, found)]
+        gradients = tf.map_fn(of_row, (list(bars), list(cotangents)), fn_output_signature=dtypes)
+        return [tf.reduce_sum(g, 0) if i < count else g for i, g in zip(wanted, gradients)]
 
     def vectorized(self, loop: Any) -> list[Any]:
         raise pfor.ConversionNotImplementedError("a guest takes many cotangents along one axis")

@@ -102,13 +102,13 @@ def _refusing(name: str) -> Callable[..., Any]:
 
 def _complete(name: str, gradient: Callable[..., Any]) -> Callable[..., Any]:
     def checked(op: Any, *cotangents: Any) -> Any:
-        found = gradient(op, *cotangents)
+        gradients = gradient(op, *cotangents)
         for place in _LOST[name]:
-            if found[place] is None and _depends(op.inputs[place]):
+            if gradients[place] is None and _depends(op.inputs[place]):
                 raise NotImplementedError(
                     f"{name} by its argument {place}, where TensorFlow has none: it would give zeros"
                 )
-        return found
+        return gradients
 
     return checked
 

@@ -95,11 +95,11 @@ class Stage:
             return [None] * len(step.alive)
         heard = self.heard(depth, cotangents)
         try:  # `naming_what_is_missing` in place, since every backward is here
-            found = self._many(depth, step, residuals, heard) if many else step.pull(residuals, heard)
+            gradients = self._many(depth, step, residuals, heard) if many else step.pull(residuals, heard)
         except (tf.errors.NotFoundError, tf.errors.InternalError) as error:
             self._refuse_missing(error)
             raise
-        return spread(found, step.alive)
+        return spread(gradients, step.alive)
 
     @contextmanager
     def naming_what_is_missing(self) -> Iterator[None]:

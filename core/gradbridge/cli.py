@@ -40,7 +40,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except GradbridgeError as error:
-            said = escape(str(error))  # "gradbridge[torch]" is no markup
+            said = escape(str(error))  # "gradbridge[torch]" is not markup
             Console(stderr=True).print(
                 f"[bold red]{type(error).__name__}[/]: {said}{escape(_place(error))}",
                 highlight=False,
@@ -58,6 +58,7 @@ In ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish the same line is for all sh
 
 \b
 NO_COLOR=1 turns colours off; COLUMNS=N sets the width of tables, which is 80 in a pipe.
+TF_CPP_MIN_LOG_LEVEL=0 shows the log lines of TensorFlow, which are left out.
 """
 
 

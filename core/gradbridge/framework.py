@@ -136,7 +136,7 @@ class Framework(ABC):
         """Whether it holds floating or complex numbers: what can have a gradient."""
 
     def is_leaf(self, value: Any) -> bool:
-        """Whether an input that is no NumPy array is a leaf of the computation rather than a constant of it.
+        """Whether an input that is not a NumPy array is a leaf of the computation rather than a constant of it.
 
         Arrays of other libraries are, and they have a dtype; asked for nothing else than these on most calls.
         """

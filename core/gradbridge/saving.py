@@ -37,7 +37,7 @@ def save_params(path: str | os.PathLike[str], params: Any, layout: ParameterLayo
 
     Raises:
         ParamsShapeError, ParamsDtypeError, LayoutError, InputError: they do not fit the layout.
-        ParamsFileError: what is there is no regular file: a directory, a device, a pipe; or a parameter has a
+        ParamsFileError: what is there is not a regular file: a directory, a device, a pipe; or a parameter has a
             name that safetensors does not take.
         OSError: the folder is not there, or not to be written to; the disk is full.
     """

@@ -74,7 +74,7 @@ def _text(console: Console, cell: object) -> Text:
 
 @contextmanager
 def progress(what: str) -> Iterator[Told | None]:
-    """A bar on standard error for as long as the block runs; nothing where that is no terminal.
+    """A bar on standard error for as long as the block runs; nothing where that is not a terminal.
 
     Args:
         what: is being done.

@@ -95,7 +95,7 @@ def _able(role: str) -> list[str]:
 
 
 def _found(name: str) -> Any:
-    """What the author of a backend gave the kit; None where a backend is no framework of its own."""
+    """What the author of a backend gave the kit; None where a backend is not a framework of its own."""
     try:
         return find(name)
     except (ImportError, LookupError, gradbridge.GradbridgeError):

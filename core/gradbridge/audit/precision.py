@@ -62,11 +62,11 @@ def coarse_steps(
 
     try:
         for step, least, shrinks in _LOOKS:
-            found = noise(step)
-            if least < found < _JUMP:
+            level = noise(step)
+            if least < level < _JUMP:
                 smaller = noise(step / 16)
-                if smaller > max(least, found / shrinks):
-                    return max(found, smaller)
+                if smaller > max(least, level / shrinks):
+                    return max(level, smaller)
     except GradbridgeError:
         pass  # such arguments are not for it
     return None

@@ -78,15 +78,15 @@ def visible_precision(outputs: Sequence[Array]) -> float:
 
     Guests hand out bfloat16 as float32, which has nothing in the lower half of its bits then.
     """
-    found = [2.0**-52]
+    precisions = [2.0**-52]
     for y in outputs:
         if y.dtype.kind in INEXACT:
-            found.append(float(np.finfo(y.dtype).eps))
+            precisions.append(float(np.finfo(y.dtype).eps))
         # Zeros are of any precision, so they do not make it a coarse one.
         is_told = y.dtype == np.float32 and 2 * np.count_nonzero(y) > y.size
         if is_told and not np.any(np.ascontiguousarray(y).view(np.uint32) & 0xFFFF):
-            found.append(2.0**-7)
-    return max(found)
+            precisions.append(2.0**-7)
+    return max(precisions)
 
 
 def _candidates(adapter: Adapter, inputs: Sequence[Any]) -> list[tuple[int, ...]]:

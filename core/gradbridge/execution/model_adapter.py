@@ -198,9 +198,9 @@ class ModelAdapter(Adapter):
         if residuals is None:
             return ()
         recorded = [self.source.stranger(native) for native in residuals.program.strangers(residuals.kept)]
-        found = [*recorded, *self.source.strangers(residuals)]
-        self.has_strangers = self.has_strangers or bool(found)
-        return found
+        strangers = [*recorded, *self.source.strangers(residuals)]
+        self.has_strangers = self.has_strangers or bool(strangers)
+        return strangers
 
     def operations(self, residuals: Any) -> Hashable:
         return None if residuals is None else residuals.program.operations(residuals.kept)

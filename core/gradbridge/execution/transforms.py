@@ -106,8 +106,8 @@ class TransformingAdapter(ModelAdapter):
             program = self._program(
                 spec, constants, (), (operation, wrt), lambda fn: pushed(framework, fn, places, many)
             )
-            moves = [framework.asarray(t, leaves[i].dtype) for t, i in zip(tangents, places)]
-            floats, others, form, after, _ = program.run([*leaves, *moves])
+            natives = [framework.asarray(t, leaves[i].dtype) for t, i in zip(tangents, places)]
+            floats, others, form, after, _ = program.run([*leaves, *natives])
             return form, floats, others, after
 
         return self._transformed(operation, (spec.structure, wrt), run, inputs, noise)
@@ -314,11 +314,12 @@ def per_example(
                     gradients += framework.vmap(pulled)(*units)
             return gradients
 
-        found = iter(framework.vmap(of_row)(*[leaves[i] for i in rows]))
+        gradients = iter(framework.vmap(of_row)(*[leaves[i] for i in rows]))
         shaped = []
         for shape in shapes:
             shaped += [
-                framework.reshape(g, (g.shape[0], *shape, *g.shape[2:])) for g in islice(found, len(shared))
+                framework.reshape(g, (g.shape[0], *shape, *g.shape[2:]))
+                for g in islice(gradients, len(shared))
             ]
         return shaped, [], Form(None, (), tuple(shapes)), ()
 

@@ -73,11 +73,11 @@ class Node:
             HigherOrderError: the guest cannot differentiate it.
         """
         with self._lock:
-            found = self._derivatives.get((wrt, inexact))
-            if found is None:
+            node = self._derivatives.get((wrt, inexact))
+            if node is None:
                 call = derivative_of(self.call, tuple(self.places[i] for i in wrt), len(inexact))
-                found = self._derivatives[wrt, inexact] = Node(call, self.constants, self, wrt, inexact)
-            return found
+                node = self._derivatives[wrt, inexact] = Node(call, self.constants, self, wrt, inexact)
+            return node
 
     def evaluate(
         self,
@@ -234,9 +234,9 @@ class Run:
             views: whether gradients may share the guest's memory, since the caller copies them at once.
         """
         arguments = self._arguments(wrt)
-        found = plain.pulled(self.evaluation, cotangents, arguments)
-        if found is not None:
-            return found
+        gradients = plain.pulled(self.evaluation, cotangents, arguments)
+        if gradients is not None:
+            return gradients
         views = views or self.evaluation.adapter.traits.gives_gradients
         every = self.every_cotangent(cotangents)
         return self._typed(self.evaluation.pull(every, self._arguments(wrt), (), views), wrt)
@@ -257,8 +257,8 @@ class Run:
             return [np.zeros((0, *values[i].shape), values[i].dtype) for i in self._arguments(wrt)]
         try:
             every = self.every_cotangent(cotangents, (size,))
-            found = batched.pull_many(self.evaluation, every, self._arguments(wrt), "batched VJP")
-            return self._typed(found, wrt)
+            gradients = batched.pull_many(self.evaluation, every, self._arguments(wrt), "batched VJP")
+            return self._typed(gradients, wrt)
         except Unsupported:
             return _stacked([self.pull([c[i] for c in cotangents], wrt) for i in range(size)])
 

@@ -97,7 +97,7 @@ def _scenario(name: str, architecture: Architecture, input_shape: tuple[int, ...
     )
 
 
-#: One of each kind of layer. A pooling has no parameters, and its largest numbers are no closed form.
+#: One of each kind of layer. A pooling has no parameters, and its largest numbers are not a closed form.
 BUILT = (
     _scenario("linear", linear(3), (3,)),
     _scenario("logistic", linear(2, activation="sigmoid"), (2,)),

@@ -66,7 +66,7 @@ def fresh_keeps_to_itself(subject: Subject) -> None:
     new = _fresh(used)
     present, own = in_eval_mode(subject, used, point), in_eval_mode(subject, new, point)
     if not np.allclose(own, in_eval_mode(subject, subject.fresh(), point), atol=1e-9):
-        expect_close(own, present, "model(weights) of fresh(), which is no new one's", subject.tolerance)
+        expect_close(own, present, "model(weights) of fresh(), which is not a new one's", subject.tolerance)
     subject.start(other, adapter=new).pull()
     got = in_eval_mode(subject, used, point)
     expect_close(got, present, "model(weights), after fresh() was used", subject.tolerance)

@@ -98,7 +98,7 @@ def broadcast_cotangents(subject: Subject) -> None:
 
 @check(6, (*PLAIN, *SHAPED))
 def zero_rows(subject: Subject) -> None:
-    """No rows are no error: outputs without rows, and gradients that are sums over nothing."""
+    """No rows are not an error: outputs without rows, and gradients that are sums over nothing."""
     point = subject.point(45, rows=0)
     flight = subject.start(point)
     expect_outputs(flight.outputs, subject.outputs_at(point), subject.tolerance, "of zero rows")
