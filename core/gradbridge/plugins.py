@@ -1,8 +1,8 @@
 """The plugins of a registry: loaded one by one, named with their package where something is wrong with them.
 
-Everyone's plugin comes in by the same door: an entry point of the group `gradbridge` that names a
-module with pluggy hookimpls. What is wrong with one never stops the others and never hides; who comes
-first does not depend on the order in which they are found.
+All plugins are registered in one way, ours too: an entry point of the group `gradbridge` names a module
+with pluggy hookimpls. A fault in one is reported and does not stop the others; precedence does not depend
+on the order in which they are found.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The registry: which backends and plugins there are, loaded one at a time and only when needed.
 
-Everyone's backend comes in by the same door: an entry point of the group `gradbridge` that names
-a module with pluggy hookimpls. Such a module is light; the framework behind it is imported when
-a half of it is first needed. What cannot load never stops the others and never hides.
+All backends are registered in one way, ours too: an entry point of the group `gradbridge` names a
+module with pluggy hookimpls. Such a module is light; the framework behind it is imported when a half
+of it is first needed. One that cannot be loaded is reported and does not stop the others.
 """
 
 from __future__ import annotations

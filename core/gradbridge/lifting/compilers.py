@@ -1,6 +1,6 @@
 """Compilers that read the program around a call instead of running it: who takes the call there.
 
-Such a compiler reads Python, ours as well, and would go astray in it. A host that has one names a function that it
+Such a compiler would trace into our Python, which it cannot compile. A host that has one names a function that it
 takes as it stands, an operation of its program; a call goes there with the bridge's key in place of the bridge.
 """
 
