@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradbridge.layout import Array
-from gradbridge.testing import BackendUnderTest, Native
-from gradbridge.testing.outside import Outside
+from gradbridge.testing import BackendUnderTest, Native, Outside
 from gradbridge_numpy.rules import VJPRule
 
 

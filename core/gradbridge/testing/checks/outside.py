@@ -62,12 +62,16 @@ class _Calls:
 
     Attributes:
         first: a call, made at first.
+
+    Raises:
+        GradbridgeError: the function does not take such a y.
     """
 
     def __init__(self, subject: Subject, kind: _Kind) -> None:
         self._subject, self.kind, self._outside = subject, kind, Outside(kind.value)
         native = subject.under_test.reading(subject.build({}), self._outside)
         self._adapter, self._inputs = subject.adapt(native, subject.precision), subject.point(92).inputs
+        self.start().pull()  # such a y is taken, and differentiated by x
         self.first = self.start()
 
     def start(self, wrt: tuple[int, ...] = (0,)) -> Flight:
