@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradbridge.framework import Computation, Form, filled
 from gradbridge_jax.isolation import isolated
@@ -249,7 +250,8 @@ def _staged(vjp: Callable[[list[Any]], Any], floats: list[Any]) -> tuple[Callabl
             raise ValueError(said)
 
         return refused, []
-    jaxpr, constants = closed.jaxpr, list(closed.consts)
+    # The user may change NumPy's in place before a pull of them is compiled.
+    jaxpr, constants = closed.jaxpr, [np.array(c) if isinstance(c, np.ndarray) else c for c in closed.consts]
     places = [i for i, constant in enumerate(constants) if isinstance(constant, jax.core.Tracer)]
     arrays = [constants[i] for i in places]
     for i in places:

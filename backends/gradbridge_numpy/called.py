@@ -17,6 +17,7 @@ from gradbridge.borders import INEXACT
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeError, GradientShapeError, GuestError
 from gradbridge.layout import Array, ParameterLayout
+from gradbridge.wording import without_params
 from gradbridge_numpy.forms import OUTPUTS, Jet
 from gradbridge_numpy.rules import Rules
 
@@ -61,6 +62,7 @@ class PlainFunction:
             shapes = ", ".join(str(getattr(a, "shape", type(a).__name__)) for a in args[self.has_params :])
             raise GuestError(
                 f"{self.label} failed on inputs {shapes or '(none)'}: {type(error).__name__}: {error}"
+                f"{without_params(error, self.layout)}"
             ) from error
         return copied_tree(output, f"an output of {self.label}")
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradbridge.layout import Array
-from gradbridge.testing import BackendUnderTest, Native
+from gradbridge.testing import BackendUnderTest, Native, Outside
 from gradbridge_numpy.rules import VJPRule
 
 
@@ -22,6 +22,7 @@ class UnderTest(BackendUnderTest):
     reasons: ClassVar[dict[str, str]] = {
         "dropout": "a plain function has no train mode",
         "batchnorm": "a plain function has no train mode",
+        "outside_in_flight": "a rule that is written by hand is called for each pull, and reads what is there then",
     }
 
     def mlp(self, weight1: Array, bias1: Array, weight2: Array, bias2: Array) -> Native:
@@ -111,6 +112,11 @@ class UnderTest(BackendUnderTest):
         of_y.defvjp(None, argnums=(1,))
         of_xx.defvjp(None, lambda gradient, x, y, v, u: lambda w: 2 * v * u * w)
         return Native(lambda x, y: np.sum(x**2 * y), vjp=(of_x, of_y))
+
+    def reading(self, native: Native, outside: Outside) -> Native:
+        """A rule reads what its function reads."""
+        of_x = native.options["vjp"][0]
+        return Native(outside.reading(native.model), vjp=(lambda ans, x: of_x(ans, x, outside.read()),))
 
     def outputs(self, scale: Array) -> Native:
         """A function that returns a dict with a tuple in it; its cotangent is one, too."""

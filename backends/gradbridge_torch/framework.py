@@ -249,6 +249,9 @@ class TorchProgram(Program):
                 break
         return gradients
 
+    def unreached(self, kept: Graph) -> Sequence[int]:
+        return kept.unreached()
+
     def operations(self, kept: Graph) -> frozenset[str]:
         return kept.kinds()
 

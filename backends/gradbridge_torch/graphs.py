@@ -79,6 +79,12 @@ class Graph(NamedTuple):
             self.known[:] = operations(self.outputs)
         return self.known
 
+    def unreached(self) -> list[int]:
+        """Places of the leaves that no output depends on, as torch sees it."""
+        parents = [parent for node in self.nodes() for parent, _ in node.next_functions]
+        reached = {id(getattr(parent, "variable", None)) for parent in parents}.union(map(id, self.outputs))
+        return [place for place, leaf in enumerate(self.leaves) if id(leaf) not in reached]
+
     def kinds(self) -> frozenset[str]:
         """Of its operations."""
         return frozenset([node.name() for node in self.nodes()])

@@ -28,7 +28,7 @@ from gradbridge.errors import (
     ParamsDtypeError,
     ParamsShapeError,
 )
-from gradbridge.layout import Array, Float64Vector, ParameterLayout
+from gradbridge.layout import BRIDGE_WITH_PARAMS, Array, Float64Vector, ParameterLayout
 from gradbridge.placed import PlacedArray
 from gradbridge.traits import ArraySpec
 
@@ -158,8 +158,8 @@ def _check_unusual(
     if shape != (layout.size,) and shape != (None,):  # a size that the host does not know yet
         if not layout.size:
             advice = (
-                "the model has no parameters: if its first argument is the params, bridge it with params=; if it is a "
-                "function of arrays alone, use gradbridge.primitive, or call f(f.params, …)"
+                f"the model has no parameters: {BRIDGE_WITH_PARAMS}; if it is a function of arrays alone, use "
+                f"gradbridge.primitive, or call f(f.params, …)"
             )
         elif len(shape) != 1 and None not in shape and layout.size == int(np.prod(shape)):
             advice = "flatten them with params.reshape(-1)"

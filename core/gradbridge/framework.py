@@ -27,7 +27,7 @@ from gradbridge import trees
 from gradbridge.admission import as_array
 from gradbridge.borders import Border
 from gradbridge.constants import constant_key
-from gradbridge.errors import OutputError, Unsupported
+from gradbridge.errors import GradbridgeError, GuestError, OutputError, Unsupported
 from gradbridge.layout import ParameterLayout, dtype_name
 from gradbridge.model import Model
 from gradbridge.program import (
@@ -41,6 +41,7 @@ from gradbridge.program import (
     filled,
 )
 from gradbridge.traits import ArraySpec, Traits
+from gradbridge.wording import in_short
 
 __all__ = [
     "ONE_ARRAY",
@@ -315,7 +316,12 @@ class FrameworkBorder(Border):
         framework: casts.
         layout: of the weights.
         dtypes: of each weight in the computation, the framework's.
+
+    Attributes:
+        label: what errors call the model.
     """
+
+    label = "the model"
 
     def __init__(self, framework: Framework, layout: ParameterLayout, dtypes: Sequence[Any]) -> None:
         super().__init__(layout)
@@ -331,4 +337,11 @@ class FrameworkBorder(Border):
             return native
         if isinstance(native, (np.ndarray, np.generic)):
             return as_array(native, "an array of the model")
-        return self.framework.asnumpy(native)
+        try:
+            return self.framework.asnumpy(native)
+        except GradbridgeError:
+            raise
+        except Exception as error:  # the model's: a lazy framework computes only now
+            raise GuestError(
+                f"{self.label} failed when the numbers of its result were asked for: {in_short(error)}"
+            ) from error

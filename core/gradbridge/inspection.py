@@ -85,6 +85,14 @@ class Inspectable:
         """
         return ()
 
+    def unreached(self, residuals: Any) -> Sequence[int]:
+        """Arguments that a call was recorded by and that no derivative of it leads to, as far as that shows; none here.
+
+        Args:
+            residuals: of the call.
+        """
+        return ()
+
     def operations(self, residuals: Any) -> Hashable:
         """Which operations a call was made of, as far as that shows; None where it does not, as here.
 

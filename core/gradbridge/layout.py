@@ -24,6 +24,9 @@ Float64Vector = npt.NDArray[np.float64]
 systems: list[Callable[[type], Any]] = []
 
 
+#: What to do where params are handed to a function that was bridged without.
+BRIDGE_WITH_PARAMS = "if its first argument is the params, bridge it with params="
+
 _A_TREE = "f.layout.unravel(f.params) gives the model's own params as such a tree"
 
 
@@ -226,6 +229,10 @@ class ParameterLayout:
             if structure == self.structure:
                 return leaves
             raise LayoutError(f"expected a tree {self.structure}, got {structure}; {_A_TREE}")
+        if not self.names:
+            raise LayoutError(
+                f"the model has no parameters, got a {type(tree).__name__}; {BRIDGE_WITH_PARAMS}"
+            )
         if isinstance(tree, Mapping):
             missing = [name for name in self.names if name not in tree]
             unknown = [str(name) for name in tree if name not in self.names]

@@ -13,7 +13,7 @@ from gradbridge.closures import Surroundings
 from gradbridge.errors import GuestError
 from gradbridge.inspection import Inspectable, Stranger
 from gradbridge.layout import ParameterLayout
-from gradbridge.wording import given, in_short
+from gradbridge.wording import given, in_short, without_params
 
 T = TypeVar("T")
 
@@ -138,6 +138,12 @@ class Model(Inspectable, ABC):
             native: the array.
         """
         return Stranger(f"an array of shape {tuple(native.shape)} from outside of the model", False)
+
+    def explained(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> Exception:
+        """`explain`, and what to do where a function lacks its params."""
+        told = self.explain(error, inputs, doing)
+        more = without_params(error, self.layout) if type(told) is GuestError else ""
+        return GuestError(f"{told}{more}") if more else told
 
     def explain(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> Exception:
         """The error of ours for one of the model's, or of its framework; itself where it is not a failure.

@@ -122,6 +122,10 @@ class Program(ABC):
         """
         return ()
 
+    def unreached(self, kept: Any) -> Sequence[int]:
+        """Which of its places the record of a run leads to from no output: see `Inspectable.unreached`."""
+        return ()
+
     def operations(self, kept: Any) -> Hashable:
         """Which kinds of operations a run was recorded to consist of: see `Inspectable.operations`."""
         return None

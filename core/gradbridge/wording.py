@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from gradbridge.errors import PluginError
-from gradbridge.layout import dtype_name
+from gradbridge.layout import BRIDGE_WITH_PARAMS, ParameterLayout, dtype_name
 
 
 def first_line(error: BaseException) -> str:
@@ -20,6 +20,20 @@ def first_line(error: BaseException) -> str:
 def in_short(error: BaseException) -> str:
     """``TypeError: the first line of its message``; the class alone where it has none."""
     return f"{type(error).__name__}: {first_line(error)}".removesuffix(": ")
+
+
+def without_params(error: BaseException, layout: ParameterLayout) -> str:
+    """The end of a message on a call with an argument too few: one reason may be that a function was bridged without params.
+
+    Args:
+        error: what the call raised.
+        layout: of the function.
+
+    Returns:
+        "" where it is another error, or the function has params.
+    """
+    is_one_too_few = isinstance(error, TypeError) and "required positional argument" in str(error)
+    return f"; {BRIDGE_WITH_PARAMS}" if is_one_too_few and not layout.size else ""
 
 
 def given(inputs: Sequence[Any], name: Callable[[Any], str] = dtype_name) -> str:

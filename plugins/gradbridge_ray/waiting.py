@@ -84,11 +84,11 @@ class Waiting:
                             f"pieces to more workers"
                         )
                     begun = time.monotonic()  # one was lost and is being made again, which is not a step
-        except (KeyboardInterrupt, ShardTimeoutError):
-            self._abandon(refs, calls)
-            raise
         except exceptions.RayError as error:
             raise self._explained(error, refs, calls) from error
+        except BaseException:  # the user's, most of them: an interrupt, an alarm, the end of the program
+            self._abandon(refs, calls)
+            raise
 
     def _refuse_hopeless(self, lacking: float | None, starts: bool) -> float | None:
         """Since when workers have no place to be; None where all have one.

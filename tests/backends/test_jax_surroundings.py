@@ -232,3 +232,15 @@ def test_constants_are_no_strangers_nor_is_a_functions_anchor():
     np.testing.assert_allclose(gradient, 2 * X.sum(0), rtol=1e-12)
     module = gb.bridge(Scaled(nnx.Rngs(0), "none"))
     assert np.isfinite(autograd.grad(lambda p: anp.sum(module(p, X)))(module.params)).all()
+
+
+def test_a_program_holds_the_numbers_of_an_outside_array_and_not_the_array_itself():
+    first = np.array([1.0, 2.0, 3.0])
+    outside = {"y": first}
+    cubes = gb.primitive(lambda x: (x**3 * outside["y"]).sum(), backend="jax", audit="off")
+    x, gradient = np.array([0.5, -1.0, 2.0]), autograd.grad(cubes)
+    assert np.allclose(gradient(x), 3 * x**2 * first, rtol=1e-14)
+    outside["y"] = first.copy()
+    first *= 5  # nobody reads it from here on
+    product = autograd.grad(lambda x: anp.sum(gradient(x) * x))  # its program is not compiled yet
+    assert np.allclose(product(x), 9 * x**2 * outside["y"], rtol=1e-14)

@@ -98,6 +98,16 @@ def test_without_a_dtype_its_checks_are_skipped():
         bench._subjects["mlp", "eval"].adapter("float64")
 
 
+def test_a_framework_that_means_to_fix_what_a_function_reads_says_so_and_the_check_is_skipped():
+    class Fixed(OnlyEnergy):
+        reasons = {"outside_is_fresh": "a graph is built once, with the numbers in it"}  # noqa: RUF012
+
+    (row,) = run(Fixed(), checks=["outside_is_fresh"]).of("skipped")
+    assert row.message == "numpy: a graph is built once, with the numbers in it"
+    (row,) = run(OnlyEnergy(), checks=["outside_is_fresh"]).of("skipped")
+    assert row.message == "numpy: energy() is not a plain function, and reading() was not given"
+
+
 def test_the_report_prints_a_table_with_reasons_and_counts():
     names = ("value_is_right", "second_order")
     text = str(run(OnlyEnergy(), checks=names))

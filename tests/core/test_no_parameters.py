@@ -8,6 +8,7 @@ import pytest
 from autograd import grad, hessian_vector_product, make_jvp
 
 import gradbridge as gb
+from gradbridge.errors import GuestError, LayoutError, ParamsShapeError
 
 torch = pytest.importorskip("torch")
 X, NONE = np.random.default_rng(0).normal(size=(4, 3)), np.empty(0)
@@ -57,3 +58,18 @@ def test_derivatives_by_the_inputs_are_those_of_any_model(f):
     x = torch.tensor(X)
     expected = torch.autograd.functional.hvp(native, x, x)[1].numpy()
     np.testing.assert_allclose(hessian_vector_product(lambda x: loss(f)(NONE, x))(X, X), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["autograd", "numpy"])
+def test_a_function_of_params_that_was_bridged_without_them_is_told_where_they_go(backend):
+    options = {"gradient": "numeric"} if backend == "numpy" else {}
+    f = gb.bridge(lambda p, x: x @ p["w"], backend=backend, **options)
+    params, x = {"w": np.ones((3, 2))}, np.ones((4, 3))
+    assert f.params.shape == (0,)
+    cure = "if its first argument is the params, bridge it with params="
+    with pytest.raises(ParamsShapeError, match=f"the model has no parameters: {cure}"):
+        f(np.ones(6), x)
+    with pytest.raises(GuestError, match=f"missing 1 required positional argument: 'x'; {cure}"):
+        f(f.params, x)
+    with pytest.raises(LayoutError, match=f"the model has no parameters, got a dict; {cure}"):
+        f(params, x)

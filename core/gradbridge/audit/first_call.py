@@ -19,6 +19,7 @@ import numpy as np
 
 from gradbridge.audit.comparison import agree, difference, tolerance_of
 from gradbridge.audit.precision import coarse_steps
+from gradbridge.audit.unused import moved, note_unused
 from gradbridge.borders import INEXACT, is_inexact
 from gradbridge.errors import (
     AuditError,
@@ -114,7 +115,6 @@ class FirstCall:
         """
         self._refuse_strangers()
         gradients = self.gradients()
-        self._note_unused(gradients)
         reason = self.pulls_once(gradients)
         if reason and self._adapter.renew_pulls():
             self._evaluation = self._quiet.evaluate_at(self._values, self._wrt)
@@ -132,6 +132,7 @@ class FirstCall:
             if not reason:
                 self._notes["state"] = "each call by a fresh copy: the model keeps something between calls"
         if not reason and self._wrt:
+            note_unused(self._quiet, self._evaluation, gradients, self._tolerance, self._notes)
             self._note_precision()
             reason = self.in_other_modes()
         if reason:
@@ -161,15 +162,6 @@ class FirstCall:
                 f"{self._adapter.label} computes with {'; '.join(others)}, which could be trained and is none of its "
                 f"params: it is held constant"
             )
-
-    def _note_unused(self, gradients: Sequence[Array] | None) -> None:
-        call = self._call
-        if gradients is None or self._wrt[:1] != (0,) or call.arguments.vectors[:1] != (True,):
-            return
-        layout = call.adapter.layout
-        unused = [name for name, g in zip(layout.names, layout.cut(gradients[0])) if not np.any(g)]
-        if unused and len(unused) < len(layout):
-            self._notes["unused"] = f"no influence on the outputs here: {', '.join(unused)}"
 
     def pulls_once(self, gradients: Sequence[Array] | None) -> str:
         """Why the same evaluation does not pull back to the same again; "" where it does."""
@@ -263,7 +255,7 @@ class FirstCall:
         )
 
     def _elsewhere(self) -> list[Any]:
-        return [_moved(v, i, i < self._call.first_input) for i, v in enumerate(self._values)]
+        return [moved(v, i, i < self._call.first_input) for i, v in enumerate(self._values)]
 
     def _note_precision(self) -> None:
         precisions = self._call.settings.precisions
@@ -293,20 +285,6 @@ class FirstCall:
     def _pulled(self, evaluation: Any) -> Sequence[Array]:
         gradients: Sequence[Array] = evaluation.pull(self._cotangents, self._wrt)
         return gradients
-
-
-def _moved(value: Any, index: int, is_weight: bool) -> Any:
-    """Another argument of the same kind: rows of inputs in reverse; what is floating a hundredth away, no sign changed."""
-    if not isinstance(value, np.ndarray) or not value.size:
-        return value
-    other = value if is_weight or not value.ndim or len(value) < 2 else value[::-1]
-    if not is_inexact(value):
-        return np.ascontiguousarray(other)
-    factors = 1 + 0.01 * np.random.default_rng(index).uniform(0.5, 1.0, size=value.shape)
-    moved = other * factors
-    if is_weight:  # many a parameter starts at zero, and few models mind
-        moved = np.where(other == 0, 0.01 * factors, moved)
-    return moved.astype(value.dtype)
 
 
 class Surroundings:

@@ -92,7 +92,7 @@ class Solver:
         try:
             return self._by_tangents()
         except GradbridgeError:
-            raise error from None
+            raise error from error.__cause__
 
     def _note(self, strategy: str) -> None:
         problem = self._problem

@@ -34,11 +34,11 @@ class FunctionalAdapter(TransformingAdapter):
 
     def __init__(self, framework: Framework, model: Model) -> None:
         super().__init__(framework, model)
-        self.label, self.layout = model.label, model.layout
-        self.argument_names = model.argument_names
+        self.layout, self.argument_names = model.layout, model.argument_names
         packs = len(set(model.dtypes)) == 1 and self.layout.size < framework.packs_below
         self.traits = replace(framework.traits, packs=packs)
         self.border = framework.border(self.layout, model.dtypes)
+        self.label = self.border.label = model.label
         self._conjugates = framework.traits.conjugates
         # What most models leave as it is is not called for each input of each call.
         self._has_own_leaf = type(model).leaf is not Model.leaf
@@ -145,7 +145,7 @@ class FunctionalAdapter(TransformingAdapter):
         except GradbridgeError:
             raise
         except Exception as error:
-            explained = unwritten(error, self.framework) or model.explain(error, inputs, doing)
+            explained = unwritten(error, self.framework) or model.explained(error, inputs, doing)
             if explained is error:
                 raise
             raise explained from error

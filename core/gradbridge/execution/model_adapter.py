@@ -202,6 +202,11 @@ class ModelAdapter(Adapter):
         self.has_strangers = self.has_strangers or bool(strangers)
         return strangers
 
+    def unreached(self, residuals: Any) -> Sequence[int]:
+        if residuals is None:
+            return ()
+        return [residuals.wrt[place] for place in residuals.program.unreached(residuals.kept)]
+
     def operations(self, residuals: Any) -> Hashable:
         return None if residuals is None else residuals.program.operations(residuals.kept)
 

@@ -75,6 +75,7 @@ from gradbridge.testing.backend import BackendUnderTest, Native, NotOfferedError
 from gradbridge.testing.checks import CHECKS, Check
 from gradbridge.testing.commands import check_command, matrix_command
 from gradbridge.testing.laws import LAWS
+from gradbridge.testing.outside import Outside
 from gradbridge.testing.points import ScenarioPoint
 from gradbridge.testing.report import Bench, Report, find, run
 from gradbridge.testing.rows import Row
@@ -96,6 +97,7 @@ __all__ = [
     "Flight",
     "Native",
     "NotOfferedError",
+    "Outside",
     "Report",
     "Row",
     "Scenario",

@@ -13,6 +13,7 @@ from gradbridge.errors import BackendError, OptionError
 from gradbridge.layout import Array
 from gradbridge.protocol import Adapter, GuestOptions
 from gradbridge.registry import Registry, default_registry
+from gradbridge.testing.outside import Outside
 
 
 class NotOfferedError(Exception):
@@ -70,7 +71,7 @@ class BackendUnderTest:
     #: The dtypes that ``dtype=`` accepts, the most precise first. The laws are checked in the first.
     dtypes: ClassVar[tuple[str, ...]] = ("float64", "float32")
 
-    #: {factory: why the framework cannot do it}, for those that are left out.
+    #: {factory: why the framework cannot do it}, for those that are left out; and for some checks, see `reading`.
     reasons: ClassVar[Mapping[str, str]] = {}
 
     #: Whether what the backend's builder makes, by `gradbridge.build`, is checked as well; `find` says
@@ -177,6 +178,25 @@ class BackendUnderTest:
             return function(*args, **kwargs)
 
         return Native(counting, params=native.params, **native.options), lambda: len(calls)
+
+    def reading(self, native: Native, outside: Outside) -> Native:
+        """`energy` as a function of x alone, which reads y from outside (laws 3 and 4).
+
+        By default that of a function without options. Where your framework means what a function reads to be fixed once
+        it is bridged, say so in `reasons` under ``"outside_is_fresh"``: the check is skipped with it.
+
+        Args:
+            native: what `energy` made.
+            outside: the variable.
+
+        Raises:
+            NotOfferedError: there is no such function.
+        """
+        if not isinstance(native.model, FunctionType) or native.options:
+            raise NotOfferedError(
+                f"{self.name}: energy() is not a plain function, and reading() was not given"
+            )
+        return Native(outside.reading(native.model))
 
     def adapt(self, model: Any, options: GuestOptions) -> Adapter:
         """Make the adapter, by the backend's guest half. Override it to test an adapter alone."""

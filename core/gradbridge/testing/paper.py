@@ -29,6 +29,7 @@ class PaperModel:
 
     Attributes:
         evaluations: how often its value was computed.
+        outside: gives further inputs, which it reads from outside.
     """
 
     scenario: Scenario
@@ -36,6 +37,7 @@ class PaperModel:
     mean: Array | float = 0.0
     variance: Array | float = 1.0
     evaluations: int = 0
+    outside: Callable[[], Sequence[Any]] = tuple
 
 
 class ReferenceAdapter(Adapter):
@@ -75,7 +77,7 @@ class ReferenceAdapter(Adapter):
     def forward(
         self, loaded: list[Array], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        arrays = [self.cast(x) for x in inputs]
+        arrays = [self.cast(x) for x in (*inputs, *self.outside())]
         try:
             output = self.value(loaded, arrays, spec)
         except ValueError as error:
@@ -206,6 +208,10 @@ class ReferenceAdapter(Adapter):
         """What is handed out: a new array in the dtype of the computation."""
         array = np.asarray(array)
         return np.array(array, dtype=host_dtype(array.dtype, self.dtype))
+
+    def outside(self) -> Sequence[Any]:
+        """What the model reads from outside, as it is now."""
+        return [np.array(y) for y in self._model.outside()]
 
     def mask(self, x: Any, spec: CallSpec) -> Any:
         """The dropout mask of one call."""

@@ -14,6 +14,7 @@ from gradbridge.errors import GradbridgeWarning
 from gradbridge.layout import Array
 from gradbridge.protocol import Adapter, GuestOptions
 from gradbridge.testing.backend import BackendUnderTest, Native
+from gradbridge.testing.outside import Outside
 from gradbridge.testing.paper import PaperModel, ReferenceAdapter, ReferencePullback
 from gradbridge.testing.scenario import Scenario
 from gradbridge.testing.scenarios import SCENARIOS
@@ -38,6 +39,9 @@ class Reference(BackendUnderTest):
 
     def counted(self, native: Native) -> tuple[Native, Callable[[], int]]:
         return native, lambda: native.model.evaluations
+
+    def reading(self, native: Native, outside: Outside) -> Native:
+        return Native(replace(native.model, outside=lambda: (outside.read(),)))
 
     def portable(self, architecture: Architecture, params: Mapping[str, Array]) -> PaperModel:
         scenario = next(s for s in SCENARIOS.values() if s.architecture == architecture)

@@ -8,7 +8,7 @@ from typing import Any
 import mygrad as mg
 import numpy as np
 
-from gradbridge.extend import Array, Framework, Function, owned
+from gradbridge.extend import Array, Framework, Function, RunAgain, owned
 
 
 class MyGradFramework(Framework):
@@ -31,17 +31,14 @@ class MyGradFramework(Framework):
     def vjp(
         self, fn: Function, primals: list[mg.Tensor]
     ) -> tuple[list[mg.Tensor], Callable[[list[mg.Tensor]], list[mg.Tensor | None]]]:
-        def record() -> tuple[list[mg.Tensor], list[mg.Tensor]]:
-            variables = [mg.Tensor(primal.data, copy=False, constant=False) for primal in primals]
-            return variables, fn(variables)
-
-        recorded = [record()]
-        outputs = recorded[0][1]
+        recorded = [[mg.Tensor(primal.data, copy=False, constant=False) for primal in primals]]
+        outputs = fn(recorded[0])
 
         def pull(cotangents: list[mg.Tensor]) -> list[mg.Tensor | None]:
-            # MyGrad takes its graph apart on the way back, so a second pull records it anew.
-            variables, ends = recorded.pop() if recorded else record()
-            total = sum((end * cotangent).sum() for end, cotangent in zip(ends, cotangents))
+            if not recorded:  # MyGrad takes its graph apart on the way back
+                raise RunAgain(outputs)
+            variables = recorded.pop()
+            total = sum((output * cotangent).sum() for output, cotangent in zip(outputs, cotangents))
             if not total.constant:
                 total.backward()
             return [None if v.grad is None else _constant(v.grad) for v in variables]
