@@ -59,6 +59,18 @@ def test_what_is_known_when_tracing_is_refused_then_as_ours(f, compiled):
         )
 
 
+def test_a_tensor_that_has_left_its_function_is_refused_outside_of_it(f):
+    left = []
+    tf.function(lambda x: left.append(2 * x))(X)
+    p = tf.constant(f.params)
+    of_tensorflow = gb.bridge(lambda p, x: x @ p, params=tf.ones((2, 1)), backend="tensorflow")
+    for call in (lambda: f(p, left[0]), lambda: of_tensorflow(tf.ones((2, 1), tf.float64), left[0])):
+        with pytest.raises(InputError, match="was traced with, which has no numbers outside of it"):
+            call()
+    with pytest.raises(TypeError, match="out of scope"):  # TensorFlow's own word, which is clear
+        tf.function(lambda: f(p, left[0]))()
+
+
 def test_a_misfit_shape_is_refused_when_tracing():
     torch = pytest.importorskip("torch")
     f = gb.bridge(torch.nn.Linear(2, 1))
