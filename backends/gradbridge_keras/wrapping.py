@@ -31,7 +31,9 @@ def as_layer(
     """A Keras layer that computes a bridged model: what `Bridge.as_layer` returns.
 
     It fits, evaluates and predicts in Sequential, functional and subclassed models; `save_weights` and `load_weights`
-    have its weights as those of any layer.
+    have its weights as those of any layer. Where the bridge was made with ``mode="train"``, it is in train mode in `fit` and
+    with ``training=True``, and in eval mode else; one in eval mode stays in it. `copy.deepcopy` gives a layer with weights
+    of its own.
 
     Args:
         bridge: over any guest. The layer has a bridge of its own, for the system that Keras runs on.
