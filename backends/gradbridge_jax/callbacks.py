@@ -138,7 +138,10 @@ def _reentry(node: Node) -> str:
     elif settings.checks_finite:
         why = "is to have its params looked at (check_finite=True)"
     else:
-        why = "cannot stand in the program as a part of it (rows_per_chunk=, or a precision that needs jax_enable_x64)"
+        why = (
+            "cannot stand in the program as a part of it (rows_per_chunk=, statistics that a bridge in train mode moves, or a "
+            "precision that needs jax_enable_x64)"
+        )
     return (
         f"{adapter.label} is a JAX model, and was called in a program that JAX compiles (jit, scan, cond …). It {why}, so "
         f"the program would have to call it back, and JAX waits for a callback with the threads that the model needs. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import equinox as eqx
 import jax
@@ -40,12 +40,13 @@ class EquinoxModel(JaxModel):
                 f"{label} has no __call__; bridge a function of it: "
                 f"gradbridge.bridge(lambda m, x: …, params=model, backend='jax')"
             )
-        dtype = floating_dtype(options.dtype)
+        self._dtype = dtype = floating_dtype(options.dtype)
         self._module = module  # immutable
         self.argument_names = argument_names(module)
         is_train = options.mode == "train"
         self._vmap = bool(options.extra.get("vmap"))
-        self._key: str | None = options.extra.get("key") or _key_argument(module, is_train)
+        self._asked_key: str | None = options.extra.get("key")
+        self._key = self._asked_key or _key_argument(module, is_train)
         with isolated(True):
             called = InDtype(dtype)(eqx.nn.inference_mode(module, value=not is_train))
             self._tree = tree = ParameterTree(called, dtype, label)
@@ -69,10 +70,19 @@ class EquinoxModel(JaxModel):
             _notice_train_mode(module, label)
 
     def _recast(self, dtype: np.dtype[Any]) -> None:
-        tree = self._tree
+        tree, self._dtype = self._tree, dtype
         own = InDtype(dtype)(tree.fill(tree.arrays, tree.fixed))
         self._tree = tree = ParameterTree(own, dtype, self.label)
         self.state = (*tree.fixed, *(cast_floating(leaf, dtype) for leaf in self._first))
+
+    def in_eval_mode(self) -> Self:
+        key = self._asked_key or _key_argument(self._module, False)
+        twin = self._evaluating(key)
+        twin._key, twin.has_key, tree = key, key is not None, self._tree
+        with isolated(True):
+            called = eqx.nn.inference_mode(tree.fill(tree.arrays, tree.fixed))
+            twin._tree = ParameterTree(called, self._dtype, self.label)
+        return twin
 
     def readers(self) -> Sequence[Any]:
         return [

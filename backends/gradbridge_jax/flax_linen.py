@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -68,6 +68,11 @@ class LinenModel(JaxModel):
     def _recast(self, dtype: np.dtype[Any]) -> None:
         self._module = _in_dtype(self._bridged, dtype)
         self.state = (*self._tree.fixed, *(cast_floating(leaf, dtype) for leaf in self._first))
+
+    def in_eval_mode(self) -> Self:
+        twin = self._evaluating()
+        twin._train = twin.has_key = False
+        return twin
 
     def readers(self) -> Sequence[Any]:
         return (self._bridged,)

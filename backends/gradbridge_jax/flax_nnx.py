@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +92,13 @@ class NNXModel(JaxModel):
     def _recast(self, dtype: np.dtype[Any]) -> None:
         self._graph, state = self._in_dtype(dtype)
         self.state = self._moving(state)
+
+    def in_eval_mode(self) -> Self:
+        twin = self._evaluating(self._key)
+        twin._train = False
+        with isolated(True):
+            twin._graph, _ = twin._in_dtype(self._asked)
+        return twin
 
     def readers(self) -> Sequence[Any]:
         own = self._bridged

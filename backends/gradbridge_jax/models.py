@@ -101,6 +101,12 @@ class JaxModel(OnDevice, Model):
             twin._recast(dtype)
         return twin
 
+    def _evaluating(self, key: str | None = None) -> Self:
+        """A copy that is to be in eval mode: it moves no state, and draws nothing but for an argument `key`."""
+        twin = copy.copy(self)
+        twin.shares_state, twin.moves, twin.draws = self.moves, False, key is not None
+        return twin
+
     def _recast(self, dtype: np.dtype[Any]) -> None:
         """Bring what is fixed in a model, as it was bridged, into another dtype: `in_dtype` of one kind."""
 

@@ -31,7 +31,9 @@ def as_layer(
     """A Keras layer that computes a bridged model: what `Bridge.as_layer` returns.
 
     It fits, evaluates and predicts in Sequential, functional and subclassed models; `save_weights` and `load_weights`
-    have its weights as those of any layer.
+    have its weights as those of any layer. Where the bridge was made with ``mode="train"``, it is in train mode in `fit` and
+    with ``training=True``, and in eval mode else; one in eval mode stays in it. `copy.deepcopy` gives a layer with weights
+    of its own.
 
     Args:
         bridge: over any guest. The layer has a bridge of its own, for the system that Keras runs on.
@@ -71,6 +73,8 @@ class BridgeLayer(keras.layers.Layer):
         self._guest = guest
         adapter, how = (bridge or _bridge_of(guest())).made_with()
         self._bridge = Bridge(adapter, **{**how, "host": keras.backend.backend()})
+        #: The same in eval mode; None before that was asked for.
+        self._evaluated: Bridge | None = None
         self._declared, self._seed = how["outputs"], how["seed"]
         self.supports_jit = keras.backend.backend() == "jax"
         layout, params = adapter.layout, keras.ops.convert_to_numpy(self._bridge.params)
@@ -90,13 +94,22 @@ class BridgeLayer(keras.layers.Layer):
         """The bridge that it computes with; its params are the model's as it was bridged, not the layer's weights."""
         return self._bridge
 
-    def call(self, *inputs: Any, **kwargs: Any) -> Any:
-        """The model at the layer's weights."""
-        weights = dict(zip(self._bridge.layout.names, map(keras.ops.convert_to_tensor, self._own)))
-        return keras.tree.map_structure(self._given, self._bridge(weights, *inputs, **kwargs))
+    def call(self, *inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        """The model at the layer's weights.
 
-    def compute_output_spec(self, *inputs: Any, **kwargs: Any) -> Any:
-        """Shapes and dtypes of the outputs, before there are any."""
+        Args:
+            *inputs, **kwargs: the model's.
+            training: as for any layer of Keras, which says True in `fit`. It decides for a bridge that was made with
+                ``mode="train"``; one in eval mode stays in it.
+        """
+        if not training and self._evaluated is None:
+            self._evaluated = self._bridge.in_eval_mode()
+        bridge = self._bridge if training else self._evaluated
+        weights = dict(zip(self._bridge.layout.names, map(keras.ops.convert_to_tensor, self._own)))
+        return keras.tree.map_structure(self._given, bridge(weights, *inputs, **kwargs))
+
+    def compute_output_spec(self, *inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        """Shapes and dtypes of the outputs, before there are any, in either mode."""
         leaves, structure = trees.flatten((inputs, kwargs))
         places = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")]
         given = [
@@ -136,6 +149,13 @@ class BridgeLayer(keras.layers.Layer):
         layer: Self = super().from_config(config)
         return layer
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Keras copies by way of a file, where no model of another framework has room. The guest serves all copies.
+        config = {**self.get_config(), "guest": self._guest, "bridge": self._bridge}
+        twin = memo[id(self)] = type(self)(**config)
+        twin.set_weights(self.get_weights())
+        return twin
+
     def _given(self, output: Any) -> Any:
         dtype = getattr(output, "dtype", None)
         if dtype is None or not keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype)):
@@ -163,10 +183,11 @@ class _Held:
             HostError
         """
         raise HostError(
-            f"a Keras model was to be saved or pickled that has a layer over {self._bridge.adapter.label}, and a file of Keras "
-            f"has no room for a model of another framework; save the weights alone (save_weights), or make the layer "
-            f"with f.as_layer(made_by=make), a function that makes the bridge, and where the model is loaded import "
-            f'gradbridge_keras.wrapping and give custom_objects={{"make": make}}'
+            f"a Keras model was to be saved, pickled or copied by copy.deepcopy that has a layer over "
+            f"{self._bridge.adapter.label}, and Keras does all of that by way of a file, which has no room for a model of "
+            f"another framework; save the weights alone (save_weights), or make the layer with f.as_layer(made_by=make), a "
+            f"function that makes the bridge, and where the model is loaded import gradbridge_keras.wrapping and give "
+            f'custom_objects={{"make": make}}. For a copy: keras.models.clone_model, and set_weights'
         )
 
 

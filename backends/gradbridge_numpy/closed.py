@@ -52,6 +52,9 @@ class FormsAdapter(Adapter):
         twin.dtype = dtype
         return twin
 
+    def in_eval_mode(self) -> Self:
+        return self  # nothing here has a mode
+
     def update(self, weights: Sequence[Any]) -> list[Array]:
         arrays = [self.own(w if hasattr(w, "dtype") else np.asarray(w)) for w in weights]
         # A tree may hold Python's integers, which are parameters all the same.

@@ -146,7 +146,7 @@ def _looked_at(call: Call, arguments: Sequence[Any], reading: Reading) -> Call:
     wrt = tuple([i for i in reading.wrt if is_inexact(arguments[i].dtype) and is_recorded(arguments[i])])
     if not call.settings.audit.awaits_call(call.dtype.name, bool(wrt)):
         return call
-    values = [to_array(x) if isinstance(x, EagerTensor) else y for x, y in zip(arguments, reading.values)]
+    values = [to_array(x) if isinstance(x, tf.Tensor) else y for x, y in zip(arguments, reading.values)]
     prepared, values = call.prepared(values, wrt)
     looked_at: Call = first_call.looked_at(prepared, values, wrt)
     return call if looked_at.adapter is call.adapter else call.by(looked_at.adapter)

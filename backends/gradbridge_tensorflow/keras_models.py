@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -75,7 +76,15 @@ class KerasModel(functions.TensorFlowModel):
         snapshot = self._snapshot.in_dtype(name)
         if snapshot is self._snapshot:
             return self
-        return type(self)(snapshot, dataclasses.replace(self._options, dtype=name))
+        twin = type(self)(snapshot, dataclasses.replace(self._options, dtype=name))
+        twin.shares_state = self.shares_state
+        return twin
+
+    def in_eval_mode(self) -> Self:
+        twin = copy.copy(self)
+        twin._options, twin._train = dataclasses.replace(self._options, mode="eval"), False
+        twin.shares_state, twin.draws, twin.moves = self.moves, False, False
+        return twin
 
     def strangers(self, residuals: Any) -> Sequence[Stranger]:
         return self._snapshot.strangers()
@@ -83,7 +92,7 @@ class KerasModel(functions.TensorFlowModel):
     def extras(self, noise: int) -> Sequence[Any]:
         # The moving variables: none in eval mode, where they are compiled in.
         seeds = [tf.constant(_seeds(noise, self._seeds))] if self._seeds else []
-        return [*seeds, *self._rest] if self.moves else seeds
+        return [*seeds, *self._rest] if self.moves or self.shares_state else seeds
 
     def move(self, after: Sequence[Any]) -> None:
         self._rest = list(after)  # all at once
@@ -115,7 +124,7 @@ class KerasModel(functions.TensorFlowModel):
         self._latest = spec
         args, kwargs = spec.bind(inputs)
         seeds = tf.unstack(extras[0]) if self._seeds else []
-        rest = extras[bool(seeds) :] if self.moves else self._rest
+        rest = extras[bool(seeds) :] if self.moves or self.shares_state else self._rest
         output, after = self._snapshot.call(
             self._snapshot.twin(), (*weights, *rest, *seeds), args, kwargs, self._train, call=functions.called
         )

@@ -66,6 +66,12 @@ class ModuleModel(TensorFlowModel):
         eagerly(None, lambda: twin._computes(self._template, dtype))
         return twin
 
+    def in_eval_mode(self) -> ModuleModel:
+        twin = copy.copy(self)
+        twin._mode = dict.fromkeys(self._mode, False)
+        twin.shares_state, twin.draws, twin.moves = self.moves, False, False
+        return twin
+
     def stranger(self, native: Any) -> Stranger:
         for name, v in zip(self.layout.names, self._own):
             if v is native:
@@ -82,7 +88,7 @@ class ModuleModel(TensorFlowModel):
 
     def extras(self, noise: int) -> Sequence[Any]:
         # The variables that are not weights: none in eval mode, where they are compiled in.
-        return self._rest if self.moves else ()
+        return self._rest if self.moves or self.shares_state else ()
 
     def move(self, after: Sequence[Any]) -> None:
         self._rest = list(after)  # all at once

@@ -129,7 +129,16 @@ def is_inexact(dtype: tf.DType) -> bool:
 
 
 def to_array(tensor: tf.Tensor) -> Array:
-    """The content of an eager tensor, which may share its memory; bfloat16 widens to float32."""
+    """The content of an eager tensor, which may share its memory; bfloat16 widens to float32.
+
+    Raises:
+        InputError: it is a symbolic one, of a tf.function that is over.
+    """
+    if not isinstance(tensor, EagerTensor):
+        raise InputError(
+            f"{tensor.name!r} is a tensor that a tf.function was traced with, which has no numbers outside of it; return it "
+            f"from that function, and use what a call of the function returns"
+        )
     if tensor.dtype == tf.bfloat16:
         tensor = tf.cast(tensor, tf.float32)
     # Tensor.numpy() copies; the buffer protocol knows neither strings nor arrays without elements.

@@ -57,11 +57,8 @@ class ModuleModel(TorchModel):
     def __init__(self, module: nn.Module, options: GuestOptions) -> None:
         module = bridgeable(module)
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        device, is_train, has_code = (
-            compute_device(options.device),
-            options.mode == "train",
-            has_own_code(module),
-        )
+        device, has_code = compute_device(options.device), has_own_code(module)
+        is_train = options.mode == "train"
         tensors = (*module.parameters(), *module.buffers())
         placed = device if device is not None else next((t.device for t in tensors), None)
         super().__init__(placed, is_train and draws_in_train(module), watched=has_code)
@@ -119,6 +116,13 @@ class ModuleModel(TorchModel):
             return self
         twin = copy.copy(self)
         twin._compute_in(dtype)
+        return twin
+
+    def in_eval_mode(self) -> Self:
+        twin = copy.copy(self)
+        twin._is_train = twin.moves = twin.draws = twin._is_probed = False
+        twin.shares_state = self.moves
+        twin._compute_in(self._placement[0])
         return twin
 
     def fresh(self) -> Self:
@@ -232,13 +236,9 @@ class ModuleModel(TorchModel):
     def follow(self, other: Self) -> None:
         with other._lock:
             theirs = [dict(part._buffers) for part in other._template.modules()]
+        own = [part._buffers for part in self._template.modules()]
         with torch.no_grad():
-            self.move(
-                [
-                    {key: _like(value, part._buffers[key]) for key, value in buffers.items()}
-                    for part, buffers in zip(self._template.modules(), theirs)
-                ]
-            )
+            self.move([{k: _like(v, ours[k]) for k, v in b.items()} for ours, b in zip(own, theirs)])
 
     def keep_for_rerun(self) -> bool:
         """From now on every call has a replica of its own, that holds its weights as long as its graph lives."""

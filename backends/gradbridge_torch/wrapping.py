@@ -44,9 +44,12 @@ class BridgeModule(nn.Module):
     parameter called, because modules have an attribute of that name, gets a ``_`` behind it.
 
     All floating parameters ask for a gradient; `requires_grad_(False)` freezes. Outputs have the parameters' dtype,
-    and the model is computed in it unless its bridge has one of its own. The mode is the bridge's, ``gb.bridge(…,
-    mode="train")``: `train` and `eval` change nothing in the model. What is not a parameter of the layout, as buffers of
-    a torch guest, stays in the bridge and is in no `state_dict`.
+    and the model is computed in it unless its bridge has one of its own. What is not a parameter of the layout, as
+    buffers of a torch guest, stays in the bridge and is in no `state_dict`.
+
+    Where the bridge was made with ``mode="train"``, `eval` and `train` mean what they mean in torch: after `eval` calls have
+    no random masks, and read the statistics that those in train mode have moved. A bridge in eval mode stays in it:
+    `train` changes nothing then.
 
     Copies share the bridge. A pickle holds it, so that what pickles is what the guest is: functions by their names in
     their module, not lambdas; `state_dict` needs none of that.
@@ -63,6 +66,8 @@ class BridgeModule(nn.Module):
         # One that is bound to another host could not take tensors; one that is bound to torch would not notice
         # that another system follows an input.
         self._bridge = bridge if how["host"] == AUTO else Bridge(adapter, **{**how, "host": AUTO})
+        #: The same in eval mode; None before that was asked for.
+        self._evaluated: Bridge | None = None
         #: Where the parameters are: a path of attributes for each of the layout.
         self._paths: tuple[tuple[str, ...], ...] = ()
         self._names = self._bridge.layout.names
@@ -103,20 +108,38 @@ class BridgeModule(nn.Module):
         """
         # By way of attributes: functional_call, parametrizations and replicas put other tensors there.
         weights = {name: self._at(path) for name, path in zip(self._names, self._paths)}
-        outputs = self._bridge(weights, *inputs, **kwargs)
+        outputs = self._in_mode()(weights, *inputs, **kwargs)
         # Without parameters it is the inputs that say who calls, and they may be NumPy's.
         return outputs if weights else trees.mapped(_tensor, outputs)
 
+    def train(self, mode: bool = True) -> Self:
+        """Go over to train mode, or to eval mode, where the bridge was made with ``mode="train"``.
+
+        Raises:
+            Unsupported: a backend of others that does not say how its model is evaluated.
+        """
+        super().train(mode)
+        self._in_mode()
+        return self
+
     def extra_repr(self) -> str:
         """What the model is, and in which mode."""
-        return repr(self._bridge)
+        return repr(self._in_mode())
+
+    def _in_mode(self) -> Bridge:
+        if self.training:
+            return self._bridge
+        if self._evaluated is None:
+            self._evaluated = self._bridge.in_eval_mode()
+        return self._evaluated
 
     def _at(self, path: tuple[str, ...]) -> Any:
         return functools.reduce(getattr, path, self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # The guest stays as it is (law 5), so that one serves all copies; and not every guest can be copied.
-        memo[id(self._bridge)] = self._bridge
+        for shared in (self._bridge, self._evaluated):
+            memo[id(shared)] = shared
         twin = memo[id(self)] = self.__new__(type(self))
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin

@@ -14,7 +14,7 @@ from gradbridge.call_spec import CallSpec
 from gradbridge.capabilities import Capabilities, capabilities_of
 from gradbridge.choice import adapter_of
 from gradbridge.errors import OptionError
-from gradbridge.execution.calling import Calling, numbers
+from gradbridge.execution.calling import OF_PROCESS, Calling, numbers
 from gradbridge.execution.chunks import ChunkedAdapter
 from gradbridge.execution.constant_arguments import ConstantArguments
 from gradbridge.execution.noise import NoiseSource
@@ -111,10 +111,6 @@ class Bridge(Calling):
     def adapter(self) -> Adapter:
         """The guest model's adapter, for those who write backends."""
         return self._adapter
-
-    def made_with(self) -> tuple[Adapter, dict[str, Any]]:
-        """The adapter and the options that it was made with: what it takes to make another bridge of the model."""
-        return self._precisions.own.adapter, {**self._made_with, "registry": self._registry}
 
     @property
     def layout(self) -> ParameterLayout:
@@ -237,8 +233,7 @@ class Bridge(Calling):
         return f"<Bridge over {self._adapter.label}: {self.layout.size} params, host {self._host_name}{mode}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        theirs = ("_hosts", "_host", "_settings", "_is_special", "_key", "_shortcuts")  # this process's
-        return {k: v for k, v in self.__dict__.items() if k not in theirs}
+        return {k: v for k, v in self.__dict__.items() if k not in OF_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

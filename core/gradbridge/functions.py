@@ -69,6 +69,9 @@ class FunctionModel(Model):
         twin.dtype, twin.dtypes = dtype, [dtype] * len(self.dtypes)
         return twin
 
+    def in_eval_mode(self) -> Self:
+        return self  # a function has no mode
+
     def common_dtype(self, dtypes: Sequence[Any]) -> Any:
         """What floating inputs are cast to where nobody says: that of the first parameter."""
         return dtypes[0]

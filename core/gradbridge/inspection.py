@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
+from gradbridge.errors import Unsupported
+
 
 class Stranger(NamedTuple):
     """An array that took part in a call, could have a gradient, and is none of the call's arguments.
@@ -22,6 +24,8 @@ class Stranger(NamedTuple):
 class Inspectable:
     """The half of an adapter, and of a model, that an audit asks. Everything has a default that tells nothing."""
 
+    label: str
+
     def in_dtype(self, name: str) -> Self:
         """This model as it was when it was bridged, computing in another floating dtype.
 
@@ -35,6 +39,20 @@ class Inspectable:
             UnknownModelError, OptionError: it cannot be computed in that dtype; says why.
         """
         return self
+
+    def in_eval_mode(self) -> Self:
+        """This model, which was bridged with ``mode="train"``, in eval mode, with the state that it moves from now on.
+
+        Returns:
+            Itself where the mode makes no difference.
+
+        Raises:
+            Unsupported: there is no telling, as here.
+        """
+        raise Unsupported(
+            f"{self.label} was bridged with mode='train', and its backend does not say how it is evaluated in eval mode "
+            f"(in_eval_mode); bridge it with mode='eval', and call that with the trained params"
+        )
 
     def fresh(self) -> Self | None:
         """This model as if it had never been called; None where there is no telling, as here.

@@ -29,6 +29,8 @@ class Model(Inspectable, ABC):
         argument_names: what it calls its inputs.
         draws: whether it draws random numbers, or moves state (`Adapter.stochastic`).
         moves: whether a forward leaves another state behind (`move`).
+        shares_state: whether it is the `in_eval_mode` of one that moves its state, which it is to `follow`: then it reads
+            it anew in each call.
         any_rows: whether it takes any length of its inputs' first axes, so that one trace is for all.
         surroundings: what it reads from outside as it is traced, for a framework that compiles; None where
             that is nothing that could change.
@@ -41,6 +43,7 @@ class Model(Inspectable, ABC):
     argument_names: ArgumentNames = ArgumentNames()
     draws: bool = False
     moves: bool = False
+    shares_state: bool = False
     any_rows: bool = False
     surroundings: Surroundings | None = None
 
@@ -77,7 +80,7 @@ class Model(Inspectable, ABC):
         """Take over the state that a forward left behind."""
 
     def follow(self, other: Self) -> None:
-        """Take over the state of the same model in another precision (`in_dtype`), in dtypes of its own."""
+        """Take over the state of the same model in another precision (`in_dtype`) or mode, in dtypes of its own."""
 
     def isolated(self, thunk: Callable[[], T], inputs: Sequence[Any], noise: int | None, record: bool) -> T:
         """Run a step so that ambient state is neither changed nor trusted (law 9). It may be run twice.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import warnings
 
 import numpy as np
 import pytest
@@ -256,3 +257,22 @@ def test_what_it_returns_has_the_precision_of_the_program(x64):
     assert LIFTED(LIFTED.params, jnp.asarray(INPUTS)).dtype == dtype
     single = LIFTED.params.astype(jnp.float32)
     assert jax.jit(LIFTED)(single, INPUTS).dtype == jnp.float32  # the params say it, and no other array
+
+
+def test_forward_mode_of_a_rule_that_has_none_leaves_later_calls_as_they_were():
+    straight = jax.custom_vjp(lambda x: jnp.round(x))
+    straight.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+    w = jnp.array([0.3, 1.3, 2.3], jnp.float32)
+    for own in (np.float64, np.float32):
+        f = gb.bridge(lambda p, x: straight(p["w"] * x), params={"w": np.ones(3, own)}, backend="jax")
+
+        def program(w, f=f):
+            return f({"w": w}, jnp.ones(3, jnp.float32))
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            before = jax.jit(program)(w)
+            primal, tangent = jax.jvp(program, (w,), (2 * w,))
+            assert primal.dtype == tangent.dtype == jnp.float32
+            np.testing.assert_array_equal(tangent, 2 * w)  # made from the gradient
+            np.testing.assert_array_equal(jax.jit(program)(w), before)

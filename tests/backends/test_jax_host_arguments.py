@@ -331,25 +331,6 @@ def test_symbolic_sizes_are_refused(sine):
         export.export(jax.jit(sine))(jax.ShapeDtypeStruct((size,), jnp.float64))
 
 
-def test_forward_mode_of_a_rule_that_has_none_leaves_later_calls_as_they_were():
-    straight = jax.custom_vjp(lambda x: jnp.round(x))
-    straight.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
-    w = jnp.array([0.3, 1.3, 2.3], jnp.float32)
-    for own in (np.float64, np.float32):
-        f = gb.bridge(lambda p, x: straight(p["w"] * x), params={"w": np.ones(3, own)}, backend="jax")
-
-        def program(w, f=f):
-            return f({"w": w}, jnp.ones(3, jnp.float32))
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            before = jax.jit(program)(w)
-            primal, tangent = jax.jvp(program, (w,), (2 * w,))
-            assert primal.dtype == tangent.dtype == jnp.float32
-            np.testing.assert_array_equal(tangent, 2 * w)  # made from the gradient
-            np.testing.assert_array_equal(jax.jit(program)(w), before)
-
-
 def test_a_framework_that_knows_no_shapes_before_it_runs_is_tried_at_ones():
     f = gb.primitive(lambda x: anp.tanh(x), backend="autograd")
     with pytest.warns(gb.errors.GradbridgeWarning, match="evaluated once, at arrays of ones"):

@@ -1,5 +1,6 @@
 """Bridges as Keras layers. Most of this file is run once more for each other backend of Keras, in a process of its own."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -148,6 +149,43 @@ def test_a_whole_model_is_saved_with_a_function_that_makes_the_bridge_and_else_r
             f.as_layer(made_by=wrong)
 
 
+def test_the_training_argument_decides_in_layers_of_bridges_in_train_mode():
+    torch = pytest.importorskip("torch")
+    native = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5))
+    f, x = gb.bridge(native, mode="train"), X.astype("float32")
+    layer = f.as_layer()
+    net = keras.Sequential([keras.Input((2,)), layer])
+    net.compile("sgd", "mse")
+    predicted = []
+    for _ in range(2):
+        net.fit(x, np.zeros((70, 3)), batch_size=35, verbose=0)
+        own = f.model(np.concatenate([w.ravel() for w in layer.get_weights()])).float().eval()
+        expected = own(torch.from_numpy(x)).detach().numpy()
+        predicted.append(net.predict(x, batch_size=70, verbose=0))
+        for y in (predicted[-1], layer(x), layer(x, training=False), net(x)):
+            np.testing.assert_allclose(numpy(y), expected, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(*predicted)
+    masked = numpy(layer(x, training=True))
+    assert (masked == 0).mean() > 0.3
+    still = gb.bridge(native.eval()).as_layer()
+    np.testing.assert_array_equal(numpy(still(x, training=True)), numpy(still(x)))
+
+
+def test_a_layer_is_copied_with_weights_of_its_own(f):
+    layer = f.as_layer(name="guest", dtype="float64", trainable=False)
+    layer.set_weights([w + 1 for w in layer.get_weights()])
+    before = numpy(layer(X))
+    twin, same = copy.deepcopy([layer, layer])
+    assert twin is same
+    assert (twin.name, twin.dtype, twin.trainable) == ("guest", "float64", False)
+    np.testing.assert_array_equal(numpy(twin(X)), before)
+    twin.set_weights([0 * w for w in twin.get_weights()])
+    assert not numpy(twin(X)).any()
+    np.testing.assert_array_equal(numpy(layer(X)), before)
+    with pytest.raises(HostError, match=r"For a copy: keras\.models\.clone_model, and set_weights"):
+        copy.deepcopy(network(f.as_layer()))  # which Keras copies by way of a file
+
+
 def test_models_are_cloned(f):
     net, _ = fitted(f.as_layer())
     twin = keras.models.clone_model(net)
@@ -186,7 +224,7 @@ def test_the_same_on_the_other_backends_of_keras(backend):
         pytest.skip("asked from TensorFlow's process")
     pytest.importorskip(backend)
     env = {**os.environ, "KERAS_BACKEND": backend, "GRADBRIDGE_TEST_KERAS": "1"}
-    some = "layouts or fits or step or trees or loaded"
+    some = "layouts or fits or step or trees or loaded or training"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", some, __file__]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-5000:]

@@ -209,22 +209,6 @@ def test_a_numeric_jacobian_is_computed_once_for_all_its_rows():
     assert len(calls) == once
 
 
-def test_numeric_gradients_with_respect_to_params():
-    f = gb.bridge(lambda p, x: np.exp(p["k"] * x), params={"k": 0.5}, backend="numpy", gradient="numeric")
-    assert np.allclose(grad(lambda p: f(p, 2.0))(f.params), 2 * np.exp(1.0), rtol=1e-8)
-
-
-def test_numeric_and_written_gradients_exclude_each_other():
-    f = gb.primitive(gradient="numeric")(lambda x: x)
-    with pytest.raises(OptionError, match="leave that out"):
-        f.defvjp(lambda ans, x: lambda v: v)
-
-
-def test_options_of_a_numeric_gradient_without_one_are_refused():
-    with pytest.raises(OptionError, match="order belong to gradient='numeric'"):
-        gb.primitive(order=4)(lambda x: x)
-
-
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="compiles a C file")
 def test_a_c_library_with_its_own_vjp(tmp_path):
     library = tmp_path / "libpotential.so"

@@ -258,3 +258,19 @@ def test_outputs_that_change_their_shape_are_refused():
 def test_steps_and_orders_that_there_are_not_are_refused(option):
     with pytest.raises(OptionError, match=f"{next(iter(option))} must be"):
         gb.primitive(gradient="numeric", **option)(lambda x: x)
+
+
+def test_numeric_gradients_with_respect_to_params():
+    f = gb.bridge(lambda p, x: onp.exp(p["k"] * x), params={"k": 0.5}, backend="numpy", gradient="numeric")
+    assert onp.allclose(grad(lambda p: f(p, 2.0))(f.params), 2 * onp.exp(1.0), rtol=1e-8)
+
+
+def test_numeric_and_written_gradients_exclude_each_other():
+    f = gb.primitive(gradient="numeric")(lambda x: x)
+    with pytest.raises(OptionError, match="leave that out"):
+        f.defvjp(lambda ans, x: lambda v: v)
+
+
+def test_options_of_a_numeric_gradient_without_one_are_refused():
+    with pytest.raises(OptionError, match="order belong to gradient='numeric'"):
+        gb.primitive(order=4)(lambda x: x)

@@ -12,6 +12,7 @@ import pytest
 from autograd import value_and_grad
 
 torch = pytest.importorskip("torch")
+from threads import at_once  # noqa: E402
 from torch import nn  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
@@ -242,11 +243,7 @@ def test_eight_threads_do_not_see_each_others_params():
             if not onp.allclose(got, truth[scale][1], rtol=1e-10):
                 wrong.append((seed, turn))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(work, 8)
     assert not wrong
 
 

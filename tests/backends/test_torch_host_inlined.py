@@ -1,47 +1,28 @@
 """A model of torch's own within a program of torch: natively, in the program's own graph, and as pure as elsewhere."""
 
-import threading
-
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
-from torch_programs import INPUTS, assert_same, bridge_over, native, vector  # noqa: E402
+from torch_programs import (  # noqa: E402
+    INPUTS,
+    X3,
+    Net,
+    assert_same,
+    bridge_over,
+    called_once,
+    linear,
+    native,
+    vector,
+    weights_of,
+)
 
 import gradbridge as gb  # noqa: E402
-from gradbridge.errors import GuestError, HostError, InputError  # noqa: E402
+from gradbridge.errors import GuestError, InputError  # noqa: E402
 
-X = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def weights_of(f):
-    return [torch.tensor(w, requires_grad=True) for w in f.layout.cut(np.asarray(f.params))]
-
-
-def called_once(model, x=X, **options):
-    """A bridge whose first gradient was taken, so that it is known what its model does."""
-    f = gb.bridge(model, **options)
-    output = f(weights_of(f), x)
-    (output if isinstance(output, torch.Tensor) else output[0]).sum().backward()
-    return f
-
-
-def linear(outputs=2):
-    return nn.Linear(3, outputs, dtype=torch.float64)
-
-
-class Net(nn.Module):
-    """A model of the user's own class around what `body` does with its layer."""
-
-    def __init__(self, body, outputs=2):
-        super().__init__()
-        self.layer, self.body = linear(outputs), body
-
-    def forward(self, x):
-        return self.body(self, x)
+X = X3
 
 
 def test_it_is_a_part_of_the_programs_own_graph():
@@ -126,86 +107,6 @@ def test_outputs_have_memory_of_their_own():
     assert flatten(torch.empty(0), x).untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
 
 
-# -- law 9: what is ambient is neither changed nor trusted ---------------------------------------
-
-
-def lossy(t):
-    return t.half()
-
-
-AMBIENT = {
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "lossy hooks": lambda: torch.autograd.graph.saved_tensors_hooks(lossy, lambda t: t.double()),
-    "a default device": lambda: torch.device("meta"),
-}
-
-
-@pytest.mark.parametrize("ambient", AMBIENT)
-@pytest.mark.parametrize("model", ["torch's own", "the user's"])
-def test_what_is_ambient_changes_nothing(model, ambient):
-    module = nn.Sequential(linear(), nn.Tanh())
-    if model == "the user's":
-        module = Net(lambda m, x: torch.tanh(m.layer(x)) + torch.zeros(2))
-    f = called_once(module)
-    w = weights_of(f)
-    expected = torch.autograd.grad((f(w, X) ** 2).sum(), w)
-    with AMBIENT[ambient]():
-        y = f(w, X)
-    found = torch.autograd.grad((y**2).sum(), w)
-    assert y.dtype is torch.float64
-    assert all(torch.equal(a, b) for a, b in zip(found, expected))
-
-
-def test_the_default_dtype_is_that_of_when_it_was_bridged():
-    f = called_once(Net(lambda m, x: m.layer(x) + torch.ones(2) / 3))
-    w = weights_of(f)
-    expected = f(w, X)
-    torch.set_default_dtype(torch.float16)
-    try:
-        assert torch.equal(f(w, X), expected)
-        assert torch.get_default_dtype() is torch.float16
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-def test_what_was_computed_in_inference_mode_serves_gradients_later():
-    f = called_once(Net(lambda m, x: m.layer(x)))
-    w = weights_of(f)
-    with torch.inference_mode():
-        assert not f(w, X).requires_grad
-    f(w, X).sum().backward()
-    assert all(t.grad is not None for t in w)
-
-
-def test_random_numbers_of_a_model_are_its_own_whenever_it_comes_to_draw_them():
-    always = called_once(Net(lambda m, x: nn.functional.dropout(m.layer(x), 0.5, True)))
-    late = called_once(Net(lambda m, x: m.layer(x) + (torch.randn(2) if x.sum() > 100 else 0.0)))
-    state = torch.get_rng_state()
-    for f, x in ((always, X), (late, X + 50), (late, X + 50)):
-        w = weights_of(f)
-        assert torch.equal(f(w, x), f(w, x))
-    mapped = torch.func.vmap(lambda x: late(weights_of(late), x))(torch.stack([X + 50, X + 50]))
-    assert torch.equal(mapped[0], mapped[1])
-    assert torch.equal(state, torch.get_rng_state())
-
-
-def test_a_model_in_train_mode_draws_its_masks_by_the_bridges_seed():
-    model = nn.Sequential(linear(20), nn.Dropout(0.5))
-    w = weights_of(gb.bridge(model, mode="train"))
-    frozen = called_once(model, mode="train")
-    assert torch.equal(frozen(w, X), frozen(w, X))
-    each = called_once(model, mode="train", noise="per_call")
-    assert not torch.equal(each(w, X), each(w, X))
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_a_call_that_draws_anew_is_refused_within_a_checkpoint_which_makes_it_twice(reentrant):
-    f = called_once(nn.Sequential(linear(20), nn.Dropout(0.5)), mode="train", noise="per_call")
-    w = weights_of(f)
-    with pytest.raises(HostError, match="would not belong together"):
-        checkpoint(lambda *w: (f(list(w), X) ** 2).sum(), *w, use_reentrant=reentrant).backward()
-
-
 # -- laws 3, 4 and 10: what a model keeps, and what it computes with -----------------------------
 
 
@@ -285,27 +186,6 @@ def test_a_model_with_another_way_for_values_alone_gives_the_same_values():
     y = f([t.detach() for t in w], z, src_key_padding_mask=mask)
     torch.testing.assert_close(y, f(w, z, src_key_padding_mask=mask).detach(), rtol=0, atol=1e-13)
     assert not y.requires_grad
-
-
-def test_threads_have_replicas_of_their_own():
-    f = called_once(Net(lambda m, x: torch.tanh(m.layer(x))))
-    wrong = []
-
-    def work(seed):
-        w = [(t.detach() * (1 + seed)).requires_grad_() for t in weights_of(f)]
-        own = dict(zip(f.layout.names, w))
-        expected = torch.tanh(X @ own["layer.weight"].T + own["layer.bias"])
-        expected = torch.autograd.grad((expected**2).sum(), w)
-        for _ in range(30):
-            found = torch.autograd.grad((f(w, X) ** 2).sum(), w)
-            wrong.extend(seed for a, b in zip(found, expected) if not torch.allclose(a, b, rtol=1e-12))
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
 
 
 def test_a_model_that_fails_says_what_failed_as_in_any_host():

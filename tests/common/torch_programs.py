@@ -1,8 +1,9 @@
-"""One small network for every guest of torch programs, and the same in plain torch."""
+"""Guests of torch programs: one small network in every framework, and the same in plain torch; models of torch's own."""
 
 import autograd.numpy as anp
 import numpy as np
 import torch
+from torch import nn
 
 import gradbridge as gb
 
@@ -13,6 +14,8 @@ TREE = {
     "b1": _DRAW.normal(size=3),
     "b2": _DRAW.normal(size=1),
 }
+#: Inputs of the models of torch's own.
+X3 = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 INPUTS = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
 
 
@@ -59,3 +62,30 @@ def assert_same(found, expected, tolerance=1e-12):
         assert a.dtype == b.dtype
         scale = max(1.0, float(b.detach().abs().max())) if b.numel() else 1.0
         torch.testing.assert_close(a.detach(), b.detach(), rtol=0.0, atol=tolerance * scale)
+
+
+def weights_of(f):
+    return [torch.tensor(w, requires_grad=True) for w in f.layout.cut(np.asarray(f.params))]
+
+
+def called_once(model, x=X3, **options):
+    """A bridge whose first gradient was taken, so that it is known what its model does."""
+    f = gb.bridge(model, **options)
+    output = f(weights_of(f), x)
+    (output if isinstance(output, torch.Tensor) else output[0]).sum().backward()
+    return f
+
+
+def linear(outputs=2):
+    return nn.Linear(3, outputs, dtype=torch.float64)
+
+
+class Net(nn.Module):
+    """A model of the user's own class around what `body` does with its layer."""
+
+    def __init__(self, body, outputs=2):
+        super().__init__()
+        self.layer, self.body = linear(outputs), body
+
+    def forward(self, x):
+        return self.body(self, x)

@@ -1,7 +1,6 @@
 """Plugins: taken in one by one, named when they are broken, and never in each other's way."""
 
 import importlib.metadata
-import subprocess
 import sys
 import types
 
@@ -337,27 +336,6 @@ def test_the_line_that_installs_a_framework_is_printed_whole(monkeypatch, module
     monkeypatch.setattr(cli.gradbridge, "backends", found.infos)
     monkeypatch.setenv("COLUMNS", "400")
     assert 'pip install "a[b]"' in CliRunner().invoke(cli.cli, ["backends"]).output
-
-
-def test_a_mistyped_command_exits_with_an_error():
-    run = subprocess.run(
-        [sys.executable, "-c", "from gradbridge.cli import main; main()", "bakends"],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode != 0
-    assert "bakends" in run.stderr
-
-
-@pytest.mark.parametrize("typed", ["backend", "Backends", "bakends"])
-def test_a_misspelt_command_gets_the_nearest_one(typed):
-    from click.testing import CliRunner
-
-    from gradbridge.cli import cli
-
-    result = CliRunner().invoke(cli, [typed])
-    assert result.exit_code == 2
-    assert f"there is no command '{typed}'; did you mean 'backends'? there are audit, " in result.output
 
 
 @pytest.mark.parametrize("backend", ["jax", "numpy", "keras"])

@@ -26,6 +26,9 @@ from gradbridge.lifting.host import LiftingHost
 from gradbridge.lifting.wrapping import Wrappable
 from gradbridge.protocol import Adapter, ArraySpec
 
+#: What of a bridge belongs to the process, and goes into no copy and no pickle.
+OF_PROCESS = ("_hosts", "_host", "_settings", "_is_special", "_key", "_shortcuts", "_looks")
+
 
 class Calling(Derivatives, Wrappable):
     """The half of `Bridge` that is called."""
@@ -47,6 +50,8 @@ class Calling(Derivatives, Wrappable):
         self._size = (self._adapter.layout.size,)
         #: {class of the params: a quicker way for calls like the latest one with these}.
         self._shortcuts: dict[type, Callable[[Any, tuple[Any, ...]], Any]] = {}
+        #: {class of the params: (the pause after the next look for one, how many calls of the present pause are left)}.
+        self._looks: dict[type, tuple[int, int]] = {}
         #: {class: whether its objects are trees of others, or some other host's arrays}, of those that were met.
         self._is_special: dict[type, Any] = {} if isinstance(host, LiftingHost) else {np.ndarray: False}
 
@@ -96,7 +101,10 @@ class Calling(Derivatives, Wrappable):
         made = host.apply(call, arguments, reading)
         is_current = self._precisions.of(call.dtype).adapter is call.adapter
         if isinstance(host, LiftingHost) and self._constants is None and not kwargs and is_current:
-            shortcut = host.shortcut(call, params, inputs)
+            # Looking takes longer than it saves where none serves (within transforms, say): each time half as often.
+            pause, left = self._looks.get(type(params), (0, 0))
+            self._looks[type(params)] = (pause, left - 1) if left else (min(2 * pause + 1, _PAUSE), pause)
+            shortcut = None if left else host.shortcut(call, params, inputs)
             if shortcut is not None:
                 self._shortcuts[type(params)] = shortcut
         return made
@@ -292,6 +300,9 @@ class Calling(Derivatives, Wrappable):
 
 
 _FLOAT64 = np.dtype(np.float64)
+
+#: After so many calls at most that no shortcut served, one is looked for again.
+_PAUSE = 63
 
 #: What is known of classes whose objects are leaves, and nobody's arrays but the usual host's.
 _NOTHING_SPECIAL = frozenset([False])

@@ -253,7 +253,7 @@ class FunctionalAdapter(TransformingAdapter):
                 inputs = filled([constants.get(i) for i in range(count)], arrays, inputs)
             # As `pullbacks.called` does; in place, since it is a part of every call.
             weights = framework.unpacked(leaves[0], model.layout) if unpacks else leaves[:k]
-            output, after = model.call(weights, inputs, spec, leaves[stop:])
+            output, after = model.call(framework.floating(weights, model.dtypes), inputs, spec, leaves[stop:])
             return *framework.split(output, label), after
 
         if surroundings is None:

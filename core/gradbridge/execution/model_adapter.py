@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass
 class Moved:
-    """Which of the precisions of one model has moved its state last; they share it.
+    """Which of the precisions and modes of one model has moved its state last; they share it.
 
     Attributes:
         times: how often one has.
@@ -61,7 +61,7 @@ class ModelAdapter(Adapter):
         self._seen = self._moved.times
 
     def _follow(self) -> None:
-        """Take over the state that a forward in another precision left behind."""
+        """Take over the state that a forward in another precision, or in train mode, left behind."""
         times, other = self._moved.times, self._moved.by
         if other is not None and other is not self.source:
             self.source.follow(other)
@@ -143,7 +143,14 @@ class ModelAdapter(Adapter):
 
     def in_dtype(self, name: str) -> Self:
         self._require_runtime()
-        model = self.source.in_dtype(name)
+        return self._beside(self.source.in_dtype(name))
+
+    def in_eval_mode(self) -> Self:
+        self._require_runtime()
+        return self._beside(self.source.in_eval_mode())
+
+    def _beside(self, model: Model) -> Self:
+        """An adapter of the same model in another precision or mode, with the same state."""
         if model is self.source:
             return self
         twin = type(self)(self.framework, model)
@@ -168,7 +175,8 @@ class ModelAdapter(Adapter):
         self, host: str, spec: CallSpec, constants: Mapping[int, Any]
     ) -> Callable[[Sequence[Any]], Any] | None:
         framework, model = self.framework, self.source
-        if framework.host != host or not model.inlines() or self.has_strangers:
+        # A part of a compiled program would keep the state as it was then.
+        if framework.host != host or not model.inlines() or self.has_strangers or model.shares_state:
             return None
         first = 1 if spec.packed else len(self.layout)
         compute = framework.part(

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
+from gradbridge.execution.precision import Precisions
 from gradbridge.host import Hosts
+from gradbridge.protocol import Adapter
 
 
 class Wrappable:
     """The half of `Bridge` that becomes a layer of others."""
 
     _hosts: Hosts
+    _mode: str
+    _made_with: dict[str, Any]
+    _precisions: Precisions
+    _registry: Any
+
+    def made_with(self) -> tuple[Adapter, dict[str, Any]]:
+        """The adapter and the options that it was made with: what it takes to make another bridge of the model."""
+        return self._precisions.own.adapter, {**self._made_with, "registry": self._registry}
+
+    def in_eval_mode(self) -> Self:
+        """This model in eval mode: without random masks, with the statistics that calls of this bridge move.
+
+        Returns:
+            A new bridge, of the same layout and options. Its calls read the statistics as they are at that time, and
+            leave them alone. Itself, where it was made with ``mode="eval"``.
+
+        Raises:
+            Unsupported: a backend of others that does not say how.
+        """
+        if self._mode == "eval":
+            return self
+        kind: Any = type(self)
+        adapter, how = self.made_with()
+        evaluated: Self = kind(adapter.in_eval_mode(), **{**how, "mode": "eval"})
+        return evaluated
 
     def as_module(self, **options: Any) -> Any:
         """A ``torch.nn.Module`` that computes this model, whatever framework it is of.
