@@ -145,13 +145,15 @@ def test_a_worker_that_is_late_is_named_and_the_next_call_goes_on(cluster):
         np.testing.assert_allclose(grad(squares(f, X))(P), expected(), rtol=1e-13)
 
 
-@pytest.mark.parametrize("number, error", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGUSR1, SystemExit)])
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGUSR1, SystemExit)])
 def test_what_a_signal_raises_ends_a_call_and_the_next_one_goes_on(f, number, error):
     def leave(number, frame):
         raise SystemExit
 
     def interrupt():
-        while not done.wait(10 if sent else 1):  # again where Python has dropped the first, raised in a finalizer
+        while not done.wait(
+            10 if sent else 1
+        ):  # again where Python has dropped the first, raised in a finalizer
             sent.append(number)
             os.kill(os.getpid(), number)
 
