@@ -182,13 +182,6 @@ class Framework(ABC):
         """In the dtype of another one."""
         return native.astype(like.dtype)
 
-    def floating(self, weights: Sequence[Any], dtypes: Sequence[Any]) -> Sequence[Any]:
-        """Weights as a computation takes them: integers, which a caller may have given, in its dtypes (as for `asarray`)."""
-        if all(map(self.is_inexact, weights)):
-            return weights
-        own = [self.asarray(np.zeros(()), dtype) for dtype in dtypes]
-        return [w if self.is_inexact(w) else self.cast(w, like) for w, like in zip(weights, own)]
-
     def reshape(self, native: Any, shape: tuple[int, ...]) -> Any:
         """In another shape."""
         return native.reshape(shape)

@@ -145,7 +145,9 @@ def test_a_worker_that_is_late_is_named_and_the_next_call_goes_on(cluster):
         np.testing.assert_allclose(grad(squares(f, X))(P), expected(), rtol=1e-13)
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGUSR1, SystemExit)])
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGUSR1, SystemExit)]
+)
 def test_what_a_signal_raises_ends_a_call_and_the_next_one_goes_on(f, number, error):
     def leave(number, frame):
         raise SystemExit

@@ -54,12 +54,10 @@ class FunctionalAdapter(TransformingAdapter):
     def forward(
         self, loaded: Sequence[Any], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
     ) -> tuple[Any, Any]:
-        noise = spec.noise if self._noise is None else self._noise
-        run = partial(self._run, loaded, None, inputs, spec, wrt, noise)
-        return self._isolated(run, inputs, noise, bool(wrt))
+        return self.evaluate(loaded, inputs, spec, wrt, None)
 
     def evaluate(
-        self, weights: Any, inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...], flat: bool
+        self, weights: Any, inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...], flat: bool | None
     ) -> tuple[Any, Any]:
         # Both steps in one isolation: entering it costs as much as the forward of a small model.
         noise = spec.noise if self._noise is None else self._noise
@@ -154,7 +152,8 @@ class FunctionalAdapter(TransformingAdapter):
         if flat and not packed:
             return list(self.border.cut(weights))
         take = self.framework.take if lent else self.framework.asarray
-        return [take(w, d) for w, d in zip([weights] if flat else weights, self.source.dtypes)]
+        floats = [weights] if flat else [w.astype(float) if w.dtype.kind in "iu" else w for w in weights]
+        return list(map(take, floats, self.source.dtypes))
 
     def _leaves(
         self, loaded: Sequence[Any], inputs: Sequence[Any], noise: int, lent: bool = False
@@ -253,7 +252,7 @@ class FunctionalAdapter(TransformingAdapter):
                 inputs = filled([constants.get(i) for i in range(count)], arrays, inputs)
             # As `pullbacks.called` does; in place, since it is a part of every call.
             weights = framework.unpacked(leaves[0], model.layout) if unpacks else leaves[:k]
-            output, after = model.call(framework.floating(weights, model.dtypes), inputs, spec, leaves[stop:])
+            output, after = model.call(weights, inputs, spec, leaves[stop:])
             return *framework.split(output, label), after
 
         if surroundings is None:

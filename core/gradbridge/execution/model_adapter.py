@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self, TypeVar
 
+import numpy as np
+
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeError, GuestError, NotDifferentiableError, Unsupported
 from gradbridge.framework import Computation, Framework, Model, Program
@@ -188,6 +190,10 @@ class ModelAdapter(Adapter):
                 raise Unsupported(f"{self.label} cannot be part of a program")  # as a call since has shown
             try:
                 weights = [framework.native(w, d) for w, d in zip(leaves[:first], model.dtypes)]
+                weights = [
+                    w if framework.is_inexact(w) else self._floating(w, d)
+                    for w, d in zip(weights, model.dtypes)
+                ]
                 inputs = [framework.native(x, model.dtype) for x in leaves[first:]]
                 inputs += model.extras(spec.noise)
                 floats, others, form, _ = model.within(compute, weights, inputs)
@@ -201,6 +207,10 @@ class ModelAdapter(Adapter):
             return form.assemble(form.merge(floats, others))
 
         return run if constants else model.quick_part(spec, run)
+
+    def _floating(self, integers: Any, dtype: Any) -> Any:
+        framework = self.framework
+        return framework.cast(integers, framework.asarray(np.zeros(()), dtype))
 
     def strangers(self, residuals: Any) -> Sequence[Stranger]:
         if residuals is None:
