@@ -13,6 +13,7 @@ from gradbridge.errors import InputError
 from gradbridge.layout import Array
 from gradbridge.wording import first_line
 from gradbridge_torch.surroundings import dispatch_modes, function_modes, set_aside, transform
+from gradbridge_torch.views import numbers
 
 #: By versioned DLPack, the one way that takes memory which is marked as read-only.
 _of_dlpack: Callable[[Any], torch.Tensor] = torch._C._from_dlpack
@@ -82,20 +83,19 @@ def lent(tensors: Sequence[torch.Tensor]) -> list[Array]:
         with set_aside():
             return [_lent(tensor) for tensor in tensors]
     try:
-        return [tensor.numpy(force=True) for tensor in tensors]
+        return [numbers(tensor) for tensor in tensors]
     except (RuntimeError, TypeError):
         return [_lent(tensor) for tensor in tensors]  # says which
 
 
 def _lent(tensor: torch.Tensor) -> Array:
     try:
-        array: Array = tensor.numpy(force=True)
+        return numbers(tensor)
     except (RuntimeError, TypeError) as error:
         raise InputError(
             f"a {type(tensor).__name__} of layout {tensor.layout} and dtype {tensor.dtype} is not an array that NumPy could "
             f"have ({first_line(error)}); hand over a plain tensor with numbers"
         ) from error
-    return array
 
 
 def taken(array: Array, device: torch.device | None = None) -> torch.Tensor:

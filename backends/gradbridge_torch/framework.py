@@ -33,7 +33,7 @@ from gradbridge_torch.replicas import EmptiedError
 from gradbridge_torch.runtime import RUNTIME
 from gradbridge_torch.shapes import shapes_of
 from gradbridge_torch.surroundings import dispatch_modes, function_modes, recording, set_aside, transform
-from gradbridge_torch.tensors import NUMPY_DTYPES, floating_dtype, in_precision, to_tensor, view_of
+from gradbridge_torch.tensors import NUMPY_DTYPES, floating_dtype, in_precision, numbers, to_tensor, view_of
 from gradbridge_torch.vjps import RecordedVJPs, nesting
 
 
@@ -326,9 +326,9 @@ class TorchBorder(FrameworkBorder):
             return super().view(native)
         if not function_modes() and not dispatch_modes():
             try:
-                return native.numpy()  # type: ignore[no-any-return]
-            except (RuntimeError, TypeError):  # on another device, of a dtype or layout that NumPy has not
-                pass
+                return numbers(native)
+            except (RuntimeError, TypeError):
+                pass  # of a dtype or layout that NumPy has not
         return view_of(native)
 
     def join(self, gradients: Sequence[Any], lead: tuple[int, ...] = ()) -> Array:

@@ -12,6 +12,7 @@ from gradbridge.layout import Array
 from gradbridge.options import floating_name
 from gradbridge.wording import first_line
 from gradbridge_torch.surroundings import dispatch_modes, function_modes, recording, set_aside, transform
+from gradbridge_torch.views import numbers
 
 FLOATING = {
     "float64": torch.float64,
@@ -134,7 +135,7 @@ def view_of(tensor: torch.Tensor) -> Array:
             tensor = tensor.to(torch.complex64)
         elif tensor.is_floating_point() and tensor.dtype not in NUMPY_DTYPES:
             tensor = tensor.float()
-        array: Array = tensor.numpy(force=True)
+        return numbers(tensor)
     except (RuntimeError, TypeError) as error:
         kind = f"{type(tensor).__name__} of layout {tensor.layout} and dtype {tensor.dtype}"
         raise OutputError(
@@ -142,4 +143,3 @@ def view_of(tensor: torch.Tensor) -> Array:
             f"return a plain tensor with numbers: to_padded_tensor(0) of a nested one, dequantize() of a quantized "
             f"one, to_tensor(0) of a masked one"
         ) from error
-    return array
