@@ -136,6 +136,13 @@ class BridgeLayer(keras.layers.Layer):
             ) from error
         return trees.unflatten(outputs, [self._spec(s) for s in specs])
 
+    def compute_output_shape(self, *input_shapes: Any) -> Any:
+        """Shapes of the outputs for inputs of these shapes, in the layer's dtype: what layers around it ask."""
+        given = keras.tree.map_shape_structure(
+            lambda s: keras.KerasTensor(s, self.compute_dtype), input_shapes
+        )
+        return keras.tree.map_structure(lambda output: output.shape, self.compute_output_spec(*given))
+
     def get_config(self) -> dict[str, Any]:
         """Of a layer; with `guest`, which is serialized where it was given as `made_by`."""
         return {**super().get_config(), "guest": self._guest}

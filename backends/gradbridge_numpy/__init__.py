@@ -5,8 +5,7 @@ from gradbridge.hookspecs import hookimpl
 
 #: Qualified names of the scikit-learn classes that are read by their fitted attributes.
 ESTIMATORS = (
-    "sklearn.linear_model._base.LinearRegression",
-    "sklearn.linear_model._ridge.Ridge",
+    "sklearn.linear_model._base.LinearModel",
     "sklearn.linear_model._logistic.LogisticRegression",
     "sklearn.neural_network._multilayer_perceptron.BaseMultilayerPerceptron",
 )

@@ -1,6 +1,6 @@
 """Fitted scikit-learn estimators whose prediction is a stack of dense layers, with its gradient by hand.
 
-Linear and logistic regressions and multilayer perceptrons. scikit-learn itself is not imported:
+Linear models of any kind, logistic regressions and multilayer perceptrons. scikit-learn itself is not imported:
 the estimators are read by their fitted attributes.
 """
 
@@ -97,4 +97,9 @@ def _activations(estimator: Any, count: int) -> list[str | None]:
         return [hidden] * (count - 1) + [_ACTIVATIONS[estimator.out_activation_]]
     if not hasattr(estimator, "classes_"):
         return [None]
+    if not hasattr(estimator, "predict_proba"):
+        raise UnknownModelError(
+            f"{type(estimator).__name__} predicts classes and no probabilities, and classes have no derivative; bridge a "
+            f"LogisticRegression, or a function of X, coef_ and intercept_ with gradbridge.primitive"
+        )
     return ["sigmoid" if len(estimator.classes_) == 2 else "softmax"]

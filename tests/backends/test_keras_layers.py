@@ -202,6 +202,13 @@ def test_shapes_that_nobody_knows_before_a_run_are_found_at_ones():
     assert f.as_layer()(keras.Input((2,))).shape == (None, 3)
 
 
+def test_layers_around_it_are_told_its_shapes(f):
+    each = keras.layers.TimeDistributed(f.as_layer())
+    assert each.compute_output_shape((None, 7, 2)) == (None, 7, 3)
+    steps = X.reshape(10, 7, 2)
+    np.testing.assert_allclose(numpy(each(steps)).reshape(70, 3), f(f.params, X), rtol=1e-5, atol=1e-6)
+
+
 def test_guests_of_the_frameworks():
     torch = pytest.importorskip("torch")
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, "tanh")])
@@ -224,7 +231,7 @@ def test_the_same_on_the_other_backends_of_keras(backend):
         pytest.skip("asked from TensorFlow's process")
     pytest.importorskip(backend)
     env = {**os.environ, "KERAS_BACKEND": backend, "GRADBRIDGE_TEST_KERAS": "1"}
-    some = "layouts or fits or step or trees or loaded or training"
+    some = "layouts or fits or step or trees or loaded or training or around"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", some, __file__]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-5000:]

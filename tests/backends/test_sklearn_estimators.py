@@ -9,9 +9,19 @@ from autograd import grad
 
 pytest.importorskip("sklearn")
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.linear_model import (
+    BayesianRidge,
+    HuberRegressor,
+    LassoCV,
+    LinearRegression,
+    LogisticRegression,
+    MultiTaskLasso,
+    Ridge,
+    RidgeClassifier,
+)
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import scale
+from sklearn.svm import LinearSVR
 
 import gradbridge as gb
 from gradbridge.errors import OptionError, UnknownModelError
@@ -23,6 +33,11 @@ CASES = {
     "line through the origin": (LinearRegression(fit_intercept=False), D.data, D.target, lambda e, X: e.predict(X)),
     "two lines": (LinearRegression(), D.data[:, :8], D.data[:, 8:], lambda e, X: e.predict(X)),
     "ridge": (Ridge(), D.data, D.target, lambda e, X: e.predict(X)),
+    "lasso": (LassoCV(), D.data, D.target, lambda e, X: e.predict(X)),
+    "two lassos": (MultiTaskLasso(alpha=1e-3), D.data[:, :8], D.data[:, 8:], lambda e, X: e.predict(X)),
+    "huber": (HuberRegressor(), D.data, D.target, lambda e, X: e.predict(X)),
+    "bayes": (BayesianRidge(), D.data, D.target, lambda e, X: e.predict(X)),
+    "support vectors": (LinearSVR(), D.data, D.target, lambda e, X: e.predict(X)),
     "two classes": (LogisticRegression(), scale(C.data), C.target, lambda e, X: e.predict_proba(X)[:, 1]),
     "three classes": (LogisticRegression(), I.data, I.target, lambda e, X: e.predict_proba(X)),
     "regressor": (MLPRegressor(activation="tanh", **SMALL), D.data, D.target / 100, lambda e, X: e.predict(X)),
@@ -73,6 +88,11 @@ def test_an_estimator_that_is_not_fitted_is_refused():
         gb.bridge(LinearRegression())
     with pytest.raises(OptionError):
         gb.bridge(LinearRegression().fit(D.data, D.target), gradient="numeric")
+
+
+def test_a_classifier_without_probabilities_is_refused():
+    with pytest.raises(UnknownModelError, match="RidgeClassifier predicts classes and no probabilities"):
+        gb.bridge(RidgeClassifier().fit(I.data, I.target))
 
 
 @pytest.mark.parametrize("estimator", [LinearRegression(fit_intercept=False), Ridge(), MLPRegressor(**SMALL)])
