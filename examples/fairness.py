@@ -32,17 +32,15 @@ def main(quick=False):
         algorithm = SeldonianAlgorithm(spec)
         passed, theta = algorithm.run()
         (tree,), unseen = algorithm.st_result.values(), algorithm.safety_dataset
-
         # The classifier in NumPy, and Student's bounds of both rates, above and below, which share delta.
         w = model.bridge.layout.unravel(theta)
         p, fast = 1 / (1 + np.exp(-unseen.features @ w["weight"] - w["bias"])), unseen.labels == 1
         missed = [1 - p[fast & (unseen.sensitive_attrs[:, sex] == 1)] for sex in (0, 1)]
         gap = abs(missed[0].mean() - missed[1].mean())
         bound = gap + sum(t.ppf(1 - DELTA / 4, len(m) - 1) * m.std(ddof=1) / len(m) ** 0.5 for m in missed)
-        results.append((gap, bound, -np.mean(np.log(np.where(fast, p, 1 - p)))))
-        print(
-            "limit {}: gap {:.3f}, bound {:.3f}, loss {:.4f};".format(limit, *results[-1]), "passed:", passed
-        )
+        loss = -np.mean(np.log(np.where(fast, p, 1 - p)))
+        results.append((gap, bound, loss))
+        print(f"limit {limit}: gap {gap:.3f}, bound {bound:.3f}, loss {loss:.4f}; passed: {passed}")
         print(f"check: engine's bound against Student's: {abs(limit + tree.root.upper - bound):.1e}")
 
     gaps, bounds, losses = np.array(results).T

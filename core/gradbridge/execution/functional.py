@@ -152,7 +152,8 @@ class FunctionalAdapter(TransformingAdapter):
         if flat and not packed:
             return list(self.border.cut(weights))
         take = self.framework.take if lent else self.framework.asarray
-        floats = [weights] if flat else [w.astype(float) if w.dtype.kind in "iu" else w for w in weights]
+        given = [weights] if flat else weights  # of integers, it may be
+        floats = [w.astype(float) if type(w) is np.ndarray and w.dtype.kind in "iu" else w for w in given]
         return list(map(take, floats, self.source.dtypes))
 
     def _leaves(
