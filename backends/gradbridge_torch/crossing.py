@@ -13,6 +13,7 @@ from gradbridge.errors import InputError
 from gradbridge.layout import Array
 from gradbridge.wording import first_line
 from gradbridge_torch.surroundings import dispatch_modes, function_modes, set_aside, transform
+from gradbridge_torch.views import PLAIN as PLAIN
 from gradbridge_torch.views import numbers
 
 #: By versioned DLPack, the one way that takes memory which is marked as read-only.
@@ -36,9 +37,6 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
         ) from error
     return found
 
-
-#: Tensors that are nothing more.
-PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 #: What NumPy has dtypes for.
 _FLOATING = torch.float64, torch.float32, torch.float16, torch.complex128, torch.complex64

@@ -33,7 +33,8 @@ from gradbridge_torch.replicas import EmptiedError
 from gradbridge_torch.runtime import RUNTIME
 from gradbridge_torch.shapes import shapes_of
 from gradbridge_torch.surroundings import dispatch_modes, function_modes, recording, set_aside, transform
-from gradbridge_torch.tensors import NUMPY_DTYPES, floating_dtype, in_precision, numbers, to_tensor, view_of
+from gradbridge_torch.tensors import NUMPY_DTYPES, floating_dtype, in_precision, to_tensor, view_of
+from gradbridge_torch.views import numbers
 from gradbridge_torch.vjps import RecordedVJPs, nesting
 
 
@@ -344,7 +345,5 @@ class TorchBorder(FrameworkBorder):
 
 
 def _run_again(kept: Graph) -> RunAgain:
-    return RunAgain(
-        [y for y in kept.outputs if y is not None],
-        "computes parts of its forward again in its backward (activation checkpointing)",
-    )
+    reason = "computes parts of its forward again in its backward (activation checkpointing)"
+    return RunAgain([y for y in kept.outputs if y is not None], reason)

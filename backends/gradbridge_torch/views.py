@@ -10,6 +10,9 @@ from torch.utils.dlpack import to_dlpack
 
 from gradbridge.layout import Array
 
+#: Tensors that are nothing more.
+PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+
 _CPU = (1, 0)  # as DLPack calls it
 
 
@@ -32,12 +35,19 @@ def numbers(tensor: torch.Tensor) -> Array:
     """A tensor's numbers, off its graph; a copy where they live elsewhere or are a lazy view.
 
     Raises:
-        RuntimeError, TypeError: torch's, where NumPy could not have them.
+        RuntimeError, TypeError: NumPy could not have them.
     """
-    if tensor.is_cpu:
-        try:
-            return np.from_dlpack(_Lent(tensor))  # type: ignore[arg-type]
-        except (BufferError, RuntimeError, TypeError):
-            pass  # a conjugate view, or what NumPy has no dtype or layout for: torch's words for that
-    array: Array = tensor.numpy(force=True)
-    return array
+    if not tensor.is_cpu or type(tensor) not in PLAIN or tensor.layout is not torch.strided:
+        array: Array = tensor.numpy(force=True)
+        return array
+    if tensor.is_conj() or tensor.is_neg():
+        return numbers(tensor.resolve_conj().resolve_neg())
+    if not tensor.data_ptr() and tensor.numel():
+        if not tensor._is_zerotensor():  # type: ignore[attr-defined]
+            raise RuntimeError("its memory was freed, or a transform keeps it apart")
+        tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    try:
+        return np.from_dlpack(_Lent(tensor))  # type: ignore[arg-type]
+    except (BufferError, RuntimeError, TypeError):
+        array = tensor.numpy(force=True)  # which says why not
+        return array

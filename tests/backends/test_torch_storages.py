@@ -37,6 +37,46 @@ def test_a_tensor_can_be_resized_after_a_call(make, dtype):
     assert x.untyped_storage().resizable()
 
 
+def views():
+    z = torch.tensor([1 + 2j, 3 - 1j], dtype=torch.complex128)
+    yield "conjugate", z.conj()
+    yield "negative", z.conj().imag
+    yield "expanded", torch.ones(1, dtype=torch.float64).expand(3)
+    yield "strided", torch.arange(6.0, dtype=torch.float64).reshape(2, 3).t()[::2]
+    yield "without axes", torch.tensor(2.0)
+    yield "empty", torch.ones(0, 3)
+    yield "without memory of its own", torch._efficientzerotensor((3,))
+    yield "whole", torch.tensor([True, False])
+    yield "half", torch.tensor([1.5], dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(("kind", "tensor"), views(), ids=[kind for kind, _ in views()])
+def test_what_crosses_are_the_numbers_of_any_view(kind, tensor):
+    got = gb.primitive(lambda x: np.array(x))(tensor)
+    torch.testing.assert_close(got, tensor.clone().resolve_conj().resolve_neg())
+
+
+def test_lazy_views_come_back_from_a_model_of_torch_as_their_numbers():
+    z = np.array([1 + 2j, 3 - 1j])
+    np.testing.assert_array_equal(gb.primitive(torch.conj, backend="torch")(z), z.conj())
+    np.testing.assert_array_equal(gb.primitive(lambda x: x.conj().imag, backend="torch")(z), -z.imag)
+
+
+def test_cotangents_are_lazy_views_too():
+    pytest.importorskip("jax")
+    double = gb.primitive(lambda a: a * 2, backend="jax")
+    w = torch.tensor([1 + 2j], dtype=torch.complex128, requires_grad=True)
+    double(w).imag.sum().backward()
+    assert w.grad.item() == 2j
+
+
+def test_freed_memory_is_refused():
+    x = torch.ones(3)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(gb.errors.InputError, match="its memory was freed"):
+        sine()(x)
+
+
 def test_a_model_and_its_weights_can_be_resized_after_they_were_bridged():
     net = torch.nn.Linear(3, 2)
     f = gb.bridge(net)
