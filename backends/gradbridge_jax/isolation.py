@@ -121,6 +121,18 @@ def key_of(bits: jax.Array) -> jax.Array:
     return key
 
 
+def bits_of(array: jax.Array) -> jax.Array:
+    """The words of a typed key; any other array itself."""
+    return jax.random.key_data(array) if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else array
+
+
+def of_bits(array: Any, like: jax.Array) -> jax.Array:
+    """What `bits_of` gave, as an array of the dtype, and a key of the kind, of another."""
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
+    return jnp.asarray(array, like.dtype)
+
+
 def key_like(old: jax.Array, key: jax.Array, index: int) -> jax.Array:
     """A key, or an array of keys, of the same generator and shape as `old`, derived from `key`.
 

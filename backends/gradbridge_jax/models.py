@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -18,12 +18,14 @@ from gradbridge.protocol import Array, GuestOptions
 from gradbridge_jax.arrays import OnDevice, compute_device, floating_dtype, has_64_bits, own_device
 from gradbridge_jax.explain import explain_error
 from gradbridge_jax.isolation import (
+    bits_of,
     enable_x64,
     eval_context,
     flags_within,
     isolated,
     key_bits,
     key_of,
+    of_bits,
     present_flags,
     under_flags,
     usual_flags,
@@ -135,6 +137,19 @@ class JaxModel(OnDevice, Model):
             self.state = tuple(
                 new if new.dtype == own.dtype else new.astype(own.dtype)
                 for new, own in zip(other.state, self.state)
+            )
+
+    def statistics(self) -> Mapping[str, Array]:
+        if not self.moves:
+            return {}
+        with isolated(True):
+            return {f"state.{i}": np.array(bits_of(x)) for i, x in enumerate(self.state)}
+
+    def set_statistics(self, arrays: Mapping[str, Array]) -> None:
+        with isolated(True):
+            self.state = tuple(
+                x if (new := arrays.get(f"state.{i}")) is None else of_bits(new, x)
+                for i, x in enumerate(self.state)
             )
 
     def uses_x64(self, inputs: Sequence[Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Self
@@ -55,6 +56,10 @@ def as_layer(
     if made_by is not None:
         _require_same(made_by, bridge)
     return BridgeLayer(made_by or _Held(bridge), bridge, name=name, dtype=dtype, trainable=trainable)
+
+
+#: Before the names of what is saved of a layer and is not a weight.
+_MOVED = "moved."
 
 
 @keras.saving.register_keras_serializable("gradbridge")
@@ -156,9 +161,25 @@ class BridgeLayer(keras.layers.Layer):
         layer: Self = super().from_config(config)
         return layer
 
+    def save_own_variables(self, store: Any) -> None:
+        """The weights, and what training has moved."""
+        super().save_own_variables(store)
+        for name, array in self._bridge.made_with()[0].statistics().items():
+            store[f"{_MOVED}{name}"] = array
+
+    def load_own_variables(self, store: Any) -> None:
+        """What `save_own_variables` has saved."""
+        arrays = {key: np.array(store[key]) for key in list(store.keys())}
+        moved = {key.removeprefix(_MOVED): arrays.pop(key) for key in list(arrays) if key.startswith(_MOVED)}
+        if moved:
+            self._bridge.made_with()[0].set_statistics(moved)
+        super().load_own_variables(arrays)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Keras copies by way of a file, where no model of another framework has room. The guest serves all copies.
-        config = {**self.get_config(), "guest": self._guest, "bridge": self._bridge}
+        moves = self._bridge.made_with()[0].statistics()
+        bridge = copy.deepcopy(self._bridge) if moves else self._bridge
+        config = {**self.get_config(), "guest": self._guest, "bridge": bridge}
         twin = memo[id(self)] = type(self)(**config)
         twin.set_weights(self.get_weights())
         return twin

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
+import numpy as np
 import tensorflow as tf
 
 from gradbridge import functions
@@ -13,6 +14,7 @@ from gradbridge.call_spec import CallSpec
 from gradbridge.closures import surroundings
 from gradbridge.errors import GradbridgeError, UnknownModelError
 from gradbridge.inspection import Stranger
+from gradbridge.layout import Array
 from gradbridge.model import Model
 from gradbridge.options import GuestOptions
 from gradbridge_tensorflow.explain import explained
@@ -26,6 +28,8 @@ class TensorFlowModel(Model):
     """A model that is computed by tensors, eagerly, on a device; None leaves that to TensorFlow."""
 
     device: str | None
+    #: What its forwards move, where they do.
+    _rest: list[tf.Tensor]
 
     def isolated(
         self, thunk: Callable[[], Any], inputs: Sequence[Any], noise: int | None, record: bool
@@ -37,6 +41,22 @@ class TensorFlowModel(Model):
 
     def stranger(self, native: Any) -> Stranger:
         return Stranger(f"the tf.Variable {native.name!r} of shape {tuple(native.shape)}", False)
+
+    def move(self, after: Sequence[Any]) -> None:
+        self._rest = list(after)  # all at once
+
+    def follow(self, other: Self) -> None:
+        pairs = zip(other._rest, self._rest)
+        self._rest = eagerly(
+            None, lambda: [x if x.dtype == own.dtype else tf.cast(x, own.dtype) for x, own in pairs]
+        )
+
+    def statistics(self) -> Mapping[str, Array]:
+        return {f"state.{i}": np.array(x) for i, x in enumerate(self._rest)} if self.moves else {}
+
+    def set_statistics(self, arrays: Mapping[str, Array]) -> None:
+        named = enumerate(self._rest)
+        self._rest = eagerly(None, lambda: [tf.cast(arrays.get(f"state.{i}", x), x.dtype) for i, x in named])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # The user's model is read and never written to, and state is replaced: copies may share both.

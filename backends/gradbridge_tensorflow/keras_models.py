@@ -94,15 +94,6 @@ class KerasModel(functions.TensorFlowModel):
         seeds = [tf.constant(_seeds(noise, self._seeds))] if self._seeds else []
         return [*seeds, *self._rest] if self.moves or self.shares_state else seeds
 
-    def move(self, after: Sequence[Any]) -> None:
-        self._rest = list(after)  # all at once
-
-    def follow(self, other: Self) -> None:
-        pairs = zip(other._rest, self._rest)
-        self._rest = eagerly(
-            None, lambda: [x if x.dtype == own.dtype else tf.cast(x, own.dtype) for x, own in pairs]
-        )
-
     def isolated(
         self, thunk: Callable[[], Any], inputs: Sequence[Any], noise: int | None, record: bool
     ) -> Any:

@@ -6,7 +6,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -89,15 +89,6 @@ class ModuleModel(TensorFlowModel):
     def extras(self, noise: int) -> Sequence[Any]:
         # The variables that are not weights: none in eval mode, where they are compiled in.
         return self._rest if self.moves or self.shares_state else ()
-
-    def move(self, after: Sequence[Any]) -> None:
-        self._rest = list(after)  # all at once
-
-    def follow(self, other: Self) -> None:
-        pairs = zip(other._rest, self._rest)
-        self._rest = eagerly(
-            None, lambda: [x if x.dtype == own.dtype else tf.cast(x, own.dtype) for x, own in pairs]
-        )
 
     def call(
         self, weights: Sequence[Any], inputs: list[Any], spec: CallSpec, extras: Sequence[Any]

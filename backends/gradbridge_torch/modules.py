@@ -32,6 +32,7 @@ from gradbridge_torch.isolation import TorchModel, seeded
 from gradbridge_torch.memos import stale
 from gradbridge_torch.places import count
 from gradbridge_torch.replicas import EMPTIED, Replica, lent
+from gradbridge_torch.statistics import MovesBuffers
 from gradbridge_torch.strangers import stranger
 from gradbridge_torch.tensors import compute_device, floating_dtype, in_precision, to_tensor, view_of
 
@@ -40,7 +41,7 @@ _stack = torch._C._functorch.peek_interpreter_stack
 _PLAIN = (torch.Tensor, nn.Parameter)
 
 
-class ModuleModel(TorchModel):
+class ModuleModel(MovesBuffers, TorchModel):
     """An ``nn.Module``: its trainable parameters are the weights, all else is kept as it was when bridged.
 
     Buffers and frozen parameters (``requires_grad=False``) are copied once, here.
@@ -225,21 +226,6 @@ class ModuleModel(TorchModel):
 
         return quick
 
-    def move(self, after: Sequence[Any]) -> None:
-        with self._lock:
-            for part, buffers in zip(self._template.modules(), after):
-                for key, value in buffers.items():
-                    part._buffers[key] = None if value is None else value.detach()
-                    if value is not None:
-                        lent(part._buffers[key])
-
-    def follow(self, other: Self) -> None:
-        with other._lock:
-            theirs = [dict(part._buffers) for part in other._template.modules()]
-        own = [part._buffers for part in self._template.modules()]
-        with torch.no_grad():
-            self.move([{k: _like(v, ours[k]) for k, v in b.items()} for ours, b in zip(own, theirs)])
-
     def keep_for_rerun(self) -> bool:
         """From now on every call has a replica of its own, that holds its weights as long as its graph lives."""
         return self.isolate_calls()
@@ -340,10 +326,3 @@ def _moved(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device | None
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(moved, tensor.requires_grad)
     return moved.requires_grad_(tensor.requires_grad)
-
-
-def _like(buffer: torch.Tensor | None, own: torch.Tensor | None) -> torch.Tensor | None:
-    """A copy of a buffer in the dtype of the one that it replaces."""
-    if buffer is None or own is None:
-        return buffer
-    return buffer.detach().to(own.dtype, copy=True)

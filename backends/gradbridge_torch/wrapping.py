@@ -15,6 +15,7 @@ from gradbridge.bridge import Bridge
 from gradbridge.errors import OptionError
 from gradbridge.lifting.choosing import AUTO
 from gradbridge_torch.crossing import copied
+from gradbridge_torch.views import numbers
 
 
 def as_module(bridge: Bridge, *, dtype: torch.dtype | str | None = None, device: Any = None) -> BridgeModule:
@@ -45,13 +46,13 @@ class BridgeModule(nn.Module):
 
     All floating parameters ask for a gradient; `requires_grad_(False)` freezes. Outputs have the parameters' dtype,
     and the model is computed in it unless its bridge has one of its own. What is not a parameter of the layout, as
-    buffers of a torch guest, stays in the bridge and is in no `state_dict`.
+    buffers of a torch guest, stays in the bridge; what training moves of it is in the `state_dict`, too.
 
     Where the bridge was made with ``mode="train"``, `eval` and `train` mean what they mean in torch: after `eval` calls have
     no random masks, and read the statistics that those in train mode have moved. A bridge in eval mode stays in it:
     `train` changes nothing then.
 
-    Copies share the bridge. A pickle holds it, so that what pickles is what the guest is: functions by their names in
+    Copies share the bridge, but for one in train mode that moves statistics, of which a deep copy has its own. A pickle holds it, so that what pickles is what the guest is: functions by their names in
     their module, not lambdas; `state_dict` needs none of that.
 
     Args:
@@ -136,10 +137,34 @@ class BridgeModule(nn.Module):
     def _at(self, path: tuple[str, ...]) -> Any:
         return functools.reduce(getattr, path, self)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, array in self._bridge.made_with()[0].statistics().items():
+            destination[prefix + name] = torch.from_numpy(array)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: list[str],
+        *more: Any,
+    ) -> None:
+        adapter = self._bridge.made_with()[0]
+        names = adapter.statistics()
+        arrays = {name: state_dict.pop(prefix + name) for name in names if prefix + name in state_dict}
+        if strict:
+            missing += [prefix + name for name in names if name not in arrays]
+        if arrays:
+            adapter.set_statistics({name: numbers(tensor) for name, tensor in arrays.items()})
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *more)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # The guest stays as it is (law 5), so that one serves all copies; and not every guest can be copied.
-        for shared in (self._bridge, self._evaluated):
-            memo[id(shared)] = shared
+        memo[id(self._evaluated)] = None
+        if not self._bridge.made_with()[0].statistics():
+            memo[id(self._bridge)] = self._bridge
         twin = memo[id(self)] = self.__new__(type(self))
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from gradbridge.errors import Unsupported
+from gradbridge.layout import Array
 
 
 class Stranger(NamedTuple):
@@ -53,6 +54,17 @@ class Inspectable:
             f"{self.label} was bridged with mode='train', and its backend does not say how it is evaluated in eval mode "
             f"(in_eval_mode); bridge it with mode='eval', and call that with the trained params"
         )
+
+    def statistics(self) -> Mapping[str, Array]:
+        """What forwards in train mode move, by name, copied; empty of a model that moves nothing, or does not tell."""
+        return {}
+
+    def set_statistics(self, arrays: Mapping[str, Array]) -> None:
+        """Go on from other statistics; those that are not named stay.
+
+        Args:
+            arrays: by the names that `statistics` gives, of the same shapes.
+        """
 
     def fresh(self) -> Self | None:
         """This model as if it had never been called; None where there is no telling, as here.

@@ -14,6 +14,7 @@ from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeError, GuestError, NotDifferentiableError, Unsupported
 from gradbridge.framework import Computation, Framework, Model, Program
 from gradbridge.inspection import Stranger
+from gradbridge.layout import Array
 from gradbridge.protocol import Adapter
 
 T = TypeVar("T")
@@ -158,6 +159,19 @@ class ModelAdapter(Adapter):
         twin = type(self)(self.framework, model)
         twin._moved = self._moved
         return twin
+
+    def statistics(self) -> Mapping[str, Array]:
+        if self._moved.times != self._seen:
+            self._follow()
+        return self.source.statistics()
+
+    def set_statistics(self, arrays: Mapping[str, Array]) -> None:
+        if self._moved.times != self._seen:
+            self._follow()
+        self.source.set_statistics(arrays)
+        self._moved.by = self.source
+        self._moved.times += 1
+        self._seen = self._moved.times
 
     def fresh(self) -> Self | None:
         self._require_runtime()
