@@ -72,3 +72,35 @@ def test_params_without_influence_or_with_a_derivative_that_is_zero_are_not_told
     said, gradient, _ = told(QUIET[function])
     assert said == []
     np.testing.assert_allclose(gradient["a"], X.sum(0), rtol=1e-14)
+
+
+def test_many_of_them_are_told_together_after_one_look():
+    class Taught(torch.nn.Module):
+        calls = 0
+
+        def __init__(self):
+            super().__init__()
+            self.student = torch.nn.Linear(3, 3).double()
+            self.teacher = torch.nn.Sequential(*[torch.nn.Linear(3, 3).double() for _ in range(30)])
+
+        def forward(self, x):
+            Taught.calls += 1
+            with torch.no_grad():
+                target = self.teacher(x)
+            return self.student(x) - target
+
+    def calls_and_warnings(net):
+        f, Taught.calls = gb.bridge(net), 0
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            grad(lambda p: (f(p, X) ** 2).sum())(f.params)
+        return Taught.calls, [str(w.message) for w in caught if issubclass(w.category, GradbridgeWarning)]
+
+    looked, said = calls_and_warnings(Taught())
+    frozen = Taught()
+    frozen.teacher.requires_grad_(False)
+    usual, silent = calls_and_warnings(frozen)
+    assert "some of teacher.0.weight, " in said[0]
+    assert "(60 in all)" in said[0]
+    assert (len(said), silent) == (1, [])
+    assert looked <= usual + 2

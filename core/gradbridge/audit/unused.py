@@ -13,6 +13,9 @@ from gradbridge.errors import GradbridgeError
 from gradbridge.layout import Array
 from gradbridge.notices import notice
 
+#: So many params are looked at one by one.
+_FEW = 8
+
 
 def note_unused(
     call: Any,
@@ -24,7 +27,7 @@ def note_unused(
     """Note which params have no influence, and warn of those that the outputs do change with.
 
     Whether they change is looked at where the record leads to some params and not to others: it costs a forward, and
-    one more for each of these where they do.
+    where they do one more for each of these, if they are few.
 
     Args:
         call: that was evaluated, with nobody who observes it.
@@ -56,14 +59,19 @@ def note_unused(
             return False  # such params are not for it
         return not agree(evaluation.outputs, outputs, tolerance)
 
-    cut = [i for i in doubtful if changes([i])] if doubtful and changes(doubtful) else []
+    cut = doubtful if doubtful and changes(doubtful) else []
+    if len(cut) <= _FEW:
+        cut = [i for i in cut if changes([i])]
     if cut:
-        named = ", ".join(names[i] for i in cut)
+        named = ", ".join(names[i] for i in cut[:_FEW])
+        if len(cut) > _FEW:
+            named = f"some of {named} … ({len(cut)} in all)"
         notes["cut"] = f"outputs change with {named}, and no derivative follows"
         notice(
             f"the outputs of {adapter.label} change with {named}, and no derivative leads there, so that the gradient is "
             f"zero: the model takes numbers out of its framework (NumPy, .item(), detach, no_grad); compute with the "
-            f"framework's operations, or where that is meant leave them out of the params"
+            f"framework's operations; or where that is meant, freeze them before bridging (requires_grad_(False)), or leave them out "
+            f"of the params"
         )
     rest = [names[i] for i in unused if i not in cut]
     if rest and len(unused) < count:
