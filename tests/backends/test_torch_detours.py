@@ -103,4 +103,4 @@ def test_many_of_them_are_told_together_after_one_look():
     assert "some of teacher.0.weight, " in said[0]
     assert "(60 in all)" in said[0]
     assert (len(said), silent) == (1, [])
-    assert looked <= usual + 2
+    assert looked < usual + 10  # and not one more for each of them
