@@ -27,7 +27,7 @@ from gradbridge.lifting.wrapping import Wrappable
 from gradbridge.protocol import Adapter, ArraySpec
 
 #: What of a bridge belongs to the process, and goes into no copy and no pickle.
-OF_PROCESS = ("_hosts", "_host", "_settings", "_is_special", "_key", "_shortcuts", "_looks")
+OF_PROCESS = ("_hosts", "_host", "_settings", "_is_special", "_key", "_shortcuts", "_looks", "_evaluated")
 
 
 class Calling(Derivatives, Wrappable):
@@ -52,6 +52,7 @@ class Calling(Derivatives, Wrappable):
         self._shortcuts: dict[type, Callable[[Any, tuple[Any, ...]], Any]] = {}
         #: {class of the params: (the pause after the next look for one, how many calls of the present pause are left)}.
         self._looks: dict[type, tuple[int, int]] = {}
+        self._evaluated = None
         #: {class: whether its objects are trees of others, or some other host's arrays}, of those that were met.
         self._is_special: dict[type, Any] = {} if isinstance(host, LiftingHost) else {np.ndarray: False}
 

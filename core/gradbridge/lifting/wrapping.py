@@ -17,6 +17,8 @@ class Wrappable:
     _made_with: dict[str, Any]
     _precisions: Precisions
     _registry: Any
+    #: The same in eval mode; None before that was asked for.
+    _evaluated: Self | None
 
     def made_with(self) -> tuple[Adapter, dict[str, Any]]:
         """The adapter and the options that it was made with: what it takes to make another bridge of the model."""
@@ -26,7 +28,7 @@ class Wrappable:
         """This model in eval mode: without random masks, with the statistics that calls of this bridge move.
 
         Returns:
-            A new bridge, of the same layout and options. Its calls read the statistics as they are at that time, and
+            A bridge of the same layout and options, the same one each time. Its calls read the statistics as they are at that time, and
             leave them alone. Itself, where it was made with ``mode="eval"``.
 
         Raises:
@@ -34,10 +36,11 @@ class Wrappable:
         """
         if self._mode == "eval":
             return self
-        kind: Any = type(self)
-        adapter, how = self.made_with()
-        evaluated: Self = kind(adapter.in_eval_mode(), **{**how, "mode": "eval"})
-        return evaluated
+        if self._evaluated is None:
+            kind: Any = type(self)
+            adapter, how = self.made_with()
+            self._evaluated = kind(adapter.in_eval_mode(), **{**how, "mode": "eval"})
+        return self._evaluated
 
     def as_module(self, **options: Any) -> Any:
         """A ``torch.nn.Module`` that computes this model, whatever framework it is of.
