@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Self
 
 from gradbridge.errors import Unsupported
@@ -26,6 +27,12 @@ class Inspectable:
     """The half of an adapter, and of a model, that an audit asks. Everything has a default that tells nothing."""
 
     label: str
+
+    #: Whether it is the `in_eval_mode` of one that moves its state, and reads that anew in each call.
+    shares_state: bool = False
+
+    #: A block in which no other thread moves the state that it reads, so that its calls can be compared.
+    steady: AbstractContextManager[Any] = nullcontext()
 
     def in_dtype(self, name: str) -> Self:
         """This model as it was when it was bridged, computing in another floating dtype.

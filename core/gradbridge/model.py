@@ -43,7 +43,6 @@ class Model(Inspectable, ABC):
     argument_names: ArgumentNames = ArgumentNames()
     draws: bool = False
     moves: bool = False
-    shares_state: bool = False
     any_rows: bool = False
     surroundings: Surroundings | None = None
 
@@ -144,7 +143,10 @@ class Model(Inspectable, ABC):
 
     def explained(self, error: Exception, inputs: Sequence[Any], doing: str = "") -> Exception:
         """`explain`, and what to do where a function lacks its params."""
-        told = self.explain(error, inputs, doing)
+        try:
+            told = self.explain(error, inputs, doing)
+        except Exception:  # a layer that is not what it was taken for: the error itself must not get lost
+            told = Model.explain(self, error, inputs, doing)
         more = without_params(error, self.layout) if type(told) is GuestError else ""
         return GuestError(f"{told}{more}") if more else told
 

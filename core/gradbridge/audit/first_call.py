@@ -57,8 +57,11 @@ def looked_at(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> Any:
         AuditError
     """
     surroundings = Surroundings()
-    call, evaluation = _in_its_precision(call, values, wrt)
-    FirstCall(call, evaluation, surroundings).look()
+    with (
+        call.adapter.steady
+    ):  # or it would be compared with itself as other threads have trained it meanwhile
+        call, evaluation = _in_its_precision(call, values, wrt)
+        FirstCall(call, evaluation, surroundings).look()
     call.settings.audit.called(call.dtype.name, bool(wrt))
     call.settings.refresh()
     return call

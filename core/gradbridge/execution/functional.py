@@ -62,6 +62,8 @@ class FunctionalAdapter(TransformingAdapter):
         # Both steps in one isolation: entering it costs as much as the forward of a small model.
         noise = spec.noise if self._noise is None else self._noise
         run = partial(self._run, weights, flat, inputs, spec, wrt, noise)
+        if self.source.moves and not spec.replay:
+            run = partial(self._moved.alone, run)
         return self._isolated(run, inputs, noise, bool(wrt))
 
     def backward(self, residuals: Residuals, cotangents: Sequence[Any], wrt: tuple[int, ...]) -> list[Any]:
@@ -102,8 +104,8 @@ class FunctionalAdapter(TransformingAdapter):
             self.framework, PullbackModel(self.framework, self.source, structure, wrt)
         )
         # Its own, but for what is compiled, which copies share.
-        shares = self.traits.compiles
-        derivative._programs = self._compiled.get((structure, wrt), lambda: LRUCache(is_shared=shares))
+        programs = partial(LRUCache[Program], is_shared=self.traits.compiles)
+        derivative._programs = self._compiled.get((structure, wrt), programs)
         return derivative
 
     def _isolated(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from gradbridge.call_spec import CallSpec
 from gradbridge.errors import GradbridgeError, GuestError, NotDifferentiableError, Unsupported
+from gradbridge.forks import fork_safe_lock
 from gradbridge.framework import Computation, Framework, Model, Program
 from gradbridge.inspection import Stranger
 from gradbridge.layout import Array
@@ -27,10 +29,23 @@ class Moved:
     Attributes:
         times: how often one has.
         by: which.
+        lock: of the state. Whoever moves it reads, computes and moves under this, or a move by another thread is lost.
+        copying: held by who takes over the state of another one. Not `lock`: a framework may have another thread
+            evaluate what an audit, which holds that, waits for.
     """
 
     times: int = 0
     by: Model | None = None
+    lock: Any = field(default_factory=fork_safe_lock, repr=False)
+    copying: Any = field(default_factory=fork_safe_lock, repr=False)
+
+    def alone(self, step: Callable[[], T]) -> T:
+        """Run a step that moves the state."""
+        with self.lock:
+            return step()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Moved, (self.times, self.by)  # locks are of a process
 
 
 class ModelAdapter(Adapter):
@@ -65,10 +80,11 @@ class ModelAdapter(Adapter):
 
     def _follow(self) -> None:
         """Take over the state that a forward in another precision, or in train mode, left behind."""
-        times, other = self._moved.times, self._moved.by
-        if other is not None and other is not self.source:
-            self.source.follow(other)
-        self._seen = times
+        with self._moved.copying:
+            times, other = self._moved.times, self._moved.by
+            if other is not None and other is not self.source:
+                self.source.follow(other)
+            self._seen = times
 
     def _require_runtime(self) -> None:
         """Before the framework is used, in a forked child.
@@ -133,6 +149,17 @@ class ModelAdapter(Adapter):
     def moves(self) -> bool:  # type: ignore[override]
         """Whether a forward of the model leaves another state behind."""
         return self.source.moves
+
+    @property
+    def shares_state(self) -> bool:  # type: ignore[override]
+        """As the model."""
+        return self.source.shares_state
+
+    @property
+    def steady(self) -> AbstractContextManager[Any]:  # type: ignore[override]
+        """Where it moves state, or reads what is moved in another mode."""
+        reads = self.source.moves or self.source.shares_state
+        return self._moved.lock if reads else nullcontext()
 
     def weights(self) -> Sequence[Any]:
         self._require_runtime()
@@ -214,7 +241,7 @@ class ModelAdapter(Adapter):
             except GradbridgeError:
                 raise
             except Exception as error:
-                explained = model.explain(error, leaves[first:])
+                explained = model.explained(error, leaves[first:])
                 if explained is error:
                     raise
                 raise explained from error

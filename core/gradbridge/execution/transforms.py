@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -59,11 +60,9 @@ class TransformingAdapter(ModelAdapter):
         wrt: tuple[int, ...],
         tangents: Sequence[Any],
     ) -> tuple[Any, list[Any]]:
-        form, floats, others, after = self._push(loaded, inputs, spec, wrt, tangents, False)
+        form, floats, others = self._push(loaded, inputs, spec, wrt, tangents, False)
         count = sum(form.floating)
         moved = iter(floats[count:])
-        if after and not spec.replay:
-            self._move(after)
         outputs = form.assemble(form.merge(floats[:count], others))
         return outputs, [
             next(moved) if yes else np.zeros(shape) for yes, shape in zip(form.floating, form.shapes)
@@ -79,7 +78,7 @@ class TransformingAdapter(ModelAdapter):
     ) -> list[Any]:
         if self.source.draws:
             raise Unsupported(f"{self.label} draws random numbers, which a map would draw otherwise")
-        form, floats, _, _ = self._push(loaded, inputs, spec.replayed(), wrt, tangents, True)
+        form, floats, _ = self._push(loaded, inputs, spec.replayed(), wrt, tangents, True)
         moved, lead = iter(floats), tangents[0].shape[:1]
         return [
             next(moved) if yes else np.zeros((*lead, *shape))
@@ -108,9 +107,12 @@ class TransformingAdapter(ModelAdapter):
             )
             natives = [framework.asarray(t, leaves[i].dtype) for t, i in zip(tangents, places)]
             floats, others, form, after, _ = program.run([*leaves, *natives])
-            return form, floats, others, after
+            if after and not spec.replay:
+                self._move(after)
+            return form, floats, others
 
-        return self._transformed(operation, (spec.structure, wrt), run, inputs, noise)
+        step = partial(self._moved.alone, run) if self.source.moves and not spec.replay else run
+        return self._transformed(operation, (spec.structure, wrt), step, inputs, noise)
 
     def row_jacobians(
         self,
