@@ -137,11 +137,13 @@ def _reentry(node: Node) -> str:
         why = "draws random numbers or moves a state of its own"
     elif settings.checks_finite:
         why = "is to have its params looked at (check_finite=True)"
-    else:
+    elif adapter.shares_state:
         why = (
-            "cannot stand in the program as a part of it (rows_per_chunk=, statistics that a bridge in train mode moves, or a "
-            "precision that needs jax_enable_x64)"
+            "reads statistics that another bridge, in train mode, moves, and in the program they would stay as they are now "
+            "(if they may, gradbridge.bridge(f.model(params)) is a model of its own, which can be a part of it)"
         )
+    else:
+        why = "cannot stand in the program as a part of it (rows_per_chunk=, or a precision that needs jax_enable_x64)"
     return (
         f"{adapter.label} is a JAX model, and was called in a program that JAX compiles (jit, scan, cond …). It {why}, so "
         f"the program would have to call it back, and JAX waits for a callback with the threads that the model needs. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,9 @@ NOT_TRACEABLE = (
     jax.errors.TracerIntegerConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
+
+#: What Flax raises in a module that updates its statistics or drops units where it is given nothing to do so with.
+_TRAINS = {"ModifyScopeVariableError", "InvalidRngError"}
 
 _MODULES = {"flax.nnx.module.Module", "flax.linen.module.Module"}
 
@@ -59,6 +63,12 @@ def explain_error(error: Exception, label: str, inputs: Sequence[Any]) -> Gradbr
             f"what an earlier call computed; hand the rule all that it needs as arguments (jax.closure_convert), "
             f"and compute anew in each call what is kept"
         )
+    if type(error).__name__ in _TRAINS and type(error).__module__.startswith("flax."):
+        return GuestError(
+            f"{label}, on {given}, was called as it is trained, and this bridge evaluates it, so that it can neither change "
+            f"its variables nor draw numbers: say to the module that it is evaluated, as in f(params, x, train=False) or "
+            f"whatever its argument for that is called, or bridge it with mode='train' ({said})"
+        )
     layer, came = _refusing_layer(error.__traceback__)
     if layer is None:
         return GuestError(f"{label} failed on {given}: {said}")
@@ -86,7 +96,8 @@ def _expected(layer: Any) -> str | None:
     for cls in type(layer).__mro__:
         describe = _EXPECTED.get((cls.__module__.partition(".")[0], cls.__name__))
         if describe is not None:
-            return describe(layer)
+            with suppress(AttributeError):  # Linen and NNX have layers of the same names
+                return describe(layer)
     return None
 
 

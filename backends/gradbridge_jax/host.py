@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import jax
@@ -16,6 +17,7 @@ from gradbridge.errors import HostError, InputError, NotDifferentiableError
 from gradbridge.execution.evaluation import Call
 from gradbridge.layout import Array
 from gradbridge.lifting import LiftingHost, Node
+from gradbridge.lifting.host import Reading
 from gradbridge.protocol import ArraySpec
 from gradbridge_jax import callbacks as callbacks  # what they register
 from gradbridge_jax import rules as rules
@@ -78,6 +80,14 @@ class JaxHost(LiftingHost):
                 f"runs (jax.export), and a guest runs at known ones; export a program for each size"
             )
         return ArraySpec(array.shape, array.dtype if is_key(array) else _known_dtype(array.dtype))
+
+    def apply(self, call: Call, arguments: Sequence[Any], reading: Reading) -> Any:
+        precisions = call.settings.precisions
+        # Params that are all integers say nothing of a precision, and here there may be no float64.
+        if call.dtype == np.float64 and not jax.config.jax_enable_x64 and precisions:  # type: ignore[attr-defined]
+            single = np.dtype(np.float32)
+            call = replace(call.by(precisions.of(single).adapter), dtype=single)
+        return super().apply(call, arguments, reading)
 
     def lift(self, node: Node, operands: Sequence[Any]) -> Any:
         RUNTIME.require()

@@ -90,10 +90,17 @@ def _lent(tensor: torch.Tensor) -> Array:
     try:
         return numbers(tensor)
     except (RuntimeError, TypeError) as error:
-        raise InputError(
-            f"a {type(tensor).__name__} of layout {tensor.layout} and dtype {tensor.dtype} is not an array that NumPy could "
-            f"have ({first_line(error)}); hand over a plain tensor with numbers"
-        ) from error
+        raise unreadable(tensor, error) from error
+
+
+def unreadable(tensor: torch.Tensor, error: Exception) -> InputError:
+    """The error of ours for one of torch's: a tensor has no numbers in rows and columns."""
+    kind = "nested tensor" if tensor.is_nested else type(tensor).__name__
+    cure = ", to_padded_tensor(0) of it, say" if tensor.is_nested else ""
+    return InputError(
+        f"a {kind} of layout {tensor.layout} and dtype {tensor.dtype} is not an array that NumPy could "
+        f"have ({first_line(error)}); hand over a plain tensor with numbers{cure}"
+    )
 
 
 def taken(array: Array, device: torch.device | None = None) -> torch.Tensor:

@@ -16,7 +16,17 @@ from gradbridge.layout import Array, ParameterLayout
 from gradbridge.lifting import LiftingHost, Node, node_of
 from gradbridge.protocol import ArraySpec
 from gradbridge_torch.compiled import applied, is_traced
-from gradbridge_torch.crossing import PLAIN, copied, crosses, lent, made_to_cross, numpy_dtype, taken, widened
+from gradbridge_torch.crossing import (
+    PLAIN,
+    copied,
+    crosses,
+    lent,
+    made_to_cross,
+    numpy_dtype,
+    taken,
+    unreadable,
+    widened,
+)
 from gradbridge_torch.inlining import top_hooks
 from gradbridge_torch.lifted import Apply
 from gradbridge_torch.mapped import called
@@ -41,7 +51,11 @@ class TorchHost(LiftingHost):
         return is_tracked(value)
 
     def spec(self, array: torch.Tensor) -> ArraySpec:
-        return ArraySpec(tuple(array.shape), numpy_dtype(array.dtype))
+        try:
+            shape = tuple(array.shape)
+        except RuntimeError as error:
+            raise unreadable(array, error) from error
+        return ArraySpec(shape, numpy_dtype(array.dtype))
 
     def constant(self, value: Any) -> Any:
         return value.detach() if isinstance(value, torch.Tensor) else value

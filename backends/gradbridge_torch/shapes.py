@@ -18,6 +18,9 @@ from gradbridge.errors import Unsupported
 from gradbridge.framework import Computation, Form
 from gradbridge.protocol import ArraySpec
 
+#: What torch raises where a shape cannot be told; where a model asks for `.numpy()`, it is a mere RuntimeError.
+_BY_NUMBERS = DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException
+
 _log = logging.getLogger("torch._subclasses.fake_tensor")
 
 
@@ -46,11 +49,9 @@ def shapes_of(
         with FakeTensorMode(allow_non_fake_inputs=True):
             leaves = [torch.empty(spec.shape, dtype=spec.dtype, device=device) for spec in specs]  # type: ignore[arg-type]
             floats, others, form, _ = fn(leaves)
-    except (
-        DataDependentOutputException,
-        DynamicOutputShapeException,
-        UnsupportedFakeTensorException,
-    ) as error:
+    except RuntimeError as error:
+        if not isinstance(error, _BY_NUMBERS) and ".numpy() is not supported" not in str(error):
+            raise
         raise Unsupported(
             f"{label} decides by the numbers in its arrays, so that its shapes are known only after it has "
             f"computed ({type(error).__name__}: {error})"

@@ -62,7 +62,10 @@ def reader(layout: ParameterLayout, params: Any) -> Reader | None:
         weights = pick(params)
         if weights is None or not PLAIN.issuperset(map(type, weights)):
             return None
-        fits = list(map(_shape, weights)) == shapes and list(map(_dtype, weights)) == dtypes
+        try:
+            fits = list(map(_shape, weights)) == shapes and list(map(_dtype, weights)) == dtypes
+        except RuntimeError:  # nested tensors have no shape; they are refused elsewhere
+            return None
         return weights if fits else None
 
     return read
@@ -70,7 +73,14 @@ def reader(layout: ParameterLayout, params: Any) -> Reader | None:
 
 def _one(vector: torch.Tensor) -> Reader:
     shape, dtype = vector.shape, vector.dtype
-    return lambda params: (params,) if params.shape == shape and params.dtype is dtype else None
+
+    def read(params: Any) -> Sequence[torch.Tensor] | None:
+        try:
+            return (params,) if params.shape == shape and params.dtype is dtype else None
+        except RuntimeError:  # as above
+            return None
+
+    return read
 
 
 def _picker(layout: ParameterLayout, params: Any, arrays: Sequence[Any]) -> Callable[[Any], Any]:

@@ -161,7 +161,9 @@ def _check_unusual(
                 f"the model has no parameters: {BRIDGE_WITH_PARAMS}; if it is a function of arrays alone, use "
                 f"gradbridge.primitive, or call f(f.params, …)"
             )
-        elif len(shape) != 1 and None not in shape and layout.size == int(np.prod(shape)):
+        elif (
+            len(shape) != 1 and all(isinstance(n, int) for n in shape) and layout.size == int(np.prod(shape))
+        ):
             advice = "flatten them with params.reshape(-1)"
         else:
             advice = _FIRST_ARGUMENT

@@ -40,3 +40,19 @@ def test_a_module_of_torch_computes_with_them_in_programs_of_torch_too():
         np.testing.assert_allclose(y.detach(), X @ W + B, rtol=1e-15)
         np.testing.assert_allclose(torch.autograd.grad(y.sum(), x)[0], [W.sum(1)] * 2, rtol=1e-15)
     np.testing.assert_allclose(f({"weight": W.T, "bias": B}, X), X @ W + B, rtol=1e-15)
+
+
+def test_a_function_of_jax_is_a_part_of_programs_of_jax_with_them_too():
+    jax = pytest.importorskip("jax")
+    f = function("jax")
+    expected = X @ W / 2 + 1.0 / B
+    vector = f.layout.ravel({"b": B, "w": W}).astype(int)
+    for params in ({"b": jax.numpy.array(B), "w": jax.numpy.array(W)}, jax.numpy.array(vector)):
+        program = jax.jit(f)
+        assert "gradbridge" not in str(jax.make_jaxpr(program)(params, X))  # nobody is called back
+        for call in (program, f):
+            y = call(params, X)
+            assert y.dtype == jax.numpy.float32
+            np.testing.assert_allclose(y, expected, rtol=1e-6)
+        gradient = jax.jit(jax.grad(lambda x, p: f(p, x).sum()))(jax.numpy.array(X), params)
+        np.testing.assert_allclose(gradient, [W.sum(1) / 2] * 2, rtol=1e-6)

@@ -18,7 +18,14 @@ eqx = pytest.importorskip("equinox")
 import jax.numpy as jnp  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
-from gradbridge.errors import GradbridgeWarning, InputError, OptionError, UnknownModelError  # noqa: E402
+from gradbridge.errors import (  # noqa: E402
+    GradbridgeWarning,
+    GuestError,
+    InputError,
+    OptionError,
+    ReentryError,
+    UnknownModelError,
+)
 from gradbridge_jax.isolation import isolated  # noqa: E402
 
 X = np.random.default_rng(0).normal(size=(5, 3))
@@ -150,6 +157,49 @@ def test_a_batch_for_an_equinox_module_without_vmap_is_refused_with_advice():
     f = gb.bridge(eqx.nn.Linear(3, 2, key=jax.random.key(0)))
     with pytest.raises(InputError, match="bridge with vmap=True"):
         f(f.params, X)
+
+
+class Trains(linen.Module):
+    layer: object
+
+    @linen.compact
+    def __call__(self, x, train=True):
+        return self.layer(not train)(linen.Dense(2)(x))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda still: linen.BatchNorm(use_running_average=still),
+        lambda still: linen.Dropout(0.5, deterministic=still),
+    ],
+)
+def test_a_linen_module_that_trains_unless_it_is_told_not_to_is_refused_with_advice(layer):
+    net = Trains(layer)
+    f = gb.bridge(net, params=net.init(jax.random.key(0), X, train=False))
+    with pytest.raises(GuestError, match=r"called as it is trained.*f\(params, x, train=False\)"):
+        f(f.params, X)
+    assert f(f.params, X, train=False).shape == (5, 2)
+
+
+def test_a_layer_of_linen_that_refuses_its_input_is_named():
+    net = linen.Conv(4, (3,))
+    f = gb.bridge(net, params=net.init(jax.random.key(0), np.ones((1, 5, 3))))
+    with pytest.raises(GuestError, match="Conv failed in Conv on input 0 of shape \\(1, 5, 2\\)"):
+        f(f.params, np.ones((1, 5, 2)))
+
+
+def test_in_programs_of_jax_a_model_that_shares_statistics_says_so():
+    f = gb.bridge(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), mode="train")
+    with pytest.raises(
+        ReentryError, match=r"reads statistics that another bridge, in train mode, moves"
+    ) as told:
+        jax.jit(f.in_eval_mode()).lower(jnp.array(f.params), X)
+    assert "gradbridge.bridge(f.model(params)) is a model of its own" in str(told.value)
+    own = f.model(f.params)
+    own.eval()
+    program = jax.jit(gb.bridge(own))
+    np.testing.assert_allclose(program(jnp.array(f.params), X), X / np.sqrt(1 + 1e-5), rtol=1e-5)
 
 
 def test_only_floating_arrays_of_an_equinox_module_are_trained():

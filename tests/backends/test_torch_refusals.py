@@ -11,6 +11,7 @@ from torch import nn  # noqa: E402
 
 import gradbridge as gb  # noqa: E402
 from gradbridge.errors import (  # noqa: E402
+    GradbridgeError,
     GradbridgeWarning,
     GuestError,
     InputError,
@@ -123,3 +124,35 @@ def test_gradient_hooks_on_parameters_are_noticed():
     ) as caught:
         gb.bridge(model)
     assert caught[0].filename == __file__
+
+
+def test_a_layer_that_is_not_what_it_was_taken_for_does_not_hide_the_error():
+    class Odd(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 2)
+            del self.in_features
+
+    f = gb.bridge(Odd())
+    with pytest.raises(GuestError, match=r"Odd failed on input 0 of shape \(4, 5\).*cannot be multiplied"):
+        f(f.params, onp.ones((4, 5)))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("is_settled", [False, True])
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_refused_wherever_they_come_in(layout, is_settled):
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=layout)
+    x, told = (
+        torch.ones(2, 3),
+        r"a nested tensor of layout .*hand over a plain tensor .*to_padded_tensor\(0\)",
+    )
+    f = gb.bridge(lambda p, x: p["a"] * x, params={"a": onp.ones(3)}, backend="autograd")
+    vector, tree = torch.ones(3), {"a": torch.ones(3)}
+    for params in (vector, tree):
+        for _ in range(2 * is_settled):
+            f(params, x)
+        with pytest.raises(InputError, match=told):
+            f(params, nested)
+    for params in (nested, {"a": nested}):  # whose jagged ones have a shape, which does not fit
+        with pytest.raises(GradbridgeError, match=f"{told}|params of shape|for parameter 'a'"):
+            f(params, x)

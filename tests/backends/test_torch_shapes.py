@@ -75,7 +75,14 @@ def test_noise_draws_nothing():
 
 
 @pytest.mark.parametrize(
-    "body", [lambda x: x if x.sum() > 0 else x[:1], lambda x: x[x > 0], lambda x: x * x.sum().item()]
+    "body",
+    [
+        lambda x: x if x.sum() > 0 else x[:1],
+        lambda x: x[x > 0],
+        lambda x: x * x.sum().item(),
+        lambda x: x * float(x.detach().numpy().sum()),
+        lambda x: x * torch.from_numpy(onp.asarray(x.detach())),
+    ],
 )
 def test_what_depends_on_the_numbers_says_so(body):
     adapter = gb.bridge(body, backend="torch").adapter
