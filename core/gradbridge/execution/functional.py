@@ -47,9 +47,8 @@ class FunctionalAdapter(TransformingAdapter):
         self._programs: LRUCache[Program] = LRUCache(is_shared=framework.traits.compiles)
         self._derivatives: LRUCache[FunctionalAdapter] = LRUCache()
         self._compiled: LRUCache[LRUCache[Program]] = LRUCache(is_shared=framework.traits.compiles)
-        self.renews = False
+        self.renews, self._refused, self.refusals_met = False, {}, {}
         self._noise = None  # of a pullback: that of the call whose derivative it is
-        self._refused, self.refusals_met = {}, {}
 
     def forward(
         self, loaded: Sequence[Any], inputs: Sequence[Any], spec: CallSpec, wrt: tuple[int, ...]
@@ -104,8 +103,8 @@ class FunctionalAdapter(TransformingAdapter):
             self.framework, PullbackModel(self.framework, self.source, structure, wrt)
         )
         # Its own, but for what is compiled, which copies share.
-        programs = partial(LRUCache[Program], is_shared=self.traits.compiles)
-        derivative._programs = self._compiled.get((structure, wrt), programs)
+        made = partial(LRUCache[Program], is_shared=self.traits.compiles)
+        derivative._programs = self._compiled.get((structure, wrt), made)
         return derivative
 
     def _isolated(
@@ -230,9 +229,8 @@ class FunctionalAdapter(TransformingAdapter):
         self.source.keep_for_rerun()
         run = partial(residuals.program.run, list(residuals.leaves))
         floats, _, _, _, residuals.kept = self.source.isolated(run, residuals.inputs, residuals.noise, True)
-        view = self.border.view
         for before, after in zip(request.outputs, floats):
-            if not np.array_equal(view(before), view(after), equal_nan=True):
+            if not np.array_equal(self.border.view(before), self.border.view(after), equal_nan=True):
                 raise GuestError(
                     f"{self.label} {request.reason or 'must be computed again for its backward'}, and gives other "
                     f"outputs the second time: it changes its input or some state; leave one of the two out"
