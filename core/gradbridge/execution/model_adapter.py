@@ -188,17 +188,19 @@ class ModelAdapter(Adapter):
         return twin
 
     def statistics(self) -> Mapping[str, Array]:
-        if self._moved.times != self._seen:
-            self._follow()
-        return self.source.statistics()
+        with self._moved.lock:
+            if self._moved.times != self._seen:
+                self._follow()
+            return self.source.statistics()
 
     def set_statistics(self, arrays: Mapping[str, Array]) -> None:
-        if self._moved.times != self._seen:
-            self._follow()
-        self.source.set_statistics(arrays)
-        self._moved.by = self.source
-        self._moved.times += 1
-        self._seen = self._moved.times
+        with self._moved.lock:
+            if self._moved.times != self._seen:
+                self._follow()
+            self.source.set_statistics(arrays)
+            self._moved.by = self.source
+            self._moved.times += 1
+            self._seen = self._moved.times
 
     def fresh(self) -> Self | None:
         self._require_runtime()
