@@ -21,8 +21,8 @@ from gradbridge_torch.admission import (
     draws_in_train,
     has_fast_paths,
     has_own_code,
-    notice_hooks,
-    notice_train_mode,
+    notices,
+    own_code,
     writes,
 )
 from gradbridge_torch.copies import Deep
@@ -91,9 +91,10 @@ class ModuleModel(MovesBuffers, TorchModel):
         self._isolates = False
         self._watches = has_code
         self._compute_in(floating_dtype(options.dtype))
-        if not is_train:
-            notice_train_mode(module)
-        notice_hooks(module)
+        notices(module, is_train)
+
+    def readers(self) -> Sequence[Any]:
+        return own_code(self._template)
 
     def _compute_in(self, dtype: torch.dtype | None) -> None:
         """Make the template in a dtype; None keeps each tensor's own."""
