@@ -29,7 +29,6 @@ _STATES = 3
 #: {bridge: states that it was compiled in}
 _states: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
 
-
 #: {what is being compiled: {bridge: whether its guest may be a part of it}}
 _parts: weakref.WeakKeyDictionary[TracingContext, dict[Any, bool]] = weakref.WeakKeyDictionary()
 
@@ -86,10 +85,11 @@ class _Unchanged:
 
 def _guard(is_unchanged: _Unchanged) -> Callable[[Any, Any], None]:
     def create(builder: Any, guard: Any) -> None:
-        add, told = builder.guard_manager.root.add_lambda_guard, ["what a bridged function reads from outside"]
+        told = ["what a bridged function reads from outside is as it was"]
+        add = builder.guard_manager.root.add_lambda_guard
         try:
             add(is_unchanged, told, guard.user_stack)
-        except TypeError:  # before torch 2.11
+        except TypeError:  # of earlier versions of torch
             add(is_unchanged, told)
 
     return create

@@ -22,8 +22,13 @@ from gradbridge.framework import Computation, Model
 from gradbridge.wording import first_line
 from gradbridge_torch.crossing import PLAIN
 from gradbridge_torch.explain import steers
-from gradbridge_torch.replicas import Replica
-from gradbridge_torch.surroundings import default_device, dispatch_modes, function_modes, is_compiling, transform
+from gradbridge_torch.surroundings import (
+    default_device,
+    dispatch_modes,
+    function_modes,
+    is_compiling,
+    transform,
+)
 
 # The hooks that are called when a tensor is saved for a backward, if any are.
 top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
@@ -51,9 +56,6 @@ class InlinedModel(Model):
     #: Whether it takes gradients itself, by its weights or inputs, or computes otherwise where none are recorded.
     differentiates = False
 
-    #: By which it computes, if it is a module.
-    _replicas: Iterable[Replica] = ()
-
     _default_dtype: torch.dtype
     _default_device: torch.device | None
     _is_watched: bool
@@ -65,6 +67,10 @@ class InlinedModel(Model):
 
     def readers(self) -> Sequence[Any]:
         """The user's own functions and objects that compute it, and may read from outside what changes."""
+        return ()
+
+    def own_tensors(self) -> Iterable[torch.Tensor]:
+        """Those of its constants that nobody else writes to."""
         return ()
 
     def within(self, compute: Computation, weights: list[Any], others: list[Any]) -> Any:
@@ -186,8 +192,7 @@ class _Lifted(TorchFunctionMode):
         if type(tensor) not in PLAIN or _is_wrapped(tensor):
             return tensor
         if id(tensor) not in self._lifted:
-            own = [t for r in list(self._model._replicas) for t in (*r.module.parameters(), *r.module.buffers())]
-            if not any(t is tensor for t in own):
+            if not any(own is tensor for own in self._model.own_tensors()):
                 raise Unsupported(f"{self._model.label} reads a tensor from outside")
             self._lifted[id(tensor)] = tensor, torch.ops.aten.lift_fresh_copy(tensor.detach())
         return self._lifted[id(tensor)][1]

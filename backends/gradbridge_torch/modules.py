@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -95,6 +95,10 @@ class ModuleModel(MovesBuffers, TorchModel):
 
     def readers(self) -> Sequence[Any]:
         return own_code(self._template)
+
+    def own_tensors(self) -> Iterator[torch.Tensor]:
+        for module in (self._template, *[replica.module for replica in list(self._replicas)]):
+            yield from (*module.parameters(), *module.buffers())
 
     def _compute_in(self, dtype: torch.dtype | None) -> None:
         """Make the template in a dtype; None keeps each tensor's own."""
