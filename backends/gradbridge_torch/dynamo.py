@@ -57,7 +57,7 @@ def _is_guarded(bridge: Any, context: TracingContext) -> bool:
     states.add(hash(found.now.key))
     if len(states) > _STATES:
         return False
-    guard = Guard(GlobalStateSource(), _guard(_Unchanged(readers, found)))  # type: ignore[arg-type]
+    guard = Guard(GlobalStateSource(), _Unchanged(readers, found).add_to)
     context.guards_context.dynamo_guards.add(guard)
     return True
 
@@ -82,17 +82,14 @@ class _Unchanged:
         self._look = look
         return True
 
-
-def _guard(is_unchanged: _Unchanged) -> Callable[[Any, Any], None]:
-    def create(builder: Any, guard: Any) -> None:
+    def add_to(self, builder: Any, guard: Any) -> None:
+        """Become a guard of the program that was compiled: as `Guard` calls it."""
         told = ["what a bridged function reads from outside is as it was"]
         add = builder.guard_manager.root.add_lambda_guard
         try:
-            add(is_unchanged, told, guard.user_stack)
+            add(self, told, guard.user_stack)
         except TypeError:  # of earlier versions of torch
-            add(is_unchanged, told)
-
-    return create
+            add(self, told)
 
 
 @nonstrict_trace
