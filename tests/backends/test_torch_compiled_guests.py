@@ -86,6 +86,7 @@ def test_a_compiled_program_computes_with_what_its_guest_reads_from_outside_now(
     f = bridged(where)
     program = compiled(lambda x: f(x))
     x = torch.linspace(0.1, 1.0, 4, dtype=FLOAT64, requires_grad=True)
+    f(x).sum().backward()  # looked at: from now on it is a part of the program
     for value in (1.0, 1.0, 2.0, 3.0, 2.0, *range(4, 12)):  # more often than torch compiles a function anew
         change(where, value)
         y = program(x)
