@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -94,7 +95,25 @@ def writes(part: nn.Module) -> bool:
     return bool(getattr(part, "inplace", False)) or getattr(part, "max_norm", None) is not None
 
 
-def notice_hooks(module: nn.Module) -> None:
+def own_code(module: nn.Module) -> list[Any]:
+    """What its code that is not torch's starts from: its parts, their forwards and hooks."""
+    if not has_own_code(module):
+        return []
+    found: list[Any] = []
+    for part in module.modules():
+        hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+        found += [part, type(part).forward, *hooks]
+    return found
+
+
+def notices(module: nn.Module, is_train: bool) -> None:
+    """Say what may not be as the user expects it."""
+    if not is_train:
+        _notice_train_mode(module)
+    _notice_hooks(module)
+
+
+def _notice_hooks(module: nn.Module) -> None:
     hooked = [name for name, p in module.named_parameters() if p.requires_grad and p._backward_hooks]
     if hooked:
         notice(
@@ -104,7 +123,7 @@ def notice_hooks(module: nn.Module) -> None:
         )
 
 
-def notice_train_mode(module: nn.Module) -> None:
+def _notice_train_mode(module: nn.Module) -> None:
     kinds = sorted(
         {
             type(part).__name__

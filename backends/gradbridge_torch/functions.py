@@ -41,6 +41,9 @@ class TensorFunction(FunctionModel, TorchModel):
             twin.other_default = twin.dtype
         return twin
 
+    def readers(self) -> Sequence[Any]:
+        return (self._function,)
+
     def returned(self, output: Any) -> Any:
         if not isinstance(output, (float, int, complex)):
             return output

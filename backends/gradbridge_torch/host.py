@@ -15,7 +15,7 @@ from gradbridge.execution.evaluation import Call
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.lifting import LiftingHost, Node, node_of
 from gradbridge.protocol import ArraySpec
-from gradbridge_torch.compiled import applied, is_traced
+from gradbridge_torch.compiled import applied, calls_back, is_traced
 from gradbridge_torch.crossing import (
     PLAIN,
     copied,
@@ -112,6 +112,7 @@ class TorchHost(LiftingHost):
             not super().inlines(call, operands, constants)
             or settings.memory is not None
             or settings.observers.observed
+            or calls_back.get()
         ):
             return False
         wrt = moving(operands)

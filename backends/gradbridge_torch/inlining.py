@@ -7,22 +7,33 @@ what belongs to the program is not to be written to (law 5).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from gradbridge.errors import GradbridgeError, GuestError, Unsupported
 from gradbridge.framework import Computation, Model
 from gradbridge.wording import first_line
+from gradbridge_torch.crossing import PLAIN
 from gradbridge_torch.explain import steers
-from gradbridge_torch.surroundings import default_device, dispatch_modes, function_modes, transform
+from gradbridge_torch.surroundings import (
+    default_device,
+    dispatch_modes,
+    function_modes,
+    is_compiling,
+    transform,
+)
 
 # The hooks that are called when a tensor is saved for a backward, if any are.
 top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
@@ -54,6 +65,14 @@ class InlinedModel(Model):
     def _pinned_dtype(self) -> AbstractContextManager[None]:
         """With its own default dtype."""
 
+    def readers(self) -> Sequence[Any]:
+        """The user's own functions and objects that compute it, and may read from outside what changes."""
+        return ()
+
+    def own_tensors(self) -> Iterable[torch.Tensor]:
+        """Those of its constants that nobody else writes to."""
+        return ()
+
     def within(self, compute: Computation, weights: list[Any], others: list[Any]) -> Any:
         if self.is_surrounded():
             with self._pinned_around():
@@ -69,6 +88,7 @@ class InlinedModel(Model):
             or top_hooks(True) is not None
             or (function_modes() != 0 and default_device() != self._default_device)
             or (self._default_device is not None and not function_modes())
+            or (dispatch_modes() != 0 and is_compiling())
         )
 
     def _inlined(self, compute: Computation, weights: list[Any], inputs: list[Any]) -> Any:
@@ -142,7 +162,40 @@ class InlinedModel(Model):
                 stack.enter_context(self._default_device or torch.device("cpu"))
             if torch.get_default_dtype() is not self._default_dtype:
                 stack.enter_context(self._pinned_dtype())
+            if is_compiling():
+                stack.enter_context(_Lifted(self))
             yield
+
+
+class _Lifted(TorchFunctionMode):
+    """While a program is compiled: tensors of the model's own become constants of it; the compiler takes no others.
+
+    Args:
+        model: that is a part of it.
+
+    Raises:
+        Unsupported: the model reads a tensor of somebody else's, who may write to it.
+    """
+
+    def __init__(self, model: InlinedModel) -> None:
+        super().__init__()
+        self._model = model
+        self._lifted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree_map_only(torch.Tensor, self._constant, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+    def _constant(self, tensor: torch.Tensor) -> torch.Tensor:
+        if type(tensor) not in PLAIN or _is_wrapped(tensor):
+            return tensor
+        if id(tensor) not in self._lifted:
+            if not any(own is tensor for own in self._model.own_tensors()):
+                raise Unsupported(f"{self._model.label} reads a tensor from outside")
+            self._lifted[id(tensor)] = tensor, torch.ops.aten.lift_fresh_copy(tensor.detach())
+        return self._lifted[id(tensor)][1]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -21,8 +21,8 @@ from gradbridge_torch.admission import (
     draws_in_train,
     has_fast_paths,
     has_own_code,
-    notice_hooks,
-    notice_train_mode,
+    notices,
+    own_code,
     writes,
 )
 from gradbridge_torch.copies import Deep
@@ -91,9 +91,14 @@ class ModuleModel(MovesBuffers, TorchModel):
         self._isolates = False
         self._watches = has_code
         self._compute_in(floating_dtype(options.dtype))
-        if not is_train:
-            notice_train_mode(module)
-        notice_hooks(module)
+        notices(module, is_train)
+
+    def readers(self) -> Sequence[Any]:
+        return own_code(self._template)
+
+    def own_tensors(self) -> Iterator[torch.Tensor]:
+        for module in (self._template, *[replica.module for replica in list(self._replicas)]):
+            yield from (*module.parameters(), *module.buffers())
 
     def _compute_in(self, dtype: torch.dtype | None) -> None:
         """Make the template in a dtype; None keeps each tensor's own."""

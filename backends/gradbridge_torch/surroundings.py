@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._guards import TracingContext
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _disable_current_modes
@@ -34,6 +35,9 @@ _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.Aut
 #: Whether operations are not recorded whatever grad mode says, as within those of `torch.library`.
 below_autograd = partial(torch._C._dispatch_tls_is_dispatch_key_excluded, _AUTOGRAD[0])
 
+# Before torch 2.7 nobody knows.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)
+
 _MODES = torch._C._TorchDispatchModeKey
 _TRACING = _MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL
 
@@ -41,6 +45,11 @@ _TRACING = _MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL
 def is_tracing() -> bool:
     """Whether a mode is on that traces a program, rather than one that looks at what is computed."""
     return bool(dispatch_modes()) and any(torch._C._get_dispatch_mode(mode) is not None for mode in _TRACING)
+
+
+def is_compiling() -> bool:
+    """Whether `torch.compile` traces a program. What is exported keeps what was read, as torch's own models do there."""
+    return is_tracing() and TracingContext.try_get() is not None and not _is_exporting()
 
 
 def default_device() -> torch.device | None:
