@@ -12,7 +12,6 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from functools import cache, lru_cache
 from typing import Any
 
@@ -45,9 +44,6 @@ _keys: weakref.WeakKeyDictionary[Node, str] = weakref.WeakKeyDictionary()
 _numbers = itertools.count()
 _lock = threading.RLock()
 _store = Store()
-
-#: Whether a guest of torch is not to be a part of a program that is traced, but to be called by it.
-calls_back: ContextVar[bool] = ContextVar("calls_back", default=False)
 
 
 TORCH_DTYPES = {np.dtype(str(d).removeprefix("torch.")): d for d in CROSSING}

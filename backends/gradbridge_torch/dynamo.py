@@ -18,8 +18,7 @@ import gradbridge_torch
 from gradbridge.closures import Surroundings, surroundings
 from gradbridge.errors import GradbridgeError, HostError
 from gradbridge.lifting.compilers import bridges
-from gradbridge_torch.compiled import calls_back
-from gradbridge_torch.inlining import InlinedModel
+from gradbridge_torch.inlining import InlinedModel, calls_back
 from gradbridge_torch.surroundings import is_compiling, is_tracing
 
 #: For so many states of what a guest reads from outside programs are compiled anew; then they call it. torch compiles

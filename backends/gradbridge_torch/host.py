@@ -15,7 +15,7 @@ from gradbridge.execution.evaluation import Call
 from gradbridge.layout import Array, ParameterLayout
 from gradbridge.lifting import LiftingHost, Node, node_of
 from gradbridge.protocol import ArraySpec
-from gradbridge_torch.compiled import applied, calls_back, is_traced
+from gradbridge_torch.compiled import applied, is_traced
 from gradbridge_torch.crossing import (
     PLAIN,
     copied,
@@ -27,7 +27,7 @@ from gradbridge_torch.crossing import (
     unreadable,
     widened,
 )
-from gradbridge_torch.inlining import top_hooks
+from gradbridge_torch.inlining import calls_back, top_hooks
 from gradbridge_torch.lifted import Apply
 from gradbridge_torch.mapped import called
 from gradbridge_torch.records import Record, is_tracked, moving

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ from gradbridge_torch.surroundings import (
     is_compiling,
     transform,
 )
+
+#: Whether a guest of torch is not to be a part of a program that is traced, but to be called by it.
+calls_back: ContextVar[bool] = ContextVar("calls_back", default=False)
 
 # The hooks that are called when a tensor is saved for a backward, if any are.
 top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
