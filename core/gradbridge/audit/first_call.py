@@ -57,9 +57,8 @@ def looked_at(call: Any, values: Sequence[Any], wrt: tuple[int, ...]) -> Any:
         AuditError
     """
     surroundings = Surroundings()
-    with (
-        call.adapter.steady
-    ):  # or it would be compared with itself as other threads have trained it meanwhile
+    # Else it would be compared with itself as other threads have trained it meanwhile.
+    with call.adapter.steady:
         call, evaluation = _in_its_precision(call, values, wrt)
         FirstCall(call, evaluation, surroundings).look()
     call.settings.audit.called(call.dtype.name, bool(wrt))

@@ -74,6 +74,10 @@ class ModelAdapter(Adapter):
     def _move(self, after: Sequence[Any]) -> None:
         """Take over the state that a forward left behind."""
         self.source.move(after)
+        self._has_moved()
+
+    def _has_moved(self) -> None:
+        """From now on the others of this model follow this one."""
         self._moved.by = self.source
         self._moved.times += 1
         self._seen = self._moved.times
@@ -198,9 +202,7 @@ class ModelAdapter(Adapter):
             if self._moved.times != self._seen:
                 self._follow()
             self.source.set_statistics(arrays)
-            self._moved.by = self.source
-            self._moved.times += 1
-            self._seen = self._moved.times
+            self._has_moved()
 
     def fresh(self) -> Self | None:
         self._require_runtime()
