@@ -13,6 +13,7 @@ from gradbridge.errors import Unsupported
 
 torch = pytest.importorskip("torch")
 
+from third_party import ByHand  # noqa: E402
 from torch import nn  # noqa: E402
 from torch_modules import assert_equal, gradients, x64  # noqa: E402
 
@@ -206,36 +207,14 @@ def test_in_eval_mode_a_bridge_is_one_for_any_host_and_shares_what_training_move
     assert g.in_eval_mode() is g
 
 
-class Silent(gb.Adapter):
-    """Of a third party, which says nothing of modes."""
-
-    label, layout = "silent", gb.ParameterLayout(("w",), ((3,),), ("float64",))
-
-    def weights(self):
-        return [np.ones(3)]
-
-    def model(self, weights):
-        return weights
-
-    def update(self, weights):
-        return weights
-
-    def forward(self, loaded, inputs, spec, wrt):
-        return inputs[0] @ loaded[0], (loaded[0], inputs[0])
-
-    def backward(self, residuals, cotangents, wrt):
-        w, x = residuals
-        return [cotangents[0] @ x if i == 0 else np.outer(cotangents[0], w) for i in wrt]
-
-
 def test_a_function_has_no_mode_and_a_backend_that_says_nothing_is_refused():
     params = {"a": np.ones(3)}
     for backend in ("autograd", "numpy"):
         f = gb.bridge(lambda p, x: anp.sin(p["a"] * x), params=params, backend=backend, mode="train")
         module = f.as_module()
         assert torch.equal(module(x64), module.eval()(x64))
-    silent = gb.bridge(Silent(), mode="train").as_module()
+    silent = gb.bridge(ByHand(3), mode="train").as_module()
     assert torch.equal(silent(x64), x64.sum(1))
     with pytest.raises(Unsupported, match="bridge it with mode='eval'"):
         silent.eval()
-    gb.bridge(Silent()).as_module().eval()
+    gb.bridge(ByHand(3)).as_module().eval()

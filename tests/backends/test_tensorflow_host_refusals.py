@@ -21,7 +21,8 @@ from gradbridge.errors import (
 
 tf = pytest.importorskip("tensorflow")
 
-from tensorflow_programs import WAYS, Doubled, gradient, like_input, rows  # noqa: E402
+from tensorflow_programs import WAYS, gradient, like_input, rows  # noqa: E402
+from third_party import ByHand  # noqa: E402
 
 X = tf.constant(np.linspace(-1.0, 1.0, 6).reshape(3, 2))
 
@@ -90,7 +91,7 @@ def test_a_second_order_that_is_missing_is_refused(sine):
             tf.errors.OpError, match="HigherOrderError: a derivative of the written-down gradient"
         ):
             program(X)
-    first = gb.bridge(Doubled(), outputs=rows)
+    first = gb.bridge(ByHand(2), outputs=rows)
     with pytest.raises(HigherOrderError, match="cannot differentiate a gradient again"):
         tf.function(gradient(gradient(first)))(tf.ones(2, tf.float64), X)
 
@@ -158,7 +159,7 @@ def test_nothing_of_a_bridge_is_left_when_it_is_dropped(compiled):
     held = []
 
     def once():
-        f = gb.bridge(Doubled(), outputs=rows)
+        f = gb.bridge(ByHand(2), outputs=rows)
         held.append(weakref.ref(f.adapter))
         compiled(gradient(f))(tf.ones(2, tf.float64), X)
         gradient(compiled(f))(tf.ones(2, tf.float64), X)

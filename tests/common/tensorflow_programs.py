@@ -1,9 +1,6 @@
 """Programs that differentiate in TensorFlow: by tapes, by accumulators, eagerly and in graphs."""
 
-import numpy as np
 import tensorflow as tf
-
-import gradbridge as gb
 
 #: Eagerly, and within a `tf.function`.
 WAYS = {"eager": lambda function: function, "graph": lambda function: tf.function(function)}
@@ -50,25 +47,3 @@ def rows(x):
 
 def like_input(x):
     return x.shape, x.dtype
-
-
-class Doubled(gb.Adapter):
-    """Of a third party: written by hand, without anything that is optional."""
-
-    label, layout = "doubled", gb.ParameterLayout(("w",), ((2,),), ("float64",))
-
-    def weights(self):
-        return [np.ones(2)]
-
-    def model(self, weights):
-        return weights
-
-    def update(self, weights):
-        return weights
-
-    def forward(self, loaded, inputs, spec, wrt):
-        return inputs[0] @ loaded[0], (loaded[0], inputs[0])
-
-    def backward(self, residuals, cotangents, wrt):
-        w, x = residuals
-        return [cotangents[0] @ x if i == 0 else np.outer(cotangents[0], w) for i in wrt]
